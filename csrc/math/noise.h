@@ -1,0 +1,113 @@
+// The noise contract (docs/noise.md) as scalar functions: element i of a tensor gets a value that depends on
+// (seed, draw, place of the tensor, i, sample) and on nothing else.
+//   key     = (seed low, seed high, place, sample)          counter = (c low, c high, draw low, draw high)
+//   Gaussian:   64 elements a block; i = 64 b + 16 j + l is output word j of counter c = 16 b + l
+//   Rademacher: 2048 elements a block; i = 2048 b + 64 k + 16 j + l is bit k of output word j of counter c = 16 b + l
+// Only +, *, fma, sqrt and integer operations, in a fixed order: the same bits on every machine. Box-Muller on words
+// (0, 1) and (2, 3); polynomials from tools/fit_noise_polynomials.py. The largest |value| is sqrt(62 ln 2) = 6.56 and
+// none is denormal. Tests: test_math.cpp, test_noise_contract.py; the statistics on trial are in docs/noise.md.
+#pragma once
+
+#include "threefry.h"
+
+namespace torch_ssam::math {
+
+enum class Distribution : int { gaussian = 0, rademacher = 1 };
+
+inline constexpr int64_t kLanes = 16;                                    // counters a block
+inline constexpr int64_t kGaussianBlock = 4 * kLanes;                    // elements a block, one word each
+inline constexpr int64_t kRademacherBlock = 32 * kGaussianBlock;         // elements a block, one bit each
+
+// Everything but the element's index. Plain words, so that it passes to a kernel by value.
+struct NoiseStream {
+  uint32_t seed_low, seed_high, place, sample, draw_low, draw_high;
+};
+
+TORCH_SSAM_BODY NoiseStream make_noise_stream(int64_t seed, int64_t draw, int64_t place, int64_t sample) {
+  const auto s = static_cast<uint64_t>(seed);
+  const auto d = static_cast<uint64_t>(draw);
+  return {static_cast<uint32_t>(s),      static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(place),
+          static_cast<uint32_t>(sample), static_cast<uint32_t>(d),       static_cast<uint32_t>(d >> 32)};
+}
+
+// The four words of one counter, given as two halves so that a vector loop over lanes needs no 64-bit lanes.
+TORCH_SSAM_BODY Words4 noise_words(const NoiseStream& stream, uint32_t counter_low, uint32_t counter_high) {
+  return threefry4x32({stream.seed_low, stream.seed_high, stream.place, stream.sample},
+                      {counter_low, counter_high, stream.draw_low, stream.draw_high});
+}
+
+// -2 ln(u) for u = ((word >> 1) | 1) / 2^31, in (0, 1]: exponent and mantissa apart, f in [sqrt(1/2), sqrt(2)),
+// -2 ln f = -2 t + t^2 P(t) with t = f - 1, relative error below 2^-23.
+TORCH_SSAM_BODY float minus_two_log(uint32_t word) {
+  const float u = static_cast<float>(static_cast<int32_t>((word >> 1) | 1U));  // u 2^31, rounded to 24 bits
+  const uint32_t shifted = float_to_bits(u) - 0x3f3504f3U;                     // bits of sqrt(1/2)
+  const int32_t exponent = (static_cast<int32_t>(shifted) >> 23) - 31;
+  const float t = bits_to_float((shifted & 0x007fffffU) + 0x3f3504f3U) - 1.0F;
+
+  float p = 0x1.37a546p-3F;
+  p = fused_multiply_add(p, t, -0x1.08b288p-2F);
+  p = fused_multiply_add(p, t, 0x1.0f4146p-2F);
+  p = fused_multiply_add(p, t, -0x1.2254bep-2F);
+  p = fused_multiply_add(p, t, 0x1.5424f2p-2F);
+  p = fused_multiply_add(p, t, -0x1.99a544p-2F);
+  p = fused_multiply_add(p, t, 0x1.000438p-1F);
+  p = fused_multiply_add(p, t, -0x1.55554ep-1F);
+  p = fused_multiply_add(p, t, 0x1.fffff8p-1F);
+  const float mantissa_part = fused_multiply_add(t * t, p, -2.0F * t);
+  return fused_multiply_add(static_cast<float>(exponent), -0x1.62e430p+0F, mantissa_part);  // -2 ln 2
+}
+
+struct GaussianPair {
+  float first, second;
+};
+
+// Box-Muller. The angle is pi x / 2 with x in [-1, 1] from the word's 32 bits, which covers the right half circle; the
+// word's lowest bit (not used by x, which takes it as 1) mirrors the cosine to the left half.
+TORCH_SSAM_BODY GaussianPair gaussian_pair(uint32_t radius_word, uint32_t angle_word) {
+  const float radius = square_root(minus_two_log(radius_word));
+  const float x = static_cast<float>(static_cast<int32_t>(angle_word | 1U)) * 0x1p-31F;
+  const float z = x * x;
+
+  float s = 0x1.4701dep-13F;
+  s = fused_multiply_add(s, z, -0x1.32e974p-8F);
+  s = fused_multiply_add(s, z, 0x1.466f3ep-4F);
+  s = fused_multiply_add(s, z, -0x1.4abbf0p-1F);
+  s = fused_multiply_add(s, z, 0x1.921fb6p+0F);
+
+  float c = 0x1.8bd856p-16F;
+  c = fused_multiply_add(c, z, -0x1.d4786ep-11F);
+  c = fused_multiply_add(c, z, 0x1.472a76p-6F);
+  c = fused_multiply_add(c, z, -0x1.de9e60p-3F);
+  c = fused_multiply_add(c, z, 1.0F);
+  const float cosine = fused_multiply_add(-x, x, 1.0F) * c;
+
+  const float first = radius * cosine;
+  return {bits_to_float(float_to_bits(first) ^ (angle_word << 31)), radius * (x * s)};
+}
+
+struct Noise4 {
+  float z0, z1, z2, z3;
+};
+
+// Standard normal values of counter c: elements 64 b + l, + 16, + 32, + 48.
+TORCH_SSAM_BODY Noise4 gaussian4(const NoiseStream& stream, uint32_t counter_low, uint32_t counter_high) {
+  const Words4 w = noise_words(stream, counter_low, counter_high);
+  const GaussianPair a = gaussian_pair(w.x0, w.x1);
+  const GaussianPair b = gaussian_pair(w.x2, w.x3);
+  return {a.first, a.second, b.first, b.second};
+}
+
+// +1 or -1 from bit k of a word: a set bit is -1.
+TORCH_SSAM_BODY float rademacher(uint32_t word, int k) {
+  return bits_to_float(0x3f800000U | (((word >> k) & 1U) << 31));
+}
+
+// What every perturbation computes: one rounding in opmath_t, one more to the stored type.
+TORCH_SSAM_BODY float perturb_element(float clean, float noise_std, float noise) {
+  return fused_multiply_add(noise_std, noise, clean);
+}
+TORCH_SSAM_BODY double perturb_element(double clean, double noise_std, float noise) {
+  return fused_multiply_add(noise_std, static_cast<double>(noise), clean);
+}
+
+}  // namespace torch_ssam::math

@@ -1,0 +1,469 @@
+// The inner loops over the bodies of csrc/math, compiled once for each instruction set (TORCH_SSAM_VARIANT names it).
+// Loops of fixed length over 16 lanes or 64 elements, so that the compiler vectorises them whole. Noise goes through a
+// buffer of one block that stays in the first-level cache: one generator serves every dtype, stride and use of it.
+// Nothing here may have external linkage but the one function at the end (see csrc/math/portable.h), so no standard
+// library. Tests: tests/cpp/test_kernels.cpp, tests/cpp/test_linkage.cpp.
+
+#include "kernels.h"
+
+#include "../../math/diagonal.h"
+#include "../../math/storage.h"
+
+#define TORCH_SSAM_CONCAT_(a, b) a##b
+#define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
+#define TORCH_SSAM_STRING_(a) #a
+#define TORCH_SSAM_STRING(a) TORCH_SSAM_STRING_(a)
+
+#if defined(__clang__)
+#define TORCH_SSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define TORCH_SSAM_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace torch_ssam::cpu {
+namespace {
+
+using math::Distribution;
+using math::kGaussianBlock;
+using math::kLanes;
+using math::kRademacherBlock;
+using math::load_scalar;
+using math::NoiseStream;
+using math::opmath_t;
+using math::Store;
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Values of one block of 64 elements. Rademacher words serve 32 such blocks and are kept between them.
+template <Distribution kDistribution>
+class NoiseBlocks;
+
+template <>
+class NoiseBlocks<Distribution::gaussian> {
+ public:
+  explicit NoiseBlocks(const NoiseStream& stream) : stream_(stream) {}
+
+  void generate(int64_t block, float* values) {
+    const auto first = static_cast<uint64_t>(block) * kLanes;
+    const auto low = static_cast<uint32_t>(first);
+    const auto high = static_cast<uint32_t>(first >> 32);
+    TORCH_SSAM_INDEPENDENT
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const math::Noise4 z = math::gaussian4(stream_, low + static_cast<uint32_t>(lane), high);
+      values[lane] = z.z0;
+      values[kLanes + lane] = z.z1;
+      values[2 * kLanes + lane] = z.z2;
+      values[3 * kLanes + lane] = z.z3;
+    }
+  }
+
+ private:
+  NoiseStream stream_;
+};
+
+template <>
+class NoiseBlocks<Distribution::rademacher> {
+ public:
+  explicit NoiseBlocks(const NoiseStream& stream) : stream_(stream) {}
+
+  void generate(int64_t block, float* values) {
+    constexpr int64_t kBits = kRademacherBlock / kGaussianBlock;
+    const int64_t wide = block / kBits;
+    if (wide != current_) {
+      generate_words(wide);
+      current_ = wide;
+    }
+    const int bit = static_cast<int>(block % kBits);
+    for (int i = 0; i < kGaussianBlock; ++i) values[i] = math::rademacher(words_[i], bit);
+  }
+
+ private:
+  void generate_words(int64_t wide) {
+    const auto first = static_cast<uint64_t>(wide) * kLanes;
+    const auto low = static_cast<uint32_t>(first);
+    const auto high = static_cast<uint32_t>(first >> 32);
+    TORCH_SSAM_INDEPENDENT
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const math::Words4 w = math::noise_words(stream_, low + static_cast<uint32_t>(lane), high);
+      words_[lane] = w.x0;
+      words_[kLanes + lane] = w.x1;
+      words_[2 * kLanes + lane] = w.x2;
+      words_[3 * kLanes + lane] = w.x3;
+    }
+  }
+
+  NoiseStream stream_;
+  int64_t current_ = -1;
+  alignas(64) uint32_t words_[kGaussianBlock] = {};
+};
+
+// Calls body(noise, offset, n): n values of noise for the elements begin + offset, ...; n is 64 but at the two ends.
+template <Distribution kDistribution, typename Body>
+inline __attribute__((always_inline)) void for_each_noise_block(const NoiseStream& stream, Span span, Body body) {
+  NoiseBlocks<kDistribution> blocks(stream);
+  alignas(64) float values[kGaussianBlock];
+  int64_t done = 0;
+  while (done < span.count) {
+    const int64_t element = span.begin + done;
+    const int64_t inside = element % kGaussianBlock;
+    const int64_t n = smaller(kGaussianBlock - inside, span.count - done);
+    blocks.generate(element / kGaussianBlock, values);
+    if (n == kGaussianBlock) {
+      body(values, done, kGaussianBlock);
+    } else {
+      body(values + inside, done, n);
+    }
+    done += n;
+  }
+}
+
+template <typename Body>
+inline __attribute__((always_inline)) void with_noise(const NoiseStream& stream, Distribution distribution, Span span,
+                                                      Body body) {
+  if (distribution == Distribution::gaussian) {
+    for_each_noise_block<Distribution::gaussian>(stream, span, body);
+  } else {
+    for_each_noise_block<Distribution::rademacher>(stream, span, body);
+  }
+}
+
+void fill_noise(const NoiseStream& stream, Distribution distribution, Span span, float* values) {
+  with_noise(stream, distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) values[offset + i] = noise[i];
+  });
+}
+
+template <typename master_t, typename model_t>
+void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved_, void* perturbed_) {
+  using math_t = opmath_t<master_t>;
+  const auto* weights = static_cast<const master_t*>(weights_);
+  auto* saved = static_cast<master_t*>(saved_);
+  auto* perturbed = static_cast<model_t*>(perturbed_);
+  const auto noise_std = static_cast<math_t>(args.noise_std);
+  if (saved != nullptr) {
+    with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        const master_t clean = weights[offset + i];
+        saved[offset + i] = clean;
+        perturbed[offset + i] =
+            Store<model_t>::from(math::perturb_element(load_scalar(clean), noise_std, noise[i]));
+      }
+    });
+  } else {
+    with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        perturbed[offset + i] =
+            Store<model_t>::from(math::perturb_element(load_scalar(weights[offset + i]), noise_std, noise[i]));
+      }
+    });
+  }
+}
+
+template <typename math_t>
+math::UpdateParams<math_t> update_params(const UpdateArgs& args) {
+  return {static_cast<math_t>(args.lr),
+          static_cast<math_t>(args.momentum),
+          static_cast<math_t>(args.first_step ? 0.0 : args.momentum),
+          static_cast<math_t>(args.first_step ? 1.0 : 1.0 - args.dampening),
+          static_cast<math_t>(args.weight_decay),
+          static_cast<math_t>(args.maximize ? -1.0 : 1.0),
+          static_cast<math_t>(args.grad_scale)};
+}
+
+// Runs body<momentum, scaled>() for the kind of update that the arguments ask for.
+template <typename Body>
+inline __attribute__((always_inline)) void with_update_kind(const UpdateArgs& args, bool has_buffer, Body body) {
+  using math::Momentum;
+  const Momentum momentum =
+      !has_buffer ? Momentum::none : (args.nesterov ? Momentum::nesterov : Momentum::heavy_ball);
+  switch (momentum) {
+    case Momentum::none:
+      return args.scaled ? body.template operator()<Momentum::none, true>()
+                         : body.template operator()<Momentum::none, false>();
+    case Momentum::heavy_ball:
+      return args.scaled ? body.template operator()<Momentum::heavy_ball, true>()
+                         : body.template operator()<Momentum::heavy_ball, false>();
+    case Momentum::nesterov:
+      return args.scaled ? body.template operator()<Momentum::nesterov, true>()
+                         : body.template operator()<Momentum::nesterov, false>();
+  }
+}
+
+// Reads one element of clean weight, gradient and buffer, writes buffer, returns the new clean weight.
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
+inline __attribute__((always_inline)) opmath_t<master_t> update_at(master_t clean, model_t grad, master_t* buffer,
+                                                                   const math::UpdateParams<opmath_t<master_t>>& p) {
+  using math_t = opmath_t<master_t>;
+  math_t moved = kMomentum != math::Momentum::none ? load_scalar(*buffer) : math_t(0);
+  const math_t updated =
+      math::update_element<kMomentum, kScaled>(load_scalar(clean), static_cast<math_t>(load_scalar(grad)), moved, p);
+  if (kMomentum != math::Momentum::none) *buffer = Store<master_t>::from(moved);
+  return updated;
+}
+
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
+void update_loop(const UpdateArgs& args, int64_t count, master_t* weights, const model_t* grad, master_t* buffer) {
+  const auto p = update_params<opmath_t<master_t>>(args);
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) {
+    weights[i] = Store<master_t>::from(update_at<kMomentum, kScaled>(weights[i], grad[i], buffer + i, p));
+  }
+}
+
+template <typename master_t, typename model_t>
+void update(const UpdateArgs& args, Span span, void* weights, const void* grad, void* buffer) {
+  auto* w = static_cast<master_t*>(weights);
+  const auto* g = static_cast<const model_t*>(grad);
+  auto* v = static_cast<master_t*>(buffer);
+  with_update_kind(args, v != nullptr, [&]<math::Momentum kMomentum, bool kScaled>() {
+    update_loop<kMomentum, kScaled>(args, span.count, w, g, v);
+  });
+}
+
+// A function of its own: the compiler believes __restrict of parameters, not of what a lambda captures.
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t, typename math_t>
+inline __attribute__((always_inline)) void update_and_perturb_block(
+    const math::UpdateParams<math_t> p, const math_t noise_std, const float* __restrict noise, int64_t n,
+    master_t* __restrict clean, const model_t* __restrict grad, master_t* __restrict buffer,
+    model_t* __restrict perturbed) {
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    // The perturbed weight comes from the clean one as it is stored, so that restoring and perturbing again agrees.
+    const master_t updated =
+        Store<master_t>::from(update_at<kMomentum, kScaled>(clean[i], grad[i], buffer + i, p));
+    clean[i] = updated;
+    perturbed[i] = Store<model_t>::from(math::perturb_element(load_scalar(updated), noise_std, noise[i]));
+  }
+}
+
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
+void update_and_perturb_loop(const UpdateArgs& args, const NoiseArgs& noise_args, Span span, master_t* clean,
+                             const model_t* grad, master_t* buffer, model_t* perturbed) {
+  using math_t = opmath_t<master_t>;
+  const auto p = update_params<math_t>(args);
+  const auto noise_std = static_cast<math_t>(noise_args.noise_std);
+  with_noise(noise_args.stream, noise_args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+    update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset,
+                                                 kMomentum != math::Momentum::none ? buffer + offset : nullptr, perturbed + offset);
+  });
+}
+
+template <typename master_t, typename model_t>
+void update_and_perturb(const UpdateArgs& args, const NoiseArgs& noise, Span span, void* clean, const void* grad,
+                        void* buffer, void* perturbed) {
+  auto* w = static_cast<master_t*>(clean);
+  const auto* g = static_cast<const model_t*>(grad);
+  auto* v = static_cast<master_t*>(buffer);
+  auto* out = static_cast<model_t*>(perturbed);
+  with_update_kind(args, v != nullptr, [&]<math::Momentum kMomentum, bool kScaled>() {
+    update_and_perturb_loop<kMomentum, kScaled>(args, noise, span, w, g, v, out);
+  });
+}
+
+// 16 running sums in double, then a tree: one order for every build.
+template <typename master_t, typename model_t>
+double sum_of_squares(const void* weights_, int64_t count) {
+  const auto* weights = static_cast<const master_t*>(weights_);
+  double lanes[kLanes] = {};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const auto w = static_cast<double>(load_scalar(weights[i + l]));
+      lanes[l] = math::fused_multiply_add(w, w, lanes[l]);
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    const auto w = static_cast<double>(load_scalar(weights[i]));
+    lanes[i - whole] = math::fused_multiply_add(w, w, lanes[i - whole]);
+  }
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  }
+  return lanes[0];
+}
+
+template <typename master_t, typename model_t>
+void scale(double factor, void* weights_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  auto* weights = static_cast<master_t*>(weights_);
+  const auto f = static_cast<math_t>(factor);
+  for (int64_t i = 0; i < count; ++i) weights[i] = Store<master_t>::from(load_scalar(weights[i]) * f);
+}
+
+template <typename master_t, typename model_t>
+void diagonal_load(const DiagonalArgs& args, Span span, const void* weight_, void* layers_, void* product_) {
+  using math_t = opmath_t<master_t>;
+  const auto* weight = static_cast<const master_t*>(weight_);
+  auto* layers = static_cast<math_t*>(layers_);
+  auto* product = static_cast<math_t*>(product_);
+  const auto noise_std = static_cast<math_t>(args.noise.noise_std);
+  for (int64_t layer = 0; layer < args.layers; ++layer) {
+    const int64_t first = layer * args.features + span.begin;
+    const master_t* source = weight + first;
+    math_t* target = layers + layer * span.count;
+    if (args.noisy) {
+      with_noise(args.noise.stream, args.noise.distribution, Span{first, span.count},
+                 [=](const float* noise, int64_t offset, int64_t n) {
+                   TORCH_SSAM_INDEPENDENT
+                   for (int64_t i = 0; i < n; ++i) {
+                     // Rounded as SSAM would have stored it.
+                     target[offset + i] = load_scalar(Store<master_t>::from(
+                         math::perturb_element(load_scalar(source[offset + i]), noise_std, noise[i])));
+                   }
+                 });
+    } else {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < span.count; ++i) target[i] = load_scalar(source[i]);
+    }
+    if (product == nullptr) continue;
+    if (layer == 0) {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < span.count; ++i) product[i] = target[i];
+    } else {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < span.count; ++i) product[i] = math::diagonal_extend(product[i], target[i]);
+    }
+  }
+}
+
+template <typename master_t, typename model_t>
+void diagonal_multiply(const void* product_, const void* input_, void* output_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  const auto* product = static_cast<const math_t*>(product_);
+  const auto* input = static_cast<const model_t*>(input_);
+  auto* output = static_cast<model_t*>(output_);
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) output[i] = Store<model_t>::from(load_scalar(input[i]) * product[i]);
+}
+
+template <typename master_t, typename model_t>
+void diagonal_spread(const void* product_, const void* grad_, void* output_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  const auto* product = static_cast<const math_t*>(product_);
+  const auto grad = static_cast<math_t>(load_scalar(*static_cast<const model_t*>(grad_)));
+  auto* output = static_cast<model_t*>(output_);
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) output[i] = Store<model_t>::from(grad * product[i]);
+}
+
+template <typename master_t, typename model_t>
+double diagonal_readout(const void* product_, const void* input_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  const auto* product = static_cast<const math_t*>(product_);
+  const auto* input = static_cast<const model_t*>(input_);
+  math_t lanes[kLanes] = {};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      lanes[l] = math::diagonal_accumulate(lanes[l], product[i + l], static_cast<math_t>(load_scalar(input[i + l])));
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    math_t& lane = lanes[i - whole];
+    lane = math::diagonal_accumulate(lane, product[i], static_cast<math_t>(load_scalar(input[i])));
+  }
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  }
+  return static_cast<double>(lanes[0]);
+}
+
+template <typename master_t, typename model_t>
+void diagonal_accumulate(const void* grad_, int64_t grad_stride, bool spread, const void* input_, int64_t input_stride,
+                         int64_t rows, int64_t count, void* sum_) {
+  using math_t = opmath_t<master_t>;
+  const auto* grad = static_cast<const model_t*>(grad_);
+  const auto* input = static_cast<const model_t*>(input_);
+  auto* sum = static_cast<math_t*>(sum_);
+  for (int64_t i = 0; i < count; ++i) sum[i] = math_t(0);
+  for (int64_t row = 0; row < rows; ++row) {
+    const model_t* g = grad + row * grad_stride;
+    const model_t* x = input + row * input_stride;
+    if (spread) {
+      const auto g0 = static_cast<math_t>(load_scalar(*g));
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < count; ++i) {
+        sum[i] = math::diagonal_accumulate(sum[i], g0, static_cast<math_t>(load_scalar(x[i])));
+      }
+    } else {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < count; ++i) {
+        sum[i] = math::diagonal_accumulate(sum[i], static_cast<math_t>(load_scalar(g[i])),
+                                           static_cast<math_t>(load_scalar(x[i])));
+      }
+    }
+  }
+}
+
+template <typename master_t, typename model_t>
+void diagonal_add(void* total_, const void* sum_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  auto* total = static_cast<math_t*>(total_);
+  const auto* sum = static_cast<const math_t*>(sum_);
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) total[i] += sum[i];
+}
+
+template <typename master_t, typename model_t>
+void diagonal_weight_gradient(int64_t depth, int64_t features, const void* total_, void* layers_, void* scratch_,
+                              void* grad_weight_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  const auto* total = static_cast<const math_t*>(total_);
+  auto* layers = static_cast<math_t*>(layers_);
+  auto* prefix = static_cast<math_t*>(scratch_);            // (count)
+  auto* suffixes = static_cast<math_t*>(scratch_) + count;  // (depth, count)
+  auto* grad_weight = static_cast<master_t*>(grad_weight_);
+  // Suffix products, from the last layer down.
+  math_t* last = suffixes + (depth - 1) * count;
+  for (int64_t i = 0; i < count; ++i) last[i] = math_t(1);
+  for (int64_t layer = depth - 2; layer >= 0; --layer) {
+    const math_t* above = suffixes + (layer + 1) * count;
+    const math_t* w = layers + (layer + 1) * count;
+    math_t* target = suffixes + layer * count;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) target[i] = math::diagonal_extend(above[i], w[i]);
+  }
+  // Prefix products, from the first layer up, and the gradients.
+  for (int64_t i = 0; i < count; ++i) prefix[i] = math_t(1);
+  for (int64_t layer = 0; layer < depth; ++layer) {
+    const math_t* suffix = suffixes + layer * count;
+    const math_t* w = layers + layer * count;
+    master_t* target = grad_weight + layer * features;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) {
+      target[i] = Store<master_t>::from(math::diagonal_layer_gradient(prefix[i], suffix[i], total[i]));
+      prefix[i] = math::diagonal_extend(prefix[i], w[i]);
+    }
+  }
+}
+
+#define TORCH_SSAM_EACH_PAIR(kernel)                                                                       \
+  {                                                                                                        \
+    kernel<double, double>, kernel<float, float>, kernel<math::bfloat16_t, math::bfloat16_t>,              \
+        kernel<math::float16_t, math::float16_t>, kernel<float, math::bfloat16_t>, kernel<float, math::float16_t> \
+  }
+
+constexpr Kernels kTable = {
+    TORCH_SSAM_STRING(TORCH_SSAM_VARIANT),
+    fill_noise,
+    TORCH_SSAM_EACH_PAIR(perturb),
+    TORCH_SSAM_EACH_PAIR(update),
+    TORCH_SSAM_EACH_PAIR(update_and_perturb),
+    TORCH_SSAM_EACH_PAIR(sum_of_squares),
+    TORCH_SSAM_EACH_PAIR(scale),
+    TORCH_SSAM_EACH_PAIR(diagonal_load),
+    TORCH_SSAM_EACH_PAIR(diagonal_multiply),
+    TORCH_SSAM_EACH_PAIR(diagonal_spread),
+    TORCH_SSAM_EACH_PAIR(diagonal_readout),
+    TORCH_SSAM_EACH_PAIR(diagonal_accumulate),
+    TORCH_SSAM_EACH_PAIR(diagonal_add),
+    TORCH_SSAM_EACH_PAIR(diagonal_weight_gradient),
+};
+
+}  // namespace
+
+const Kernels* TORCH_SSAM_CONCAT(kernels_, TORCH_SSAM_VARIANT)() { return &kTable; }
+
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,87 @@
+// The table of inner loops. csrc/ops/cpu/kernels.cpp is compiled once for every instruction set into one such table;
+// capability.cpp picks one at run time. Loops see raw contiguous memory and plain parameters: no tensors, no threads.
+// A pair of dtypes (master, model) says how clean weights and momentum are stored and how parameters, gradients and
+// activations are; they differ only where 16-bit parameters have float clean weights.
+// Tests: tests/cpp/test_kernels.cpp compares the tables bit for bit.
+#pragma once
+
+#include <cstdint>
+
+#include "../../math/noise.h"
+#include "../../math/update.h"
+
+namespace torch_ssam::cpu {
+
+enum class DtypePair : int { f64 = 0, f32, bf16, f16, f32_bf16, f32_f16, count };
+inline constexpr int kDtypePairs = static_cast<int>(DtypePair::count);
+
+struct NoiseArgs {
+  math::NoiseStream stream;
+  math::Distribution distribution;
+  double noise_std;  // negative for the second half of an antithetic pair
+};
+
+struct UpdateArgs {
+  double lr, momentum, dampening, weight_decay, grad_scale;
+  bool nesterov, maximize, first_step, scaled;
+};
+
+// Elements [begin, begin + count) of one tensor; every pointer already points at element `begin`.
+struct Span {
+  int64_t begin;
+  int64_t count;
+};
+
+struct DiagonalArgs {
+  int64_t layers;
+  int64_t features;  // of the whole weight: the noise of layer l, coordinate h is that of element l * features + h
+  NoiseArgs noise;
+  bool noisy;
+};
+
+struct Kernels {
+  const char* name;
+
+  // Standard noise values of elements [begin, begin + count).
+  void (*fill_noise)(const math::NoiseStream&, math::Distribution, Span, float* values);
+
+  // saved <- weights (where not null); perturbed <- weights + noise. `weights` may be `perturbed`.
+  void (*perturb[kDtypePairs])(const NoiseArgs&, Span, const void* weights, void* saved, void* perturbed);
+
+  // weights <- update(weights, grad, momentum_buffer); momentum_buffer is null where momentum is 0.
+  void (*update[kDtypePairs])(const UpdateArgs&, Span, void* weights, const void* grad, void* momentum_buffer);
+
+  // clean <- update(clean, grad, momentum_buffer); perturbed <- clean + noise: one pass over memory.
+  void (*update_and_perturb[kDtypePairs])(const UpdateArgs&, const NoiseArgs&, Span, void* clean, const void* grad,
+                                          void* momentum_buffer, void* perturbed);
+
+  // Sum of squares in a fixed order, and multiplication by a number: projection onto a ball.
+  double (*sum_of_squares[kDtypePairs])(const void* weights, int64_t count);
+  void (*scale[kDtypePairs])(double factor, void* weights, int64_t count);
+
+  // One chunk of coordinates [begin, begin + count) of the diagonal product. `layers` and the other buffers hold
+  // opmath values: (layers, count) and (count). `product` may be null.
+  void (*diagonal_load[kDtypePairs])(const DiagonalArgs&, Span, const void* weight, void* layers, void* product);
+  void (*diagonal_multiply[kDtypePairs])(const void* product, const void* input, void* output, int64_t count);
+  void (*diagonal_spread[kDtypePairs])(const void* product, const void* grad_row, void* output, int64_t count);
+  double (*diagonal_readout[kDtypePairs])(const void* product, const void* input, int64_t count);
+  // sum <- sum over `rows` of grad * input; row r of grad starts at r * grad_stride and has `count` elements, or one
+  // where `spread`. One segment of the fixed order: the caller adds segments up with diagonal_add.
+  void (*diagonal_accumulate[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
+                                           int64_t input_stride, int64_t rows, int64_t count, void* sum);
+  void (*diagonal_add[kDtypePairs])(void* total, const void* sum, int64_t count);
+  // `layers` is overwritten with the suffix products.
+  void (*diagonal_weight_gradient[kDtypePairs])(int64_t depth, int64_t features, const void* total, void* layers,
+                                                void* scratch, void* grad_weight, int64_t count);
+};
+
+// Null where the build has no such variant.
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx2();
+const Kernels* kernels_plain();
+
+// The table in use: the best the processor has, or the one that TORCH_SSAM_CPU_CAPABILITY names.
+const Kernels& kernels();
+bool select_kernels(const char* name);  // false where the processor or the build lacks it
+
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,75 @@
+// CPU loops of the operators in ../perturb.h.
+#include "../perturb.h"
+
+#include "scalars.h"
+#include "segments.h"
+
+namespace torch_ssam::cpu {
+namespace {
+
+void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::vector<int64_t>& places, bool save) {
+  const GeneratorState state = read_generator(generator, args.noise.draw_offset);
+  const Kernels& k = kernels();
+  // Where the clean weights are saved, the parameters are the source; else the clean weights are.
+  const std::array<Operand, 2> operands{
+      Operand{&args.params, save ? Access::read_write : Access::write},
+      Operand{&args.clean, save ? Access::write : Access::read}};
+  for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
+    const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
+    const NoiseArgs noise = noise_args(args.noise, state, places[t]);
+    void* source = save ? p[0] : p[1];
+    k.perturb[static_cast<int>(pair)](noise, span, source, save ? p[1] : nullptr, p[0]);
+  });
+}
+
+void perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator, std::vector<int64_t> places,
+                 double noise_std, std::string distribution, int64_t sample, bool negate, int64_t draw_offset) {
+  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  perturb_loop(check_perturb(params, clean, generator, places, noise, /*save=*/true), generator, places, true);
+}
+
+void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator,
+                            std::vector<int64_t> places, double noise_std, std::string distribution, int64_t sample,
+                            bool negate, int64_t draw_offset, std::optional<Tensor> found_inf) {
+  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  const PerturbArgs args = check_perturb(params, clean, generator, places, noise, /*save=*/false);
+  for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
+  if (is_set(found_inf)) return;
+  perturb_loop(args, generator, places, false);
+}
+
+Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noise_std, std::string distribution,
+                     int64_t sample, bool negate, int64_t draw_offset) {
+  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  Tensor output = torch::stable::empty_like(weights);
+  const std::vector<int64_t> places{place};
+  perturb_loop(check_perturb({output}, {weights}, generator, places, noise, /*save=*/false), generator, places, false);
+  return output;
+}
+
+void restore_cpu(std::vector<Tensor> params, std::vector<Tensor> clean) {
+  const RestoreArgs args = check_restore(params, clean);
+  const std::array<Operand, 2> operands{Operand{&args.params, Access::write}, Operand{&args.clean, Access::read}};
+  for_each_segment(args.params, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
+    std::memcpy(p[0], p[1], static_cast<size_t>(span.count) * bytes_of(args.params[t].dtype));
+  });
+}
+
+void advance_cpu(Tensor generator, int64_t draws, std::optional<Tensor> found_inf) {
+  check_generator(generator);
+  if (is_set(found_inf)) return;
+  auto* state = static_cast<int64_t*>(generator.data_ptr());
+  state[1] = static_cast<int64_t>(static_cast<uint64_t>(state[1]) + static_cast<uint64_t>(draws));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CPU, m) {
+  m.impl("perturb_", TORCH_BOX(&perturb_cpu));
+  m.impl("perturb_from_clean_", TORCH_BOX(&perturb_from_clean_cpu));
+  m.impl("perturbed", TORCH_BOX(&perturbed_cpu));
+  m.impl("restore_", TORCH_BOX(&restore_cpu));
+  m.impl("advance_", TORCH_BOX(&advance_cpu));
+}
+
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,106 @@
+// CPU loops of the operators in ../update.h.
+#include "../update.h"
+
+#include <cmath>
+
+#include "scalars.h"
+#include "segments.h"
+
+namespace torch_ssam::cpu {
+namespace {
+
+const TensorViews* present(const TensorViews& views) { return views.empty() ? nullptr : &views; }
+
+void update_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> momentum_buffers, double lr,
+                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const UpdateOptions options =
+      check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
+  const UpdateTensors t =
+      check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
+  for (size_t i = 0; i < weights.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.grads[i].dtype);
+  if (is_set(found_inf)) return;
+  const UpdateArgs args = update_args(options, t);
+  const Kernels& k = kernels();
+  const std::array<Operand, 3> operands{Operand{&t.weights, Access::read_write}, Operand{&t.grads, Access::read},
+                                        Operand{present(t.momentum_buffers), Access::read_write}};
+  for_each_segment(t.weights, operands, 2 * kGrain, [&](size_t i, Span span, const std::array<void*, 3>& p) {
+    const auto pair = dtype_pair(t.weights[i].dtype, t.grads[i].dtype);
+    k.update[static_cast<int>(pair)](args, span, p[0], p[1], p[2]);
+  });
+}
+
+void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, std::vector<Tensor> grads,
+                            std::vector<Tensor> momentum_buffers, Tensor generator, std::vector<int64_t> places,
+                            double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+                            bool maximize, bool first_step, double noise_std, std::string distribution, int64_t sample,
+                            bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
+                            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const UpdateOptions options =
+      check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
+  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  const UpdateTensors t =
+      check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
+  check_places(places, params.size());
+  check_generator(generator);
+  check_one_device(params, "params", generator, "generator");
+  for (size_t i = 0; i < params.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.params[i].dtype);
+  if (is_set(found_inf)) return;
+  const UpdateArgs args = update_args(options, t);
+  const GeneratorState state = read_generator(generator, draw_offset);
+  const Kernels& k = kernels();
+  const std::array<Operand, 4> operands{
+      Operand{&t.weights, Access::read_write}, Operand{&t.grads, Access::read},
+      Operand{present(t.momentum_buffers), Access::read_write}, Operand{&t.params, Access::write}};
+  for_each_segment(t.weights, operands, kGrain, [&](size_t i, Span span, const std::array<void*, 4>& p) {
+    const auto pair = dtype_pair(t.weights[i].dtype, t.params[i].dtype);
+    k.update_and_perturb[static_cast<int>(pair)](args, noise_args(noise, state, places[i]), span, p[0], p[1], p[2],
+                                                 p[3]);
+  });
+}
+
+// Two passes: the norm in pieces of fixed size, summed in order (the same bits for any number of threads), then, only
+// where it exceeds the radius, the scaling.
+void project_cpu(std::vector<Tensor> weights, double radius) {
+  const TensorViews views = check_project(weights, radius);
+  const Kernels& k = kernels();
+  constexpr int64_t kPiece = 4096;
+  std::vector<int64_t> first(views.size() + 1, 0);
+  for (size_t t = 0; t < views.size(); ++t) first[t + 1] = first[t] + (views[t].numel + kPiece - 1) / kPiece;
+  std::vector<double> sums(static_cast<size_t>(first.back()), 0.0);
+  torch::stable::parallel_for(0, first.back(), 16, [&](int64_t begin, int64_t end) {
+    size_t t = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    std::vector<char> buffer;
+    for (int64_t piece = begin; piece < end; ++piece) {
+      while (piece >= first[t + 1]) ++t;
+      const Span span{(piece - first[t]) * kPiece, std::min(kPiece, views[t].numel - (piece - first[t]) * kPiece)};
+      const void* memory = static_cast<char*>(views[t].data) + span.begin * static_cast<int64_t>(bytes_of(views[t].dtype));
+      if (!views[t].contiguous) {
+        buffer.resize(static_cast<size_t>(kPiece) * sizeof(double));
+        copy_strided(views[t], span, buffer.data(), /*gather=*/true);
+        memory = buffer.data();
+      }
+      const auto pair = static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype));
+      sums[static_cast<size_t>(piece)] = k.sum_of_squares[pair](memory, span.count);
+    }
+  });
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  const double norm = std::sqrt(total);
+  if (!(norm > radius)) return;
+  const double factor = radius / norm;
+  const std::array<Operand, 1> operands{Operand{&views, Access::read_write}};
+  for_each_segment(views, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 1>& p) {
+    k.scale[static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype))](factor, p[0], span.count);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CPU, m) {
+  m.impl("update_", TORCH_BOX(&update_cpu));
+  m.impl("update_and_perturb_", TORCH_BOX(&update_and_perturb_cpu));
+  m.impl("project_", TORCH_BOX(&project_cpu));
+}
+
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,40 @@
+// Schemas and checks of the operators in diagonal.h.
+#include "diagonal.h"
+
+namespace torch_ssam {
+
+STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
+  m.def(
+      "diagonal(Tensor input, Tensor weight, Tensor? generator=None, float noise_std=0, "
+      "str distribution='gaussian', bool readout=False) -> Tensor");
+  m.def(
+      "diagonal_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? generator, float noise_std, "
+      "str distribution, bool readout, bool needs_input, bool needs_weight) -> (Tensor, Tensor)");
+}
+
+DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator) {
+  const TensorView w = view_parameter(weight, "weight", 0);
+  check(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w), "; expected (depth, features), depth >= 1.");
+  const int64_t dim = input.dim();
+  check(dim >= 1 && input.size(dim - 1) == w.sizes[1], "input has ", dim >= 1 ? input.size(dim - 1) : 0,
+        " features in its last dimension and weight has ", w.sizes[1], "; expected the same.");
+  const ScalarType x = input.scalar_type();
+  check(x == w.dtype || (w.dtype == ScalarType::Float && (x == ScalarType::BFloat16 || x == ScalarType::Half)),
+        "input has dtype ", dtype_name(x), " and weight has ", dtype_name(w.dtype),
+        "; expected the same. Convert the input, or the module with module.to(dtype).");
+  check_one_device({input}, "input", weight, "weight");
+  if (generator) {
+    check_generator(*generator);
+    check_one_device({*generator}, "generator", weight, "weight");
+  }
+  return {w.sizes[0], w.sizes[1], w.sizes[1] == 0 ? 0 : input.numel() / w.sizes[1]};
+}
+
+void check_diagonal_grad(const Tensor& grad_output, const Tensor& input, bool readout) {
+  const int64_t dim = input.dim() - (readout ? 1 : 0);
+  bool same = grad_output.dim() == dim && grad_output.scalar_type() == input.scalar_type();
+  for (int64_t d = 0; same && d < dim; ++d) same = grad_output.size(d) == input.size(d);
+  check(same, "grad_output does not have the shape and dtype of the output.");
+}
+
+}  // namespace torch_ssam

@@ -1,0 +1,48 @@
+// Schemas and checks of the operators in perturb.h, and of `advance_`, which moves the generator to the next draw.
+#include "perturb.h"
+
+namespace torch_ssam {
+
+STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
+  m.def(
+      "perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, float noise_std, "
+      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0) -> ()");
+  m.def(
+      "perturb_from_clean_(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, float noise_std, "
+      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, Tensor? found_inf=None) -> ()");
+  m.def(
+      "perturbed(Tensor weights, Tensor generator, int place, float noise_std, str distribution='gaussian', "
+      "int sample=0, bool negate=False, int draw_offset=0) -> Tensor");
+  m.def("restore_(Tensor(a!)[] params, Tensor[] clean) -> ()");
+  m.def("advance_(Tensor(a!) generator, int draws, Tensor? found_inf=None) -> ()");
+}
+
+NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
+                         int64_t draw_offset) {
+  check_finite_nonnegative(noise_std, "noise_std");
+  check(sample >= 0 && sample <= 0xffffffffLL, "sample is ", sample, "; expected 0 to 2^32 - 1.");
+  return {noise_std, parse_distribution(distribution), sample, negate, draw_offset};
+}
+
+PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+                          const std::vector<int64_t>& places, const NoiseOptions& noise, bool save) {
+  PerturbArgs args{view_parameters(params, "params"), view_parameters(clean, "clean"), noise};
+  check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
+  check_places(places, params.size());
+  check_generator(generator);
+  check_one_device(params, "params", generator, "generator");
+  check_one_device(clean, "clean", generator, "generator");
+  return args;
+}
+
+RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
+  RestoreArgs args{view_parameters(params, "params"), view_parameters(clean, "clean")};
+  check_matches(args.clean, "clean", args.params, "params");
+  if (!params.empty()) {
+    check_one_device(params, "params", params[0], "params[0]");
+    check_one_device(clean, "clean", params[0], "params[0]");
+  }
+  return args;
+}
+
+}  // namespace torch_ssam

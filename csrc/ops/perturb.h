@@ -1,0 +1,43 @@
+// Operators that put noise on weights and take it off again.
+//   perturb_            saves the clean weights, then writes clean + noise into the parameters
+//   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
+//   perturbed           clean + noise as a new tensor
+//   restore_            writes the clean weights back, bit for bit
+// noise = +-noise_std * z(seed, draw, place, element, sample), z by csrc/math/noise.h. Tests: test_ops_perturb.py.
+#pragma once
+
+#include "tensors.h"
+
+namespace torch_ssam {
+
+struct NoiseOptions {
+  double noise_std;
+  math::Distribution distribution;
+  int64_t sample;
+  bool negate;
+  int64_t draw_offset;  // added to the generator's draw
+  double signed_std() const { return negate ? -noise_std : noise_std; }
+};
+
+TORCH_SSAM_EXPORT NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample,
+                                           bool negate, int64_t draw_offset);
+
+struct PerturbArgs {
+  TensorViews params;
+  TensorViews clean;
+  NoiseOptions noise;
+};
+
+// `save` says that the parameters hold the clean weights and `clean` receives them (then the dtypes must agree).
+TORCH_SSAM_EXPORT PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
+                                            const Tensor& generator, const std::vector<int64_t>& places,
+                                            const NoiseOptions& noise, bool save);
+
+struct RestoreArgs {
+  TensorViews params;
+  TensorViews clean;
+};
+
+TORCH_SSAM_EXPORT RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean);
+
+}  // namespace torch_ssam

@@ -1,0 +1,155 @@
+// The shared preconditions of tensors.h.
+#include "tensors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+namespace torch_ssam {
+
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return "another dtype";
+  }
+}
+
+namespace {
+
+std::string list_text(const int64_t* values, int64_t count) {
+  std::ostringstream text;
+  text << '(';
+  for (int64_t i = 0; i < count; ++i) text << (i ? ", " : "") << values[i];
+  text << (count == 1 ? ",)" : ")");
+  return text.str();
+}
+
+bool is_supported(ScalarType dtype) {
+  return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+         dtype == ScalarType::Half;
+}
+
+// Sorted by stride, each dimension must step over all that the smaller ones reach.
+bool elements_overlap(const TensorView& view) {
+  if (view.contiguous || view.numel < 2) return false;
+  std::vector<std::pair<int64_t, int64_t>> steps;
+  for (int64_t d = 0; d < view.dim; ++d) {
+    if (view.sizes[d] > 1) steps.emplace_back(view.strides[d], view.sizes[d]);
+  }
+  std::sort(steps.begin(), steps.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : steps) {
+    if (stride <= reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
+}
+
+std::string item(const char* name, size_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+
+}  // namespace
+
+std::string shape_of(const TensorView& view) { return list_text(view.sizes, view.dim); }
+
+TensorView view_parameter(const Tensor& tensor, const char* name, size_t index) {
+  int32_t layout = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  check(layout == aoti_torch_layout_strided(), item(name, index),
+        " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  ScalarType dtype = ScalarType::Undefined;
+  if (code == aoti_torch_dtype_float32()) {
+    dtype = ScalarType::Float;
+  } else {
+    dtype = tensor.scalar_type();
+  }
+  check(is_supported(dtype), item(name, index), " has dtype ", dtype_name(dtype),
+        "; expected float64, float32, bfloat16 or float16.");
+  TensorView view{};
+  view.dtype = dtype;
+  view.numel = tensor.numel();
+  const auto sizes = tensor.sizes();
+  view.dim = static_cast<int64_t>(sizes.size());
+  view.sizes = sizes.data();
+  view.strides = tensor.strides().data();
+  view.contiguous = tensor.is_contiguous();
+  check(!elements_overlap(view), item(name, index), " has overlapping elements: shape ", shape_of(view), " strides ",
+        list_text(view.strides, view.dim), ". Writing to it is not defined; use tensor.clone() or .contiguous().");
+  view.data = tensor.data_ptr();
+  return view;
+}
+
+TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name) {
+  TensorViews views;
+  views.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view_parameter(tensors[i], name, i));
+  return views;
+}
+
+void check_matches(const TensorViews& views, const char* name, const TensorViews& like, const char* like_name,
+                   bool any_dtype) {
+  check(views.size() == like.size(), name, " has ", views.size(), " tensors and ", like_name, " has ", like.size(),
+        "; expected one for each.");
+  for (size_t i = 0; i < views.size(); ++i) {
+    check(views[i].dim == like[i].dim && std::equal(views[i].sizes, views[i].sizes + views[i].dim, like[i].sizes),
+          item(name, i), " has shape ", shape_of(views[i]), " and ", item(like_name, i), " has ", shape_of(like[i]),
+          "; expected the same.");
+    check(any_dtype || views[i].dtype == like[i].dtype, item(name, i), " has dtype ", dtype_name(views[i].dtype),
+          " and ", item(like_name, i), " has ", dtype_name(like[i].dtype), "; expected the same.");
+  }
+}
+
+void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
+                      const char* other_name) {
+  const bool cpu = other.is_cpu();
+  const int32_t index = cpu ? -1 : other.get_device_index();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const bool same = tensors[i].is_cpu() == cpu && (cpu || tensors[i].get_device_index() == index);
+    check(same, item(name, i), " and ", other_name,
+          " are on different devices; expected one device a call. Move them to one, or call once for each device.");
+  }
+}
+
+void check_generator(const Tensor& generator) {
+  check(generator.scalar_type() == ScalarType::Long && generator.numel() == 2 && generator.is_contiguous(),
+        "generator has dtype ", dtype_name(generator.scalar_type()), " and ", generator.numel(),
+        " elements; expected a contiguous int64 tensor of two, (seed, draw).");
+}
+
+void check_places(const std::vector<int64_t>& places, size_t count) {
+  check(places.size() == count, "places has ", places.size(), " entries for ", count, " tensors; expected one each.");
+  for (const int64_t place : places) {
+    check(place >= 0 && place <= 0xffffffffLL, "place ", place, " is out of range; expected 0 to 2^32 - 1.");
+  }
+}
+
+void check_finite_nonnegative(double value, const char* name) {
+  check(std::isfinite(value) && value >= 0.0, name, " is ", value, "; expected a finite number >= 0.");
+}
+
+math::Distribution parse_distribution(const std::string& name) {
+  if (name == "gaussian") return math::Distribution::gaussian;
+  check(name == "rademacher", "distribution is '", name, "'; expected 'gaussian' or 'rademacher'.");
+  return math::Distribution::rademacher;
+}
+
+}  // namespace torch_ssam

@@ -1,0 +1,73 @@
+// What every operator knows of a tensor, and the preconditions that operators share: dtypes, devices, layouts, lists
+// of equal length and shape, the generator. Each is written once, here; the message says what came, what was expected
+// and what to do. Tests: tests/python/test_ops_errors.py.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../math/noise.h"
+
+// Symbols that the CUDA library takes from this one.
+#define TORCH_SSAM_EXPORT __attribute__((visibility("default")))
+
+namespace torch_ssam {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "torch_ssam: ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+template <typename... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (!holds) [[unlikely]] fail(parts...);
+}
+
+// A tensor's memory, without its reference count: valid while the caller holds the tensor.
+struct TensorView {
+  void* data;
+  ScalarType dtype;
+  int64_t numel;
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  bool contiguous;
+};
+
+using TensorViews = std::vector<TensorView>;
+
+TORCH_SSAM_EXPORT const char* dtype_name(ScalarType dtype);
+TORCH_SSAM_EXPORT std::string shape_of(const TensorView& view);
+
+// Strided, real floating point, without overlapping elements; `name` and `index` are for the message.
+TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, size_t index);
+TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name);
+
+// `views` has one tensor for each of `like`, of the same shape and, unless `any_dtype`, of the same dtype.
+TORCH_SSAM_EXPORT void check_matches(const TensorViews& views, const char* name, const TensorViews& like,
+                                     const char* like_name, bool any_dtype = false);
+
+// All tensors on one device, that of `generator` if given.
+TORCH_SSAM_EXPORT void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
+                                        const char* other_name);
+
+// int64 tensor (seed, draw).
+TORCH_SSAM_EXPORT void check_generator(const Tensor& generator);
+TORCH_SSAM_EXPORT void check_places(const std::vector<int64_t>& places, size_t count);
+TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
+TORCH_SSAM_EXPORT math::Distribution parse_distribution(const std::string& name);
+
+}  // namespace torch_ssam

@@ -1,0 +1,85 @@
+// Schemas and checks of the operators in update.h.
+#include "update.h"
+
+#include <cmath>
+
+namespace torch_ssam {
+
+STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
+  m.def(
+      "update_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float momentum=0, "
+      "float dampening=0, float weight_decay=0, bool nesterov=False, bool maximize=False, bool first_step=False, "
+      "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "update_and_perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor[] grads, Tensor(c!)[] momentum_buffers, "
+      "Tensor generator, int[] places, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
+      "bool maximize, bool first_step, float noise_std, str distribution='gaussian', int sample=0, bool negate=False, "
+      "int draw_offset=0, Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def("project_(Tensor(a!)[] weights, float radius) -> ()");
+}
+
+UpdateOptions check_update_options(double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+                                   bool maximize, bool first_step) {
+  check_finite_nonnegative(lr, "lr");
+  check_finite_nonnegative(momentum, "momentum");
+  check_finite_nonnegative(weight_decay, "weight_decay");
+  check(std::isfinite(dampening), "dampening is ", dampening, "; expected a finite number.");
+  check(!nesterov || (momentum > 0 && dampening == 0),
+        "nesterov=True with momentum ", momentum, " and dampening ", dampening,
+        "; Nesterov momentum expects momentum > 0 and dampening 0.");
+  return {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
+}
+
+namespace {
+
+void check_scalar(const std::optional<Tensor>& tensor, const char* name) {
+  if (!tensor) return;
+  const ScalarType dtype = tensor->scalar_type();
+  check(tensor->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
+        tensor->numel(), " elements and dtype ", dtype_name(dtype), "; expected one float32 or float64 number.");
+}
+
+}  // namespace
+
+UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
+                           const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& params,
+                           const UpdateOptions& options, const std::optional<Tensor>& lr_tensor,
+                           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+  UpdateTensors t{view_parameters(weights, "weights"),
+                  view_parameters(grads, "grads"),
+                  view_parameters(momentum_buffers, "momentum_buffers"),
+                  view_parameters(params, "params"),
+                  grad_scale,
+                  found_inf,
+                  lr_tensor};
+  const bool has_params = !params.empty();
+  // float32 clean weights may go with 16-bit gradients: the loops name the pairs that they have.
+  check_matches(t.grads, "grads", t.weights, "weights", /*any_dtype=*/true);
+  if (has_params) {
+    check_matches(t.params, "params", t.weights, "weights", /*any_dtype=*/true);
+    check_matches(t.grads, "grads", t.params, "params");
+  }
+  check((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ", options.momentum,
+        " and there are ", momentum_buffers.size(),
+        " momentum_buffers; expected one a tensor where momentum is not 0, and none where it is.");
+  if (!momentum_buffers.empty()) check_matches(t.momentum_buffers, "momentum_buffers", t.weights, "weights");
+  if (!weights.empty()) {
+    check_one_device(weights, "weights", weights[0], "weights[0]");
+    check_one_device(grads, "grads", weights[0], "weights[0]");
+    check_one_device(momentum_buffers, "momentum_buffers", weights[0], "weights[0]");
+    check_one_device(params, "params", weights[0], "weights[0]");
+  }
+  check_scalar(lr_tensor, "lr");
+  check_scalar(grad_scale, "grad_scale");
+  check_scalar(found_inf, "found_inf");
+  return t;
+}
+
+TensorViews check_project(const std::vector<Tensor>& weights, double radius) {
+  check(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
+  TensorViews views = view_parameters(weights, "weights");
+  if (!weights.empty()) check_one_device(weights, "weights", weights[0], "weights[0]");
+  return views;
+}
+
+}  // namespace torch_ssam
