@@ -1,7 +1,7 @@
 // What is stored (scalar_t: double, float, bfloat16, float16) and what is computed in (opmath_t: double or float).
 // Own 16-bit types with integer conversions, because those of PyTorch are inline functions with external linkage
 // (see portable.h) and because the integer form gives one rounding (to nearest, ties to even) in every build,
-// whatever the flush-to-zero mode of the thread. Tests: every one of the 65,536 values, and ties, in test_math.cpp.
+// whatever the flush-to-zero mode of the thread. Tests: every one of the 65,536 values, and ties, in test_storage.cpp.
 #pragma once
 
 #include "portable.h"

@@ -24,6 +24,20 @@ struct UpdateParams {
   opmath_t grad_scale;
 };
 
+// The numbers of a call from its options, in double. A device that reads lr and grad_scale itself fills them in later.
+template <typename opmath_t>
+TORCH_SSAM_BODY UpdateParams<opmath_t> make_update_params(double lr, double momentum, double dampening,
+                                                          double weight_decay, bool maximize, bool first_step,
+                                                          double grad_scale) {
+  return {static_cast<opmath_t>(lr),
+          static_cast<opmath_t>(momentum),
+          static_cast<opmath_t>(first_step ? 0.0 : momentum),
+          static_cast<opmath_t>(first_step ? 1.0 : 1.0 - dampening),
+          static_cast<opmath_t>(weight_decay),
+          static_cast<opmath_t>(maximize ? -1.0 : 1.0),
+          static_cast<opmath_t>(grad_scale)};
+}
+
 // With Momentum::none the buffer is neither read nor written; with kScaled false there is no grad_scale.
 template <Momentum kMomentum, bool kScaled, typename opmath_t>
 TORCH_SSAM_BODY opmath_t update_element(opmath_t clean, opmath_t grad, opmath_t& momentum_buffer,

@@ -53,6 +53,37 @@ inline double nth_root(double x, std::int64_t n) {
   return std::isfinite(ratio) && ratio > 0 ? root * (1 - (ratio - 1) / static_cast<double>(n)) : root;
 }
 
+// Root of an increasing function in [low, high] by Newton's method, with a bisection wherever Newton leaves the bracket
+// or gains too little. evaluate(x) returns {value, slope}.
+struct ValueAndSlope {
+  double value, slope;
+};
+
+template <typename Evaluate>
+double bracketed_newton(double low, double high, double start, const Evaluate& evaluate) {
+  double x = start;
+  for (int iteration = 0; iteration < 200 && low < high; ++iteration) {
+    const ValueAndSlope f = evaluate(x);
+    if (f.value == 0) {
+      return x;
+    }
+    const double width = high - low;
+    (f.value < 0 ? low : high) = x;
+    double next = x - f.value / f.slope;
+    if (std::abs(next - x) <= 1e-16 * std::abs(x)) {
+      return next >= low && next <= high ? next : x;
+    }
+    if (!(next > low && next < high) || (iteration > 20 && high - low > 0.5 * width)) {
+      next = low + 0.5 * (high - low);
+      if (next <= low || next >= high) {
+        return x;
+      }
+    }
+    x = next;
+  }
+  return x;
+}
+
 inline double integer_power(double base, std::int64_t n) { return std::pow(base, static_cast<double>(n)); }
 
 // prod(large), prod(small) and their difference.

@@ -7,7 +7,8 @@
 #include "kernels.h"
 
 #include "../../math/diagonal.h"
-#include "../../math/storage.h"
+#include "../../math/reduce.h"
+#include "../../math/stored.h"
 
 #define TORCH_SSAM_CONCAT_(a, b) a##b
 #define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
@@ -146,16 +147,14 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
       for (int64_t i = 0; i < n; ++i) {
         const master_t clean = weights[offset + i];
         saved[offset + i] = clean;
-        perturbed[offset + i] =
-            Store<model_t>::from(math::perturb_element(load_scalar(clean), noise_std, noise[i]));
+        perturbed[offset + i] = math::perturb_stored<model_t>(clean, noise_std, noise[i]);
       }
     });
   } else {
     with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
-        perturbed[offset + i] =
-            Store<model_t>::from(math::perturb_element(load_scalar(weights[offset + i]), noise_std, noise[i]));
+        perturbed[offset + i] = math::perturb_stored<model_t>(weights[offset + i], noise_std, noise[i]);
       }
     });
   }
@@ -163,13 +162,8 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
 
 template <typename math_t>
 math::UpdateParams<math_t> update_params(const UpdateArgs& args) {
-  return {static_cast<math_t>(args.lr),
-          static_cast<math_t>(args.momentum),
-          static_cast<math_t>(args.first_step ? 0.0 : args.momentum),
-          static_cast<math_t>(args.first_step ? 1.0 : 1.0 - args.dampening),
-          static_cast<math_t>(args.weight_decay),
-          static_cast<math_t>(args.maximize ? -1.0 : 1.0),
-          static_cast<math_t>(args.grad_scale)};
+  return math::make_update_params<math_t>(args.lr, args.momentum, args.dampening, args.weight_decay, args.maximize,
+                                          args.first_step, args.grad_scale);
 }
 
 // Runs body<momentum, scaled>() for the kind of update that the arguments ask for.
@@ -191,24 +185,12 @@ inline __attribute__((always_inline)) void with_update_kind(const UpdateArgs& ar
   }
 }
 
-// Reads one element of clean weight, gradient and buffer, writes buffer, returns the new clean weight.
-template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
-inline __attribute__((always_inline)) opmath_t<master_t> update_at(master_t clean, model_t grad, master_t* buffer,
-                                                                   const math::UpdateParams<opmath_t<master_t>>& p) {
-  using math_t = opmath_t<master_t>;
-  math_t moved = kMomentum != math::Momentum::none ? load_scalar(*buffer) : math_t(0);
-  const math_t updated =
-      math::update_element<kMomentum, kScaled>(load_scalar(clean), static_cast<math_t>(load_scalar(grad)), moved, p);
-  if (kMomentum != math::Momentum::none) *buffer = Store<master_t>::from(moved);
-  return updated;
-}
-
 template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
 void update_loop(const UpdateArgs& args, int64_t count, master_t* weights, const model_t* grad, master_t* buffer) {
   const auto p = update_params<opmath_t<master_t>>(args);
   TORCH_SSAM_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) {
-    weights[i] = Store<master_t>::from(update_at<kMomentum, kScaled>(weights[i], grad[i], buffer + i, p));
+    weights[i] = math::update_stored<kMomentum, kScaled>(weights[i], grad[i], buffer + i, p);
   }
 }
 
@@ -230,11 +212,9 @@ inline __attribute__((always_inline)) void update_and_perturb_block(
     model_t* __restrict perturbed) {
   TORCH_SSAM_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    // The perturbed weight comes from the clean one as it is stored, so that restoring and perturbing again agrees.
-    const master_t updated =
-        Store<master_t>::from(update_at<kMomentum, kScaled>(clean[i], grad[i], buffer + i, p));
+    const master_t updated = math::update_stored<kMomentum, kScaled>(clean[i], grad[i], buffer + i, p);
     clean[i] = updated;
-    perturbed[i] = Store<model_t>::from(math::perturb_element(load_scalar(updated), noise_std, noise[i]));
+    perturbed[i] = math::perturb_stored<model_t>(updated, noise_std, noise[i]);
   }
 }
 
@@ -271,17 +251,14 @@ double sum_of_squares(const void* weights_, int64_t count) {
   for (int64_t i = 0; i < whole; i += kLanes) {
     for (int l = 0; l < kLanes; ++l) {
       const auto w = static_cast<double>(load_scalar(weights[i + l]));
-      lanes[l] = math::fused_multiply_add(w, w, lanes[l]);
+      lanes[l] = math::accumulate_square(lanes[l], w);
     }
   }
   for (int64_t i = whole; i < count; ++i) {
     const auto w = static_cast<double>(load_scalar(weights[i]));
-    lanes[i - whole] = math::fused_multiply_add(w, w, lanes[i - whole]);
+    lanes[i - whole] = math::accumulate_square(lanes[i - whole], w);
   }
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  }
-  return lanes[0];
+  return math::add_lanes(lanes);
 }
 
 template <typename master_t, typename model_t>
@@ -289,7 +266,7 @@ void scale(double factor, void* weights_, int64_t count) {
   using math_t = opmath_t<master_t>;
   auto* weights = static_cast<master_t*>(weights_);
   const auto f = static_cast<math_t>(factor);
-  for (int64_t i = 0; i < count; ++i) weights[i] = Store<master_t>::from(load_scalar(weights[i]) * f);
+  for (int64_t i = 0; i < count; ++i) weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
 }
 
 template <typename master_t, typename model_t>
@@ -309,8 +286,8 @@ void diagonal_load(const DiagonalArgs& args, Span span, const void* weight_, voi
                    TORCH_SSAM_INDEPENDENT
                    for (int64_t i = 0; i < n; ++i) {
                      // Rounded as SSAM would have stored it.
-                     target[offset + i] = load_scalar(Store<master_t>::from(
-                         math::perturb_element(load_scalar(source[offset + i]), noise_std, noise[i])));
+                     target[offset + i] =
+                         load_scalar(math::perturb_stored<master_t>(source[offset + i], noise_std, noise[i]));
                    }
                  });
     } else {
@@ -364,10 +341,7 @@ double diagonal_readout(const void* product_, const void* input_, int64_t count)
     math_t& lane = lanes[i - whole];
     lane = math::diagonal_accumulate(lane, product[i], static_cast<math_t>(load_scalar(input[i])));
   }
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  }
-  return static_cast<double>(lanes[0]);
+  return static_cast<double>(math::add_lanes(lanes));
 }
 
 template <typename master_t, typename model_t>

@@ -1,8 +1,7 @@
 // CPU loops of the operators in ../update.h.
 #include "../update.h"
 
-#include <cmath>
-
+#include "../../math/reduce.h"
 #include "scalars.h"
 #include "segments.h"
 
@@ -64,7 +63,7 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
 void project_cpu(std::vector<Tensor> weights, double radius) {
   const TensorViews views = check_project(weights, radius);
   const Kernels& k = kernels();
-  constexpr int64_t kPiece = 4096;
+  constexpr int64_t kPiece = math::kNormPiece;
   std::vector<int64_t> first(views.size() + 1, 0);
   for (size_t t = 0; t < views.size(); ++t) first[t + 1] = first[t] + (views[t].numel + kPiece - 1) / kPiece;
   std::vector<double> sums(static_cast<size_t>(first.back()), 0.0);
@@ -86,12 +85,11 @@ void project_cpu(std::vector<Tensor> weights, double radius) {
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;
-  const double norm = std::sqrt(total);
-  if (!(norm > radius)) return;
-  const double factor = radius / norm;
+  const math::Projection projection = math::make_projection(total, radius);
+  if (!projection.outside) return;
   const std::array<Operand, 1> operands{Operand{&views, Access::read_write}};
   for_each_segment(views, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 1>& p) {
-    k.scale[static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype))](factor, p[0], span.count);
+    k.scale[static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype))](projection.factor, p[0], span.count);
   });
 }
 

@@ -1,0 +1,41 @@
+// Sums with one fixed order, the same on every device: kLanes running sums over the elements l, l + 16, ..., added up as
+// a tree. The squared norm of stacked weights takes pieces of kNormPiece elements and adds the pieces in order; the
+// projection onto a ball ([CLS] Theorem 4.4) is w * radius / norm where the norm exceeds the radius.
+// The readout of the diagonal product uses the same lanes (diagonal.h). Tests: test_kernels.cpp, test_cuda_on_host.cpp.
+#pragma once
+
+#include "noise.h"
+
+namespace torch_ssam::math {
+
+inline constexpr int64_t kNormPiece = 4096;
+
+TORCH_SSAM_BODY double accumulate_square(double sum, double value) { return fused_multiply_add(value, value, sum); }
+
+// lanes[l] += lanes[l + width] for width 8, 4, 2, 1; the sum is returned and the lanes are spent.
+template <typename opmath_t>
+TORCH_SSAM_BODY opmath_t add_lanes(opmath_t (&lanes)[kLanes]) {
+  TORCH_SSAM_UNROLL
+  for (int width = static_cast<int>(kLanes) / 2; width > 0; width /= 2) {
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  }
+  return lanes[0];
+}
+
+struct Projection {
+  bool outside;
+  double factor;  // of use only where `outside`
+};
+
+TORCH_SSAM_BODY Projection make_projection(double squared_norm, double radius) {
+  const double norm = square_root(squared_norm);
+  return {norm > radius, radius / norm};
+}
+
+template <typename opmath_t>
+TORCH_SSAM_BODY opmath_t scale_element(opmath_t value, opmath_t factor) {
+  return value * factor;
+}
+
+}  // namespace torch_ssam::math

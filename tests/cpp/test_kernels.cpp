@@ -1,0 +1,342 @@
+// The inner loops of csrc/ops/cpu/kernels.cpp: the plain table against the scalar bodies of csrc/math taken one element
+// at a time in the documented layout, every other table bit for bit against the plain one, and a range cut in two
+// against the whole, for all dtype pairs, kinds of update, odd sizes and starting offsets.
+// A variant that this processor lacks is skipped, and says so.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "math/diagonal.h"
+#include "math/storage.h"
+#include "ops/cpu/kernels.h"
+
+namespace torch_ssam::cpu {
+namespace {
+
+using math::Distribution;
+
+constexpr int64_t kSizes[] = {0, 1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 2047, 2048, 2049, 4097};
+// 2^34 - 40 is where the counters of Gaussian noise carry into their high word, 2^39 - 40 those of Rademacher noise.
+constexpr int64_t kOffsets[] = {0, 1, 63, 100, 2047, (1LL << 34) - 40, (1LL << 39) - 40};
+constexpr Distribution kDistributions[] = {Distribution::gaussian, Distribution::rademacher};
+constexpr math::NoiseStream kStream{0x01234567U, 0x89abcdefU, 3, 5, 0xfedcba98U, 0x76543210U};
+
+struct PairSizes {
+  size_t master, model, math;
+};
+PairSizes sizes_of(int pair) {
+  constexpr PairSizes kTable[] = {{8, 8, 8}, {4, 4, 4}, {2, 2, 4}, {2, 2, 4}, {4, 2, 4}, {4, 2, 4}};
+  return kTable[pair];
+}
+
+using Bytes = std::vector<unsigned char>;
+
+// A fixed sequence of values about 1 in size, of either sign, in the dtype that has `size` bytes in this pair.
+Bytes random_values(int64_t count, int pair, size_t size, uint32_t seed) {
+  Bytes bytes(static_cast<size_t>(count) * size + 1);  // never empty, so that data() is never null
+  uint32_t state = seed * 2654435769U + 1U;
+  for (int64_t i = 0; i < count; ++i) {
+    state = state * 1664525U + 1013904223U;
+    const float value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-30F;
+    unsigned char* target = bytes.data() + static_cast<size_t>(i) * size;
+    if (size == 8) {
+      const double wide = static_cast<double>(value) + 0x1p-40 * static_cast<double>(state & 0xffU);
+      std::memcpy(target, &wide, size);
+    } else if (size == 4) {
+      std::memcpy(target, &value, size);
+    } else {
+      const bool is_bf16 = pair == static_cast<int>(DtypePair::bf16) || pair == static_cast<int>(DtypePair::f32_bf16);
+      const uint16_t half = is_bf16 ? static_cast<uint16_t>(math::Store<math::bfloat16_t>::from(value))
+                                    : static_cast<uint16_t>(math::Store<math::float16_t>::from(value));
+      std::memcpy(target, &half, size);
+    }
+  }
+  return bytes;
+}
+
+UpdateArgs update_args_of(int kind) {
+  UpdateArgs args{0.1, 0.9, 0.25, 0.01, 128.0, false, false, false, false};
+  args.nesterov = (kind & 1) != 0;
+  if (args.nesterov) args.dampening = 0.0;
+  args.scaled = (kind & 2) != 0;
+  args.maximize = (kind & 4) != 0;
+  args.first_step = (kind & 8) != 0;
+  if (args.maximize) args.weight_decay = 0.0;
+  return args;
+}
+constexpr int kUpdateKinds = 16;
+
+// The outputs of every kernel on one problem, end to end, so that one comparison covers them all. `cut` splits the
+// range into two calls; reductions, whose result depends on the range by contract, are left out where cut > 0.
+class Outputs {
+ public:
+  Outputs(const Kernels& kernels, int pair, int64_t begin, int64_t count, int64_t cut = 0)
+      : k_(kernels), pair_(pair), begin_(begin), count_(count), cut_(cut), size_(sizes_of(pair)) {}
+
+  Outputs& perturb(Distribution distribution, double noise_std) {
+    const NoiseArgs args{kStream, distribution, noise_std};
+    std::vector<float> noise(static_cast<size_t>(count_) + 1);
+    Bytes weights = random_values(count_, pair_, size_.master, 1);
+    Bytes saved(weights.size()), perturbed = empty(size_.model), from_saved = empty(size_.model);
+    each([&](Span s, int64_t at) {
+      k_.fill_noise(kStream, distribution, s, noise.data() + at);
+      k_.perturb[pair_](args, s, in(weights, at, size_.master), in(saved, at, size_.master),
+                        in(perturbed, at, size_.model));
+      k_.perturb[pair_](args, s, in(weights, at, size_.master), nullptr, in(from_saved, at, size_.model));
+    });
+    const auto* values = reinterpret_cast<const unsigned char*>(noise.data());
+    bytes_.insert(bytes_.end(), values, values + count_ * 4);
+    return keep({&saved, &perturbed, &from_saved});
+  }
+
+  Outputs& update(int kind, bool with_buffer, Distribution distribution) {
+    const UpdateArgs args = update_args_of(kind);
+    const NoiseArgs noise{kStream, distribution, 0.125};
+    const Bytes grad = random_values(count_, pair_, size_.model, 2);
+    Bytes weights = random_values(count_, pair_, size_.master, 1), clean = weights;
+    Bytes buffer = random_values(count_, pair_, size_.master, 3), fused_buffer = buffer;
+    Bytes perturbed = empty(size_.model);
+    each([&](Span s, int64_t at) {
+      const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
+      k_.update[pair_](args, s, in(weights, at, size_.master), g, with_buffer ? in(buffer, at, size_.master) : nullptr);
+      k_.update_and_perturb[pair_](args, noise, s, in(clean, at, size_.master), g,
+                                   with_buffer ? in(fused_buffer, at, size_.master) : nullptr,
+                                   in(perturbed, at, size_.model));
+    });
+    same_update_ &= weights == clean && buffer == fused_buffer;
+    return keep({&weights, &buffer, &perturbed});
+  }
+
+  // `layers` layers of a weight with 2 features more than the range, on `rows` rows of input.
+  Outputs& diagonal(int64_t layers, int64_t rows, bool noisy, Distribution distribution) {
+    const int64_t features = begin_ + count_ + 2;
+    const DiagonalArgs args{layers, features, {kStream, distribution, 0.125}, noisy};
+    const Bytes weight = random_values(layers * features, pair_, size_.master, 4);
+    const Bytes input = random_values(rows * features, pair_, size_.model, 5);
+    const Bytes grad = random_values(rows * features, pair_, size_.model, 6);
+    Bytes output = empty(size_.model), spread = empty(size_.model), sums = empty(size_.math);
+    Bytes grad_weight(static_cast<size_t>(layers * features) * size_.master + 1);
+    each([&](Span s, int64_t at) {
+      const auto model_offset = static_cast<size_t>(s.begin) * size_.model;
+      const auto math_count = static_cast<size_t>(s.count) * size_.math;
+      Bytes layer(static_cast<size_t>(layers) * math_count + 1), product(math_count + 1), sum(math_count + 1);
+      Bytes total(math_count + 1), scratch(static_cast<size_t>(layers + 1) * math_count + 1);
+      k_.diagonal_load[pair_](args, s, weight.data(), layer.data(), product.data());
+      k_.diagonal_multiply[pair_](product.data(), input.data() + model_offset, in(output, at, size_.model), s.count);
+      k_.diagonal_spread[pair_](product.data(), grad.data(), in(spread, at, size_.model), s.count);
+      k_.diagonal_accumulate[pair_](grad.data() + model_offset, features, false, input.data() + model_offset, features,
+                                    rows, s.count, total.data());
+      k_.diagonal_accumulate[pair_](grad.data(), 1, true, input.data() + model_offset, features, rows, s.count,
+                                    sum.data());
+      k_.diagonal_add[pair_](total.data(), sum.data(), s.count);
+      std::memcpy(in(sums, at, size_.math), total.data(), math_count);
+      k_.diagonal_weight_gradient[pair_](layers, features, total.data(), layer.data(), scratch.data(),
+                                         grad_weight.data() + static_cast<size_t>(s.begin) * size_.master, s.count);
+      if (cut_ == 0) {
+        keep_number(k_.diagonal_readout[pair_](product.data(), input.data() + model_offset, s.count));
+      }
+    });
+    return keep({&output, &spread, &sums, &grad_weight});
+  }
+
+  Outputs& project() {
+    Bytes weights = random_values(count_, pair_, size_.master, 7);
+    if (cut_ == 0) keep_number(k_.sum_of_squares[pair_](weights.data(), count_));
+    each([&](Span s, int64_t at) { k_.scale[pair_](0.7, in(weights, at, size_.master), s.count); });
+    return keep({&weights});
+  }
+
+  const Bytes& bytes() const { return bytes_; }
+  bool update_agrees_with_update_and_perturb() const { return same_update_; }
+
+ private:
+  Bytes empty(size_t size) const { return Bytes(static_cast<size_t>(count_) * size + 1); }
+  static void* in(Bytes& bytes, int64_t at, size_t size) { return bytes.data() + static_cast<size_t>(at) * size; }
+
+  template <typename Body>
+  void each(const Body& body) const {
+    if (cut_ > 0) body(Span{begin_, cut_}, 0);
+    body(Span{begin_ + cut_, count_ - cut_}, cut_);
+  }
+
+  Outputs& keep(std::initializer_list<const Bytes*> parts) {
+    for (const Bytes* part : parts) bytes_.insert(bytes_.end(), part->begin(), part->end());
+    return *this;
+  }
+
+  void keep_number(double value) {
+    unsigned char raw[sizeof(value)];
+    std::memcpy(raw, &value, sizeof(value));
+    bytes_.insert(bytes_.end(), raw, raw + sizeof(value));
+  }
+
+  const Kernels& k_;
+  int pair_;
+  int64_t begin_, count_, cut_;
+  PairSizes size_;
+  Bytes bytes_;
+  bool same_update_ = true;
+};
+
+// --- every table against the plain one.
+
+// Parameter: the variant and the pair of dtypes.
+class VariantTest : public testing::TestWithParam<std::tuple<const char*, int>> {
+ protected:
+  void SetUp() override {
+    const auto [name, pair] = GetParam();
+    if (!select_kernels(name)) {
+      GTEST_SKIP() << "NOT TESTED: this processor or build has no " << name
+                   << "; its kernels are compiled here and their bits compared on no machine of this run.";
+    }
+    table_ = &kernels();
+    ASSERT_STREQ(table_->name, name);
+    pair_ = pair;
+  }
+
+  void expect_same(const Outputs& a, const Outputs& b, const std::string& what) const {
+    ASSERT_EQ(a.bytes().size(), b.bytes().size()) << what;
+    ASSERT_TRUE(a.bytes() == b.bytes()) << what;
+    ASSERT_TRUE(b.update_agrees_with_update_and_perturb()) << what;
+  }
+
+  const Kernels* table_ = nullptr;
+  int pair_ = 0;
+};
+
+std::string label(int64_t offset, int64_t size) {
+  return "offset " + std::to_string(offset) + " size " + std::to_string(size);
+}
+
+TEST_P(VariantTest, PerturbHasTheBitsOfThePlainVariant) {
+  for (const int64_t offset : kOffsets) {
+    for (const int64_t size : kSizes) {
+      for (const Distribution d : kDistributions) {
+        ASSERT_NO_FATAL_FAILURE(
+            expect_same(Outputs(*kernels_plain(), pair_, offset, size).perturb(d, 0.01).perturb(d, -0.5),
+                        Outputs(*table_, pair_, offset, size).perturb(d, 0.01).perturb(d, -0.5), label(offset, size)));
+      }
+    }
+  }
+}
+
+TEST_P(VariantTest, EveryKindOfUpdateHasTheBitsOfThePlainVariant) {
+  const auto run = [&](const Kernels& k, int64_t offset, int64_t size) {
+    Outputs outputs(k, pair_, offset, size);
+    for (int kind = 0; kind < kUpdateKinds; ++kind) {
+      for (const bool with_buffer : {false, true}) {
+        outputs.update(kind, with_buffer, kDistributions[kind / 2 % 2]);
+      }
+    }
+    return outputs;
+  };
+  for (const int64_t offset : {int64_t{0}, int64_t{100}}) {
+    for (const int64_t size : kSizes) {
+      ASSERT_NO_FATAL_FAILURE(
+          expect_same(run(*kernels_plain(), offset, size), run(*table_, offset, size), label(offset, size)));
+    }
+  }
+}
+
+TEST_P(VariantTest, DiagonalAndProjectionHaveTheBitsOfThePlainVariant) {
+  const auto run = [&](const Kernels& k, int64_t offset, int64_t size) {
+    Outputs outputs(k, pair_, offset, size);
+    outputs.diagonal(1, 1, false, Distribution::gaussian).diagonal(2, 3, true, Distribution::rademacher);
+    outputs.diagonal(5, 2, true, Distribution::gaussian).diagonal(3, 64, false, Distribution::gaussian).project();
+    return outputs;
+  };
+  for (const int64_t offset : {0, 1, 63, 100}) {
+    for (const int64_t size : kSizes) {
+      ASSERT_NO_FATAL_FAILURE(
+          expect_same(run(*kernels_plain(), offset, size), run(*table_, offset, size), label(offset, size)));
+    }
+  }
+}
+
+TEST_P(VariantTest, ARangeCutInTwoHasTheBitsOfTheWhole) {
+  for (const int64_t offset : {int64_t{0}, int64_t{100}, (int64_t{1} << 34) - 40}) {
+    for (const int64_t cut : {1, 63, 64, 65, 130, 2048, 2100}) {
+      const auto run = [&](int64_t at) {
+        Outputs outputs(*table_, pair_, offset, 2111, at);
+        outputs.perturb(Distribution::gaussian, 0.1).perturb(Distribution::rademacher, 0.1).project();
+        outputs.update(0, true, Distribution::gaussian).update(3, true, Distribution::rademacher);
+        if (offset < 1000) outputs.diagonal(3, 5, true, Distribution::gaussian);
+        return outputs;
+      };
+      ASSERT_NO_FATAL_FAILURE(expect_same(run(2111), run(cut), label(offset, cut)));
+    }
+  }
+}
+
+std::string variant_name(const testing::TestParamInfo<VariantTest::ParamType>& info) {
+  constexpr const char* kPairs[] = {"f64", "f32", "bf16", "f16", "f32_bf16", "f32_f16"};
+  return std::string(std::get<0>(info.param)) + "_" + kPairs[std::get<1>(info.param)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, VariantTest,
+                         testing::Combine(testing::Values("plain", "avx2", "avx512"), testing::Range(0, kDtypePairs)),
+                         variant_name);
+
+// --- the plain table against the scalar bodies.
+
+float documented_noise(Distribution distribution, int64_t element) {
+  const bool gaussian = distribution == Distribution::gaussian;
+  const int64_t per_block = gaussian ? 64 : 2048;
+  const int64_t inside = element % per_block;
+  const int64_t lane = inside % 16, word = inside / 16 % 4, bit = inside / 64;
+  const auto counter = static_cast<uint64_t>(16 * (element / per_block) + lane);
+  const auto low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
+  if (gaussian) {
+    const math::Noise4 z = math::gaussian4(kStream, low, high);
+    return word == 0 ? z.z0 : word == 1 ? z.z1 : word == 2 ? z.z2 : z.z3;
+  }
+  const math::Words4 w = math::noise_words(kStream, low, high);
+  return math::rademacher(word == 0 ? w.x0 : word == 1 ? w.x1 : word == 2 ? w.x2 : w.x3, static_cast<int>(bit));
+}
+
+TEST(PlainKernelsTest, NoiseHasTheDocumentedLayout) {
+  for (const Distribution d : kDistributions) {
+    for (const int64_t begin : kOffsets) {
+      std::vector<float> values(2200);
+      kernels_plain()->fill_noise(kStream, d, {begin, 2200}, values.data());
+      for (int64_t i = 0; i < 2200; ++i) {
+        ASSERT_EQ(values[static_cast<size_t>(i)], documented_noise(d, begin + i)) << begin + i;
+      }
+    }
+  }
+}
+
+TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {
+  const int64_t count = 200;
+  const int pair = static_cast<int>(DtypePair::f32_bf16);
+  const Bytes grad = random_values(count, pair, 2, 2);
+  Bytes clean = random_values(count, pair, 4, 1), buffer = random_values(count, pair, 4, 3), out(count * 2);
+  const Bytes clean_before = clean, buffer_before = buffer;
+  const UpdateArgs args = update_args_of(2);  // heavy ball, scaled
+  kernels_plain()->update_and_perturb[pair](args, {kStream, Distribution::gaussian, 0.25}, {70, count}, clean.data(),
+                                            grad.data(), buffer.data(), out.data());
+  const math::UpdateParams<float> p{0.1F, 0.9F, 0.9F, 0.75F, 0.01F, 1.0F, 128.0F};
+  const auto float_at = [](const Bytes& bytes, int64_t i) {
+    float value = 0;
+    std::memcpy(&value, bytes.data() + 4 * i, 4);
+    return value;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t g = 0, perturbed = 0;
+    std::memcpy(&g, grad.data() + 2 * i, 2);
+    std::memcpy(&perturbed, out.data() + 2 * i, 2);
+    float v = float_at(buffer_before, i);
+    const float w = math::update_element<math::Momentum::heavy_ball, true>(
+        float_at(clean_before, i), math::load_scalar(static_cast<math::bfloat16_t>(g)), v, p);
+    ASSERT_EQ(float_at(clean, i), w);
+    ASSERT_EQ(float_at(buffer, i), v);
+    const float noisy = math::perturb_element(w, 0.25F, documented_noise(Distribution::gaussian, 70 + i));
+    ASSERT_EQ(perturbed, static_cast<uint16_t>(math::Store<math::bfloat16_t>::from(noisy)));
+  }
+}
+
+}  // namespace
+}  // namespace torch_ssam::cpu

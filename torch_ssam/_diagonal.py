@@ -1,0 +1,296 @@
+"""DiagonalLinear: one fused operator for y = x * w_1 * ... * w_L, forward, backward and twice differentiable.
+
+Autograd of the operators is registered here; the backward of the backward is written in plain torch operations, so it
+differentiates to any order. Under torch.func transforms and forward-mode AD, which operators do not see, the same
+product is written out. Formulas: THEORY.md, P_i = prod_{k != i} w_k. Tests: tests/python/test_diagonal_linear.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from . import _options
+from ._ops import ops
+
+_DISTRIBUTION = "gaussian"
+
+
+def _layers(weight: Tensor, generator: Tensor | None, noise_std: float) -> list[Tensor]:
+    """The layers' vectors, perturbed where there is a generator. The noise is a constant to autograd."""
+    if generator is not None and noise_std > 0:
+        with torch.no_grad():
+            perturbed = torch.ops.torch_ssam.perturbed(weight.detach(), generator, 0, noise_std, _DISTRIBUTION)
+            shift = perturbed - weight.detach()
+        # weight + shift rounds back to `perturbed`; the values come from the operator, the gradient from weight.
+        weight = _Substitute.apply(weight, perturbed) if not _transforms_active() else weight + shift
+    return list(weight.unbind(0))
+
+
+class _Substitute(torch.autograd.Function):
+    """Takes the second argument's value and the first one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def _transforms_active() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _written_out(
+    input: Tensor, weight: Tensor, generator: Tensor | None, noise_std: float, readout: bool
+) -> Tensor:
+    layers = _layers(weight, generator, noise_std)
+    product = layers[0]
+    for layer in layers[1:]:
+        product = product * layer
+    output = (input * product).to(input.dtype)
+    return output.sum(-1) if readout else output
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, generator, ctx.noise_std, ctx.distribution, ctx.readout = inputs
+    ctx.save_for_backward(input, weight, generator)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight, generator = ctx.saved_tensors
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    grad_input, grad_weight = torch.ops.torch_ssam.diagonal_backward(
+        grad, input, weight, generator, ctx.noise_std, ctx.distribution, ctx.readout, needs_input, needs_weight
+    )
+    return (
+        grad_input if needs_input else None,
+        grad_weight if needs_weight else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad, input, weight, generator, ctx.noise_std, _, ctx.readout, ctx.needs_input, ctx.needs_weight = inputs
+    ctx.save_for_backward(grad, input, weight, generator)
+
+
+def _double_backward(ctx: Any, to_input: Tensor | None, to_weight: Tensor | None) -> tuple[Any, ...]:
+    """Backward of (g, x, w) -> (g P, (sum_b g x) P_i) for cotangents a, c of the two.
+
+    With Q = sum_i c_i P_i and s = sum_b g x:
+      to g: a P + x Q;   to x: g Q;   to w_j: (sum_b a g) P_j + s dQ/dw_j,
+    P_j and dQ/dw_j from prefixes and suffixes of the pairs (P, Q): no division.
+    """
+    grad, input, weight, generator = ctx.saved_tensors
+    a = to_input if ctx.needs_input else None
+    c = to_weight if ctx.needs_weight else None
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    g = (grad.unsqueeze(-1) if ctx.readout else grad).to(dtype)
+    x = input.to(dtype)
+    layers = [layer.to(dtype) for layer in _layers(weight, generator, ctx.noise_std)]
+    one, zero = torch.ones_like(layers[0]), torch.zeros_like(layers[0])
+    directions = list(c.to(dtype).unbind(0)) if c is not None else [zero] * len(layers)
+
+    def extend(pair: tuple[Tensor, Tensor], layer: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        return pair[0] * layer, pair[1] * layer + pair[0] * direction
+
+    prefixes = [(one, zero)]
+    for layer, direction in zip(layers, directions, strict=True):
+        prefixes.append(extend(prefixes[-1], layer, direction))
+    suffix = (one, zero)
+    suffixes = [suffix]
+    for layer, direction in zip(layers[:0:-1], directions[:0:-1], strict=True):
+        suffix = extend(suffix, layer, direction)
+        suffixes.append(suffix)
+    suffixes.reverse()
+    product, tangent = prefixes[-1]
+
+    rows = tuple(range(x.dim() - 1))
+    to_g = x * tangent if a is None else a.to(dtype) * product + x * tangent
+    to_x = g * tangent
+
+    def over_rows(value: Tensor) -> Tensor:
+        value = value.expand(x.shape)
+        return value.sum(rows) if rows else value
+
+    s = over_rows(g * x)
+    ag = over_rows(g * a.to(dtype)) if a is not None else zero
+    to_w = torch.stack(
+        [
+            ag * (p * sp) + s * (q * sp + p * sq)
+            for (p, q), (sp, sq) in zip(prefixes[:-1], suffixes, strict=True)
+        ]
+    )
+    to_g = to_g.sum(-1) if ctx.readout else to_g
+    return (
+        to_g.to(grad.dtype),
+        to_x.expand(x.shape).to(input.dtype),
+        to_w.to(weight.dtype),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("torch_ssam::diagonal", _backward, setup_context=_setup_forward)
+torch.library.register_autograd(
+    "torch_ssam::diagonal_backward", _double_backward, setup_context=_setup_backward
+)
+
+
+class DiagonalLinear(nn.Module):
+    r"""A diagonal linear network: y = x * w_1 * ... * w_L elementwise, or its sum over features.
+
+    The model of arXiv 2503.11891 (section 2), whose regularised loss, thresholds and limits are `torch_ssam.theory`.
+
+    Args:
+        features: size d of the last dimension of the input, >= 0.
+        depth: number L of layers, >= 1.
+        readout: None, or "sum" to sum the last dimension (scalar regression).
+        init_scale: initial value of every weight, a number or one per layer.
+        noise_std: with a value > 0 and in training mode, each forward draws Gaussian noise of this standard deviation
+            on the weights inside the kernels, and the backward draws the same again; it is never stored. It is the
+            noise of `SSAM(module.parameters(), noise_std=..., seed=...)` on a module without noise, bit for bit.
+        seed: seed of that noise; None takes one from torch's default generator.
+        device, dtype: as for nn.Linear.
+
+    Shape:
+        input (..., features); output (..., features), or (...) with readout="sum". `weight` is (depth, features).
+
+    Raises:
+        ValueError, TypeError: options out of range; inputs whose last dimension or dtype does not fit.
+
+    Under activation checkpointing the noise of the recomputed forward is found again through torch's random state, as
+    dropout's is: leave preserve_rng_state on.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> layer = torch_ssam.DiagonalLinear(3, depth=2, init_scale=2.0)
+        >>> layer(torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [4.0, 8.0, 12.0]
+    """
+
+    generator: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        depth: int = 2,
+        *,
+        readout: str | None = None,
+        init_scale: float | Sequence[float] = 1.0,
+        noise_std: float = 0.0,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = _options.count("features", features, low=0, high=2**62)
+        self.depth = _options.count("depth", depth)
+        if readout is not None:
+            _options.one_of("readout", readout, ("sum",))
+        self.readout = readout
+        self.noise_std = _options.number("noise_std", noise_std)
+        self.init_scale = self._check_init_scale(init_scale)
+        self.weight = nn.Parameter(torch.empty(depth, features, device=device, dtype=dtype))
+        _options.check_parameter(self.weight, 0)
+        state = torch.tensor([_options.resolve_seed(seed), 0], dtype=torch.int64, device=device)
+        self.register_buffer("generator", state)
+        self._checkpointed: OrderedDict[int, Tensor] = OrderedDict()
+        self.reset_parameters()
+
+    def _check_init_scale(self, value: Any) -> list[float]:
+        values = list(value) if isinstance(value, Sequence | Tensor) and not _is_scalar(value) else [value]
+        if len(values) not in (1, self.depth):
+            raise ValueError(
+                f"init_scale has {len(values)} values; expected one number or one per layer ({self.depth})."
+            )
+        return [_options.number("init_scale", v, low=-float("inf")) for v in values]
+
+    def reset_parameters(self) -> None:
+        """Sets every layer to its init_scale."""
+        with torch.no_grad():
+            scale = torch.tensor(self.init_scale, dtype=torch.float64).expand(self.depth)
+            self.weight.copy_(scale.to(self.weight).unsqueeze(1).expand_as(self.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and input.dtype == torch.float32:
+            input = input.to(torch.get_autocast_dtype(device))
+        generator = self._next_draw() if self.training and self.noise_std > 0 else None
+        if _transforms_active():
+            return _written_out(input, self.weight, generator, self.noise_std, self.readout is not None)
+        result: Tensor = torch.ops.torch_ssam.diagonal(
+            input, self.weight, generator, self.noise_std, _DISTRIBUTION, self.readout is not None
+        )
+        return result
+
+    def _next_draw(self) -> Tensor:
+        """(seed, draw) of this forward, and moves on; a forward recomputed in backward gets its old one again."""
+        if torch.compiler.is_compiling():
+            state = self.generator.clone()
+            self.generator[1] += 1
+            return state
+        recomputing = torch._C._current_graph_task_id() != -1
+        may_recompute = (
+            not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        )
+        token = -1
+        if recomputing or may_recompute:
+            # Checkpointing restores torch's random state before it recomputes, so the same number comes again.
+            token = int(torch.randint(0, 2**62, (), device="cpu"))
+            if recomputing:
+                known = self._checkpointed.get(token)
+                if known is None:
+                    raise RuntimeError(
+                        "DiagonalLinear with its own noise was recomputed in backward without the random state of "
+                        "its forward; call torch.utils.checkpoint.checkpoint with preserve_rng_state=True."
+                    )
+                return known
+        state = self.generator.clone()
+        ops.advance_(self.generator, 1)
+        if token >= 0:
+            self._checkpointed[token] = state
+            if len(self._checkpointed) > 4096:
+                self._checkpointed.popitem(last=False)
+        return state
+
+    def product(self) -> Tensor:
+        """w_1 * ... * w_L, of shape (features,), differentiable."""
+        product = self.weight[0]
+        for layer in self.weight[1:]:
+            product = product * layer
+        return product
+
+    def balance_gaps(self) -> Tensor:
+        """w_i^2 - w_j^2 for every pair of layers, of shape (depth, depth, features); S-SAM drives them to 0."""
+        squares = self.weight.square()
+        return squares.unsqueeze(1) - squares.unsqueeze(0)
+
+    def extra_repr(self) -> str:
+        text = f"features={self.features}, depth={self.depth}"
+        if self.readout is not None:
+            text += f", readout={self.readout!r}"
+        if self.noise_std > 0:
+            text += f", noise_std={self.noise_std:g}"
+        return text
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0

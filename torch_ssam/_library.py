@@ -1,0 +1,98 @@
+"""Loads the operator library and describes its operators to torch.compile and FakeTensor.
+
+One binary on LibTorch's stable ABI serves every PyTorch >= 2.10. The CUDA kernels are a second library, loaded where
+the installed PyTorch has CUDA; where it cannot be loaded, everything on the CPU still works and `cuda_load_error` says
+why. Tests: tests/python/test_compile.py, test_cuda_registration.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent / "lib"
+_OLDEST = (2, 10)
+
+cuda_load_error: str | None = None
+
+
+def _version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _load() -> None:
+    global cuda_load_error
+    if _version() < _OLDEST:
+        raise ImportError(
+            f"torch_ssam needs PyTorch >= {_OLDEST[0]}.{_OLDEST[1]} and found {torch.__version__}. "
+            "Upgrade it with `pip install --upgrade torch`."
+        )
+    library = _FOLDER / "libtorch_ssam.so"
+    if not library.exists():
+        raise ImportError(
+            f"torch_ssam is not built: {library} is missing. In a checkout run `make` or "
+            "`pip install --no-build-isolation -e .`; otherwise reinstall the package."
+        )
+    torch.ops.load_library(str(library))
+    cuda_library = _FOLDER / "libtorch_ssam_cuda.so"
+    if torch.version.cuda is not None and cuda_library.exists():
+        try:
+            torch.ops.load_library(str(cuda_library))
+        except OSError as error:
+            cuda_load_error = f"{cuda_library.name} could not be loaded into PyTorch {torch.__version__}: {error}"
+
+
+_load()
+
+
+def _mutates(*_args: object, **_kwargs: object) -> None:
+    """An operator that only writes into its arguments has nothing to say of shapes."""
+
+
+for _name in (
+    "perturb_",
+    "perturb_from_clean_",
+    "restore_",
+    "advance_",
+    "update_",
+    "update_and_perturb_",
+    "project_",
+):
+    torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
+
+
+@torch.library.register_fake("torch_ssam::perturbed")
+def _perturbed(weights: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
+    return torch.empty_like(weights)
+
+
+@torch.library.register_fake("torch_ssam::diagonal")
+def _diagonal(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    generator: torch.Tensor | None = None,
+    noise_std: float = 0.0,
+    distribution: str = "gaussian",
+    readout: bool = False,
+) -> torch.Tensor:
+    return input.new_empty(input.shape[:-1] if readout else input.shape)
+
+
+@torch.library.register_fake("torch_ssam::diagonal_backward")
+def _diagonal_backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    generator: torch.Tensor | None,
+    noise_std: float,
+    distribution: str,
+    readout: bool,
+    needs_input: bool,
+    needs_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        input.new_empty(input.shape if needs_input else (0,)),
+        weight.new_empty(weight.shape if needs_weight else (0,)),
+    )

@@ -1,0 +1,303 @@
+"""The state behind every perturbation: which tensors are perturbed now, their clean copies, seed and draw.
+
+SSAM, wrap and WeightNoise are fronts over one `NoiseState`. It reads the options of the parameter groups afresh at
+each call, so a scheduler, a new group or a frozen layer takes effect at once, and it calls the operators, which do the
+arithmetic. A tensor's place is its position over all groups, frozen ones counted. Tests: test_weight_noise.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library
+from ._ops import ops
+
+Group = dict[str, Any]
+
+
+class PerturbedWeightsChanged(RuntimeError):
+    """Parameters were written to while they held perturbed weights."""
+
+
+def _fingerprint(param: Tensor) -> tuple[int, int]:
+    # Writes in place move the version, `param.data = other` moves the address.
+    return param._version, param.data_ptr()
+
+
+def _require_kernels(device: torch.device) -> None:
+    if device.type == "cpu":
+        return
+    if device.type == "cuda":
+        if _library.cuda_load_error is not None:
+            raise RuntimeError(_library.cuda_load_error)
+        if torch._C._dispatch_has_kernel_for_dispatch_key("torch_ssam::perturb_", "CUDA"):
+            return
+        raise RuntimeError(
+            "This build of torch_ssam has no CUDA kernels. Build it where nvcc is found, or with FORCE_CUDA=1."
+        )
+    raise RuntimeError(f"torch_ssam has no kernels for device type '{device.type}'; expected cpu or cuda.")
+
+
+class NoiseState:
+    """Applies and removes the noise of parameter groups.
+
+    `groups` is a callable, since optimizers may replace their list of groups.
+    """
+
+    def __init__(self, groups: Callable[[], list[Group]], seed: int) -> None:
+        self._groups = groups
+        self.seed = seed
+        self._draw = 0
+        self._generators: dict[torch.device, Tensor] = {}
+        self._clean: dict[Tensor, Tensor] = {}
+        self._applied: dict[Tensor, tuple[int, int]] = {}
+
+    # -- seed and draw ---------------------------------------------------------------------------------------------
+
+    @property
+    def draw(self) -> int:
+        """The draw in use while perturbed, else the next one. Read from the device: it may have moved there alone."""
+        for generator in self._generators.values():
+            return int(generator[1].item())
+        return self._draw
+
+    def set_generator(self, seed: int, draw: int) -> None:
+        """Continues with this seed and draw."""
+        self.seed, self._draw = seed, draw
+        for generator in self._generators.values():
+            generator.copy_(torch.tensor([seed, draw], dtype=torch.int64))
+
+    def generator(self, device: torch.device) -> Tensor:
+        """(seed, draw) on a device, made where it is first needed."""
+        generator = self._generators.get(device)
+        if generator is None:
+            _require_kernels(device)
+            generator = torch.tensor([self.seed, self.draw], dtype=torch.int64, device=device)
+            self._generators[device] = generator
+        return generator
+
+    def advance(self) -> None:
+        """Moves on to the next draw."""
+        if not self._generators:
+            self._draw += 1
+        for generator in self._generators.values():
+            ops.advance_(generator, 1)
+
+    # -- which tensors ---------------------------------------------------------------------------------------------
+
+    def placed(self) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
+        """Each group with its trainable tensors and their places."""
+        place = 0
+        for group in self._groups():
+            members = group["params"]
+            yield group, [(place + i, p) for i, p in enumerate(members) if p.requires_grad]
+            place += len(members)
+
+    def place_of(self) -> dict[Tensor, int]:
+        """The place of every tensor, frozen ones included."""
+        flat = [p for group in self._groups() for p in group["params"]]
+        return {p: i for i, p in enumerate(flat)}
+
+    @property
+    def active(self) -> bool:
+        """Whether any tensor holds perturbed weights now."""
+        return bool(self._applied)
+
+    def is_applied(self, param: Tensor) -> bool:
+        """Whether this tensor holds perturbed weights now."""
+        return param in self._applied
+
+    def clean_of(self, param: Tensor) -> Tensor:
+        """The clean weights: the saved copy while perturbed, else the tensor itself."""
+        return self._clean[param] if param in self._applied else param
+
+    def applied_clean(self) -> dict[Tensor, Tensor]:
+        """Clean copies of all tensors that are perturbed now."""
+        return {p: self._clean[p] for p in self._applied}
+
+    def _buffer(self, param: Tensor) -> Tensor:
+        buffer = self._clean.get(param)
+        if (
+            buffer is None
+            or buffer.shape != param.shape
+            or buffer.dtype != param.dtype
+            or buffer.device != param.device
+        ):
+            buffer = torch.empty_like(param, requires_grad=False)
+            self._clean[param] = buffer
+        return buffer
+
+    def written(self, params: Iterable[Tensor]) -> None:
+        """Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed."""
+        params = list(params)
+        torch.autograd.graph.increment_version(params)
+        for p in params:
+            if p in self._applied:
+                self._applied[p] = _fingerprint(p)
+
+    # -- noise on and off ------------------------------------------------------------------------------------------
+
+    def apply(self, sample: int = 0, negate: bool = False, draw_offset: int = 0) -> None:
+        """Puts noise on every trainable tensor of groups with noise_std > 0."""
+        with torch.no_grad():
+            for group, members in self.placed():
+                if float(group["noise_std"]) != 0.0:
+                    self.apply_group(group, members, sample, negate, draw_offset)
+
+    def apply_group(
+        self,
+        group: Group,
+        members: list[tuple[int, Tensor]],
+        sample: int = 0,
+        negate: bool = False,
+        draw_offset: int = 0,
+    ) -> None:
+        """Puts noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy."""
+        again = [(i, p) for i, p in members if p in self._applied]
+        fresh = [(i, p) for i, p in members if p not in self._applied] if again else members
+        for device, part in _by_device(fresh):
+            self._perturb(device, group, part, sample, negate, draw_offset)
+        self.apply_from_clean(group, again, sample, negate, draw_offset)
+
+    def apply_new(self) -> None:
+        """Puts noise on the tensors that have none yet (a group added while the weights are kept perturbed)."""
+        with torch.no_grad():
+            for group, members in self.placed():
+                if float(group["noise_std"]) != 0.0:
+                    self.apply_group(group, [(i, p) for i, p in members if p not in self._applied])
+
+    def _perturb(
+        self,
+        device: torch.device,
+        group: Group,
+        part: list[tuple[int, Tensor]],
+        sample: int,
+        negate: bool,
+        draw_offset: int,
+    ) -> None:
+        params = [p for _, p in part]
+        args = (
+            params,
+            [self._buffer(p) for p in params],
+            self.generator(device),
+            [i for i, _ in part],
+            float(group["noise_std"]),
+            group["distribution"],
+            sample,
+            negate,
+            draw_offset,
+        )
+        try:
+            ops.perturb_(*args)
+        except BaseException as error:
+            # A signal handler may raise right after the operator has written. An error of the operator itself, which
+            # checks before it writes, has no Python frame below this one.
+            trace = error.__traceback__
+            if not isinstance(error, Exception) or (trace is not None and trace.tb_next is not None):
+                for p in params:
+                    self._applied[p] = _fingerprint(p)
+            raise
+        for p in params:
+            self._applied[p] = _fingerprint(p)
+        self.written(params)
+
+    def apply_from_clean(
+        self,
+        group: Group,
+        members: list[tuple[int, Tensor]],
+        sample: int = 0,
+        negate: bool = False,
+        draw_offset: int = 0,
+    ) -> None:
+        """Writes saved clean weights plus noise into tensors that are perturbed already."""
+        for device, part in _by_device(members):
+            params = [p for _, p in part]
+            ops.perturb_from_clean_(
+                params,
+                [self._clean[p] for p in params],
+                self.generator(device),
+                [i for i, _ in part],
+                float(group["noise_std"]),
+                group["distribution"],
+                sample,
+                negate,
+                draw_offset,
+            )
+            self.written(params)
+
+    def check_unchanged(self) -> None:
+        """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
+        if any(_fingerprint(p) != fingerprint for p, fingerprint in self._applied.items()):
+            self.restore()
+
+    def restore_frozen(self) -> None:
+        """Puts clean weights back into tensors that were frozen while perturbed."""
+        frozen = [p for p in self._applied if not p.requires_grad]
+        if frozen:
+            self.restore(frozen)
+
+    def restore(self, only: Iterable[Tensor] | None = None) -> None:
+        """Puts the exact clean bits back. Tensors that someone else wrote to keep what was written, and are named."""
+        params = [p for p in (self._applied if only is None else only) if p in self._applied]
+        if not params:
+            return
+        changed = [p for p in params if _fingerprint(p) != self._applied[p]]
+        kept = {id(p) for p in changed}
+        ours = [p for p in params if id(p) not in kept]
+        with torch.no_grad():
+            for _, part in _by_device([(0, p) for p in ours]):
+                members = [p for _, p in part]
+                ops.restore_(members, [self._clean[p] for p in members])
+        # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
+        for p in params:
+            del self._applied[p]
+        torch.autograd.graph.increment_version(ours)
+        if changed:
+            raise PerturbedWeightsChanged(
+                f"{self._describe(changed)} written to while holding perturbed weights: "
+                "the new values were kept and are now taken as clean; all other parameters were restored. "
+                "Load or edit weights outside perturb(), or after opt.eval() with keep_perturbed=True."
+            )
+
+    def _describe(self, params: list[Tensor]) -> str:
+        place = {id(p): i for i, p in enumerate(p for g in self._groups() for p in g["params"])}
+        text = [f"{place.get(id(p), '?')} of shape {tuple(p.shape)}" for p in params[:5]]
+        more = f" and {len(params) - 5} more" if len(params) > 5 else ""
+        return f"Parameter{'s' if len(params) > 1 else ''} {', '.join(text)}{more} {'were' if len(params) > 1 else 'was'}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The groups callable belongs to the owner, which gives it back.
+        return {
+            "seed": self.seed,
+            "draw": self.draw,
+            "clean": self._clean if self._applied else {},
+            "applied": list(self._applied),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.seed, self._draw = state["seed"], state["draw"]
+        self._generators = {}
+        self._clean = state["clean"]
+        self._applied = {p: _fingerprint(p) for p in state["applied"]}
+
+    def bind(self, groups: Callable[[], list[Group]]) -> None:
+        """Reads groups from here on from this callable (after unpickling)."""
+        self._groups = groups
+
+
+def _by_device(members: list[tuple[int, Tensor]]) -> Iterator[tuple[torch.device, list[tuple[int, Tensor]]]]:
+    """The members split by device; nearly always one part."""
+    if not members:
+        return
+    device = members[0][1].device
+    if all(p.device == device for _, p in members):
+        yield device, members
+        return
+    parts: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for place, p in members:
+        parts.setdefault(p.device, []).append((place, p))
+    yield from parts.items()

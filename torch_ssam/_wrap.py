@@ -1,0 +1,156 @@
+"""wrap: any torch optimizer, with its gradients taken at perturbed weights.
+
+The wrapper is an Optimizer whose `param_groups` and `state` are the base's own objects, so schedulers, scalers and
+checkpoints see one optimizer whichever of the two they hold. Tests: tests/python/test_wrap.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import LBFGS, Optimizer
+
+from . import _options
+from ._driver import NOISE_DEFAULTS, NoiseDriver
+
+
+class WrappedOptimizer(NoiseDriver):
+    """What `wrap` returns: the base optimizer, driven as SSAM is. `base` is the wrapped optimizer."""
+
+    def __init__(self, base: Optimizer, options: dict[str, Any], seed: int | None) -> None:
+        self.base = base
+        # Not Optimizer.__init__, which would make groups and state of its own.
+        Optimizer.__setstate__(self, {"defaults": {**base.defaults, **options}})
+        self._init_driver(seed)
+        for group in self.param_groups:
+            for name, value in options.items():
+                group.setdefault(name, value)
+            _options.check_noise(group)
+            _options.check_common(group, self.param_groups[0])
+            self._check_tensors(group["params"])
+
+    @property  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups, with the noise options in each."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property  # type: ignore[override]
+    def state(self) -> Any:
+        """The base's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base, with the noise options where it does not name them."""
+        options = {name: self.defaults[name] for name in NOISE_DEFAULTS}
+        group = {**options, **param_group}
+        self._check_group(group)
+        self.base.add_param_group(group)
+        self._check_tensors(self.param_groups[-1]["params"])
+        if self._training:
+            self._noise.apply_new()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of this wrapper, or of the base alone (then the noise options stay as they are)."""
+        self._prepare_load()
+        self.base.load_state_dict(self._with_own_options(state_dict))
+        self._take_noise_state()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state_dict with the noise options, seed and draw in every group."""
+        return self._add_noise_state(self.base.state_dict())
+
+    def train(self, mode: bool = True) -> None:
+        """Calls the base's train() where it has one, then perturbs if keep_perturbed."""
+        if mode and not self._training and hasattr(self.base, "train"):
+            self._settle()
+            self.base.train()
+        super().train(mode)
+
+    def eval(self) -> None:
+        """Puts the clean weights back if keep_perturbed, then calls the base's eval() where it has one."""
+        super().eval()
+        if hasattr(self.base, "eval"):
+            self.base.eval()
+
+    def _update(self) -> None:
+        self.base.step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state = {name: value for name, value in state.items() if name not in ("state", "param_groups")}
+        state["base"] = self.base
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base" in state:
+            self.base = state["base"]
+        super().__setstate__(state)
+
+    def __repr__(self) -> str:
+        return f"wrap({self.base!r})"
+
+
+def wrap(
+    base_optimizer: Optimizer,
+    noise_std: float = 0.01,
+    *,
+    distribution: str = "gaussian",
+    scale: str = "isotropic",
+    samples: int = 1,
+    antithetic: bool = False,
+    clean_weight: float = 0.0,
+    keep_perturbed: bool = False,
+    seed: int | None = None,
+) -> WrappedOptimizer:
+    """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied by the base to the clean ones.
+
+    Args:
+        base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so each may
+            have its own; its state_dict, schedulers and scalers work on either of the two objects.
+        noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
+        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, seed: as for `SSAM`.
+
+    Returns:
+        A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.
+
+    Raises:
+        TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its own).
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> model = torch.nn.Linear(3, 1)
+        >>> opt = torch_ssam.wrap(torch.optim.AdamW(model.parameters(), lr=1e-3), noise_std=0.01)
+        >>> with opt.perturb():
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> opt.step()
+    """
+    if not isinstance(base_optimizer, Optimizer):
+        raise TypeError(
+            f"wrap() got {type(base_optimizer).__name__}; expected a torch.optim.Optimizer, for example "
+            "torch.optim.AdamW(model.parameters())."
+        )
+    if isinstance(base_optimizer, LBFGS | NoiseDriver):
+        raise TypeError(
+            f"wrap() got {type(base_optimizer).__name__}, which "
+            + ("runs closures of its own" if isinstance(base_optimizer, LBFGS) else "perturbs already")
+            + "; expected an optimizer whose step() uses p.grad."
+        )
+    options = {
+        **NOISE_DEFAULTS,
+        "noise_std": noise_std,
+        "distribution": distribution,
+        "scale": scale,
+        "samples": samples,
+        "antithetic": antithetic,
+        "clean_weight": clean_weight,
+        "keep_perturbed": keep_perturbed,
+    }
+    return WrappedOptimizer(base_optimizer, options, seed)

@@ -1,0 +1,126 @@
+"""Schedules for lr and noise_std, with the interface of torch's LR schedulers.
+
+`harmonic_lr` is the step size alpha / (k + 1) under which S-SAM converges (arXiv 2503.11891: sum alpha_k = inf,
+sum alpha_k^2 < inf). The others change noise_std, for SSAM and for wrap alike. Tests: test_schedules.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from . import _options
+
+
+def _one_over(step: int) -> float:
+    return 1.0 / (step + 1)
+
+
+def harmonic_lr(optimizer: Optimizer, last_epoch: int = -1) -> LambdaLR:
+    """Learning rate lr / (k + 1) after k calls of the scheduler's `step()`.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> opt = torch_ssam.SSAM([torch.nn.Parameter(torch.ones(1))], lr=1.0, noise_std=0.0)
+        >>> schedule = torch_ssam.schedules.harmonic_lr(opt)
+        >>> opt.step(); schedule.step(); opt.param_groups[0]["lr"]
+        0.5
+    """
+    return LambdaLR(optimizer, _one_over, last_epoch)
+
+
+class NoiseStdScheduler:
+    """Sets each group's noise_std to initial_noise_std * factor(step); subclasses give the factor.
+
+    Args:
+        optimizer: an SSAM or wrapped optimizer, whose groups have "noise_std".
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not optimizer.param_groups or "noise_std" not in optimizer.param_groups[0]:
+            raise TypeError(
+                f"{type(self).__name__} got a {type(optimizer).__name__} without noise_std in its groups; expected "
+                "torch_ssam.SSAM or torch_ssam.wrap(optimizer)."
+            )
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_noise_std", float(group["noise_std"]))
+        self.last_epoch = -1
+        self.step()
+
+    def factor(self, step: int) -> float:
+        """noise_std after `step` steps, as a multiple of the initial one."""
+        raise NotImplementedError
+
+    def step(self, epoch: int | None = None) -> None:
+        """Moves on by one step, or to a given one."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        factor = _options.number("the factor of noise_std", self.factor(self.last_epoch))
+        for group in self.optimizer.param_groups:
+            initial = group.setdefault("initial_noise_std", float(group["noise_std"]))
+            group["noise_std"] = initial * factor
+
+    def get_last_noise_std(self) -> list[float]:
+        """The noise_std of each group now."""
+        return [float(group["noise_std"]) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer and functions."""
+        return {k: v for k, v in self.__dict__.items() if k != "optimizer" and not callable(v)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where `state_dict()` was taken; the optimizer's own state_dict carries the noise_std."""
+        self.__dict__.update(state_dict)
+
+
+class LambdaNoiseStd(NoiseStdScheduler):
+    """noise_std = initial * f(step).
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> opt = torch_ssam.SSAM([torch.nn.Parameter(torch.ones(1))], noise_std=0.1)
+        >>> schedule = torch_ssam.schedules.LambdaNoiseStd(opt, lambda k: 0.5**k)
+        >>> schedule.step(); opt.param_groups[0]["noise_std"]
+        0.05
+    """
+
+    def __init__(self, optimizer: Optimizer, f: Callable[[int], float]) -> None:
+        if not callable(f):
+            raise TypeError(f"f is {f!r}; expected a function of the step.")
+        self.f = f
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        return self.f(step)
+
+
+class CosineNoiseStd(NoiseStdScheduler):
+    r"""Ramps noise_std from initial to `factor` times initial over `steps` steps and holds it there.
+
+    initial * [1 + (factor - 1) (1 - cos(pi t / T)) / 2]: LPF-SGD's schedule (arXiv 2201.08025).
+
+    Args:
+        optimizer: an SSAM or wrapped optimizer.
+        steps: T >= 1, the length of the ramp.
+        factor: the end value as a multiple of the initial one, >= 0.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> opt = torch_ssam.SSAM([torch.nn.Parameter(torch.ones(1))], noise_std=0.1)
+        >>> schedule = torch_ssam.schedules.CosineNoiseStd(opt, steps=2, factor=11)
+        >>> schedule.step(); round(opt.param_groups[0]["noise_std"], 6)
+        0.6
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int, factor: float) -> None:
+        self.steps = _options.count("steps", steps)
+        self.end_factor = _options.number("factor", factor)
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        progress = min(step, self.steps) / self.steps
+        return 1.0 + (self.end_factor - 1.0) * (1.0 - math.cos(math.pi * progress)) / 2.0
