@@ -102,6 +102,23 @@ TORCH_SSAM_BODY float rademacher(uint32_t word, int k) {
   return bits_to_float(0x3f800000U | (((word >> k) & 1U) << 31));
 }
 
+// The contract in one function: the noise of one element, at the price of a whole counter. For places where neighbours
+// cannot share one; everything else makes several elements at a time.
+TORCH_SSAM_BODY float element_noise(const NoiseStream& stream, Distribution distribution, int64_t element) {
+  const bool gaussian = distribution == Distribution::gaussian;
+  const int64_t block = element / kGaussianBlock;
+  constexpr int64_t kBits = kRademacherBlock / kGaussianBlock;
+  const auto counter = static_cast<uint64_t>((gaussian ? block : block / kBits) * kLanes + element % kLanes);
+  const Words4 w = noise_words(stream, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
+  const int64_t j = element % kGaussianBlock / kLanes;
+  if (gaussian) {
+    const GaussianPair pair = j < 2 ? gaussian_pair(w.x0, w.x1) : gaussian_pair(w.x2, w.x3);
+    return j % 2 == 0 ? pair.first : pair.second;
+  }
+  const uint32_t word = j < 2 ? (j == 0 ? w.x0 : w.x1) : (j == 2 ? w.x2 : w.x3);
+  return rademacher(word, static_cast<int>(block % kBits));
+}
+
 // What every perturbation computes: one rounding in opmath_t, one more to the stored type.
 TORCH_SSAM_BODY float perturb_element(float clean, float noise_std, float noise) {
   return fused_multiply_add(noise_std, noise, clean);

@@ -1,4 +1,4 @@
-"""Balancing laws against an ODE solver on the gradient flow of O_R and against actual steps of gradient descent.
+"""Balancing laws against an ODE solver on the gradient flow of O_R, and against steps of gradient descent.
 
 The gradients here are written out from THEORY.md's scalar formula in the test itself.
 """

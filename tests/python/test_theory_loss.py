@@ -1,7 +1,7 @@
-"""Loss, regulariser and derivatives against enumerated +-eta noise, Gauss-Hermite quadrature, autograd and mpmath.
+"""Loss, regulariser and derivatives against enumerated +-eta noise, quadrature, autograd and mpmath.
 
-Enumerating all signs of a small network gives expectations without error, so E O(W + xi) = O_R(W) and E grad O(W + xi)
-= grad O_R(W) are checked to rounding, with correlated coordinates and different noise in the layers.
+Enumerating all signs of a small network gives expectations without error, so E O(W + xi) = O_R(W) and its
+derivatives are checked to rounding, with correlated coordinates and different noise in the layers.
 """
 
 import itertools
@@ -113,7 +113,10 @@ def test_gradient_and_hessian_are_right_at_zero_weights_without_a_division():
             w = np.linspace(0.5, 1.5, depth)[:, None]
             w[:zeros] = 0
             noise_std = np.full(depth, 0.4)
-            mean = lambda v: expected_loss(v, np.array([1.3]), noise_std)  # noqa: E731
+
+            def mean(v, noise_std=noise_std):
+                return expected_loss(v, np.array([1.3]), noise_std)
+
             np.testing.assert_allclose(
                 theory.regularized_gradient(w, [1.3], 0.4), torch.func.grad(mean)(torch.tensor(w)), atol=1e-13
             )

@@ -1,5 +1,5 @@
-"""Average and worst-case sharpness: minima over factorisations (Hypothesis, SciPy), Hessian traces (autograd), and the
-projected ascent against the closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
+"""Average and worst-case sharpness: minima over factorisations (Hypothesis, SciPy), Hessian traces
+(autograd), and the projected ascent against the closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
 """
 
 import mpmath as mp

@@ -1,0 +1,70 @@
+# One-line habits. Everything sets itself up in ./.venv (tools/bootstrap.sh); an active PyTorch is used where there is one.
+SHELL := /bin/bash
+PY := .venv/bin/python
+JOBS ?= $(shell nproc)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MAX_JOBS := $(JOBS)
+export TORCH_SSAM_BUILD_DIR := $(CURDIR)/build/package
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
+TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
+
+.PHONY: all demo test test-cpp test-python lint format bench asan tsan ptx docs wheel clean build bootstrap
+
+all: build
+
+bootstrap:
+	@tools/bootstrap.sh
+
+build: bootstrap            ## the Python package, in place
+	@$(PY) -m pip install -q --no-build-isolation --no-deps -e . > build-package.log 2>&1 || { cat build-package.log; exit 1; }
+	@rm -f build-package.log
+
+demo: build                 ## the main job on real data: about 2 minutes
+	$(PY) examples/python/demo.py
+
+test: test-cpp test-python  ## all tests, C++ then Python
+
+test-cpp: bootstrap
+	@cmake -S . -B build/cpp -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
+	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
+	@rm -f build-cpp.log
+	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
+
+test-python: build
+	$(PY) -m pytest -q -n $(JOBS)
+
+lint: bootstrap             ## layout, types, names
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: bootstrap
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	clang-format -i $(CXX_SOURCES)
+
+bench: build                ## ratios against peers, written to docs/benchmarks.md
+	$(PY) benchmarks/run.py
+
+asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
+	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=address,undefined
+	cmake --build build/asan --parallel $(JOBS)
+	ASAN_OPTIONS=detect_leaks=1 ctest --test-dir build/asan --output-on-failure
+
+tsan: bootstrap             ## the kernels' tests under ThreadSanitizer
+	cmake -S . -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=thread
+	cmake --build build/tsan --parallel $(JOBS)
+	ctest --test-dir build/tsan --output-on-failure
+
+ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
+	$(PY) tools/check_ptx.py
+
+docs: build
+	$(PY) -m sphinx -W -b html docs docs/_build
+
+wheel: bootstrap
+	$(PY) -m build --no-isolation
+
+clean:
+	rm -rf build out dist torch_ssam/lib torch_ssam/_C*.so *.egg-info

@@ -1,0 +1,118 @@
+// The body that all element-wise kernels over lists share: finds the thread's tensor and elements, loads operands, makes
+// noise while the loads are under way, and lets the operator (Op) finish. With kCount > 1 every access is 16 bytes
+// (table.h gives such launches only what is aligned); with kCount == 1 it is one element, of any stride.
+// An Op says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish.
+// Tests: test_cuda_on_host.cpp; tools/check_ptx.py looks at the compiled accesses.
+#pragma once
+
+#include "table.h"
+
+namespace torch_ssam::cuda {
+
+// Elements [element, element + kCount) of one tensor, for every operand.
+template <int kOperands, int kCount>
+struct Cursor {
+  const Entry<kOperands>* entry;
+  int64_t element;
+
+  template <typename TableType>
+  TORCH_SSAM_BODY Cursor make(const TableType&, const Entry<kOperands>& entry, int64_t element) {
+    return {&entry, element};
+  }
+  template <typename T>
+  TORCH_SSAM_BODY T* pointer(const Cursor& c, int operand) {
+    return static_cast<T*>(c.entry->data[operand]) + c.element;
+  }
+};
+
+template <int kOperands>
+struct Cursor<kOperands, 1> {
+  const Entry<kOperands>* entry;
+  int64_t offsets[kOperands];
+
+  template <typename TableType>
+  TORCH_SSAM_BODY Cursor make(const TableType& table, const Entry<kOperands>& entry, int64_t element) {
+    Cursor c;
+    c.entry = &entry;
+    offsets_of(table, entry, element, c.offsets);
+    return c;
+  }
+  template <typename T>
+  TORCH_SSAM_BODY T* pointer(const Cursor& c, int operand) {
+    return static_cast<T*>(c.entry->data[operand]) + c.offsets[operand];
+  }
+};
+
+template <typename T, int kCount, int kOperands>
+TORCH_SSAM_BODY void load_operand(const Cursor<kOperands, kCount>& c, int operand, T (&to)[kCount]) {
+  load_group(Cursor<kOperands, kCount>::template pointer<const T>(c, operand), to);
+}
+template <typename T, int kCount, int kOperands>
+TORCH_SSAM_BODY void store_operand(const Cursor<kOperands, kCount>& c, int operand, const T (&from)[kCount]) {
+  store_group(Cursor<kOperands, kCount>::template pointer<T>(c, operand), from);
+}
+
+template <typename Op, int kCount>
+struct ListBody {
+  static constexpr int kOperands = Op::kOperands;
+  static constexpr int64_t kAlign = math::kGaussianBlock;
+  static constexpr int64_t kSpan = kThreads * 4 * kCount;
+  static constexpr int64_t kWhole = kCount;
+  static constexpr int kAhead = Op::template kAhead<kCount>;  // groups loaded before the first is used: 1, 2 or 4
+  using TableType = TableFor<kOperands, kCount>;
+  using CursorType = Cursor<kOperands, kCount>;
+
+  struct Params {
+    typename Op::Settings settings;
+    TableType table;
+  };
+
+  TORCH_SSAM_BODY void run(const Params& params, Thread at) {
+    typename Op::Local local;
+    if (!Op::prepare(params.settings, local)) return;
+
+    // The thread's block of 64 elements and its lanes in it.
+    const int index = entry_of(params.table, at.block);
+    const Entry<kOperands>& entry = params.table.entries[index];
+    constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a block
+    const int64_t in_launch = at.block - params.table.first_block[index];
+    const int64_t block = entry.begin / kAlign + in_launch * (kThreads / kOwners) + at.index / kOwners;
+    const int lane = at.index % kOwners * kCount;
+    const int64_t first = block * kAlign + lane;
+    if (first >= entry.end) return;
+
+    OwnedNoise<kCount> noise;
+    TORCH_SSAM_UNROLL
+    for (int j = 0; j < 4; j += kAhead) {
+      typename Op::template Values<kCount> values[kAhead];
+      CursorType cursors[kAhead];
+      bool inside[kAhead];
+      TORCH_SSAM_UNROLL
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t element = first + (j + a) * math::kLanes;
+        inside[a] = element < entry.end && (kCount > 1 || element >= entry.begin);
+        if (inside[a]) {
+          cursors[a] = CursorType::make(params.table, entry, element);
+          Op::load(cursors[a], values[a]);
+        }
+      }
+      if constexpr (Op::kNoise) {
+        const math::Distribution distribution = params.settings.noise.distribution;
+        if (j == 0) {
+          const math::NoiseStream stream = make_stream(params.settings.noise, entry.number);
+          OwnedNoise<kCount>::make(noise, stream, distribution, block, lane);
+        }
+        TORCH_SSAM_UNROLL
+        for (int k = j; k < j + kAhead; ++k) {
+          if (k % 2 == 0) OwnedNoise<kCount>::to_values(noise, distribution, block, k);
+        }
+      }
+      TORCH_SSAM_UNROLL
+      for (int a = 0; a < kAhead; ++a) {
+        if (inside[a]) Op::finish(cursors[a], values[a], noise.word[j + a], local);
+      }
+    }
+  }
+};
+
+}  // namespace torch_ssam::cuda

@@ -1,0 +1,96 @@
+// Bodies of the kernels in perturb.cu: clean + noise with or without saving the clean weights, copying clean weights
+// back, and the step of the generator. The arithmetic is csrc/math's. Tests: test_cuda_on_host.cpp, test_cuda.py.
+#pragma once
+
+#include "list_body.h"
+
+namespace torch_ssam::cuda {
+
+struct PerturbSettings {
+  NoiseSettings noise;
+  Number found_inf;
+};
+
+// kSave: operand 0 (params) holds the clean weights, operand 1 receives them. Else operand 1 is the source.
+template <typename master_t, typename model_t, bool kSave>
+struct PerturbOp {
+  static constexpr int kOperands = 2;
+  static constexpr bool kNoise = true;
+  template <int kCount>
+  static constexpr int kAhead = kCount * sizeof(master_t) > 16 ? 1 : 2;
+  using math_t = math::opmath_t<master_t>;
+  using Settings = PerturbSettings;
+  struct Local {
+    math_t noise_std;
+  };
+  template <int kCount>
+  struct Values {
+    master_t clean[kCount];
+  };
+
+  TORCH_SSAM_BODY bool prepare(const Settings& settings, Local& local) {
+    local.noise_std = static_cast<math_t>(settings.noise.noise_std);
+    return read(settings.found_inf) == 0.0;
+  }
+
+  template <int kCount>
+  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
+    load_operand(cursor, kSave ? 0 : 1, values.clean);
+  }
+
+  template <int kCount>
+  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, const Values<kCount>& values,
+                              const uint32_t (&noise)[kCount], const Local& local) {
+    model_t perturbed[kCount];
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < kCount; ++l) {
+      perturbed[l] = math::perturb_stored<model_t>(values.clean[l], local.noise_std, math::bits_to_float(noise[l]));
+    }
+    if constexpr (kSave) store_operand(cursor, 1, values.clean);
+    store_operand(cursor, 0, perturbed);
+  }
+};
+
+// Copies bits: bits_t is an unsigned integer of the dtype's size. Operand 0 from operand 1.
+template <typename bits_t>
+struct RestoreOp {
+  static constexpr int kOperands = 2;
+  static constexpr bool kNoise = false;
+  template <int kCount>
+  static constexpr int kAhead = sizeof(bits_t) == 8 ? 2 : 4;
+  struct Settings {};
+  struct Local {};
+  template <int kCount>
+  struct Values {
+    bits_t bits[kCount];
+  };
+
+  TORCH_SSAM_BODY bool prepare(const Settings&, Local&) { return true; }
+
+  template <int kCount>
+  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
+    load_operand(cursor, 1, values.bits);
+  }
+
+  template <int kCount>
+  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, const Values<kCount>& values,
+                              const uint32_t (&)[kCount], const Local&) {
+    store_operand(cursor, 0, values.bits);
+  }
+};
+
+struct AdvanceBody {
+  struct Params {
+    int64_t* generator;
+    int64_t draws;
+    Number found_inf;
+  };
+
+  TORCH_SSAM_BODY void run(const Params& params, Thread at) {
+    if (global_index(at) != 0 || read(params.found_inf) != 0.0) return;
+    const auto draw = static_cast<uint64_t>(params.generator[1]) + static_cast<uint64_t>(params.draws);
+    params.generator[1] = static_cast<int64_t>(draw);
+  }
+};
+
+}  // namespace torch_ssam::cuda

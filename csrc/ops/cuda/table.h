@@ -1,0 +1,176 @@
+// A list of tensors as one kernel argument: where each starts in the launch grid, its pointers and, for tensors that
+// are not contiguous, its shape. Passed by value (up to 32,764 bytes since CUDA 12.1), so that a launch needs no copy
+// to the device and no synchronisation: 512 tensors of any sizes are one launch. Nothing here needs CUDA or PyTorch.
+// Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond the
+// last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and stride.
+// Tests: test_cuda_on_host.cpp.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "grid.h"
+
+namespace torch_ssam::cuda {
+
+template <int kOperands>
+struct Entry {
+  void* data[kOperands];
+  int64_t begin;    // first element of the tensor that the entry covers, and the one past its last
+  int64_t end;
+  uint32_t number;  // the tensor's place, or another number an operator gives it
+  int32_t layout;   // where its shape starts in the pool; negative where contiguous
+};
+
+// A block of threads covers a stretch of the entry's elements: kSpan, starting at a multiple of kAlign elements.
+template <int kOperands_, int kCapacity_, int kPool_>
+struct Table {
+  static constexpr int kOperands = kOperands_, kCapacity = kCapacity_, kPool = kPool_;
+  int32_t count;
+  int32_t first_block[kCapacity];
+  Entry<kOperands> entries[kCapacity];
+  // Of one tensor: dim, then dim sizes, then dim strides for each operand.
+  int64_t pool[kPool > 0 ? kPool : 1];
+};
+
+template <int kOperands>
+using AlignedTable = Table<kOperands, 512, 0>;
+template <int kOperands>
+using AnyTable = Table<kOperands, 224, 2048>;
+template <int kOperands, int kCount>
+using TableFor = std::conditional_t<kCount == 1, AnyTable<kOperands>, AlignedTable<kOperands>>;
+
+// The entry that a block of threads works on: the last that starts at or before it.
+template <typename TableType>
+TORCH_SSAM_BODY int entry_of(const TableType& table, int64_t block) {
+  int low = 0;
+  int high = table.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (table.first_block[middle] <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Where element `element`, counted in row-major order, lies in each operand, in elements.
+template <typename TableType>
+TORCH_SSAM_BODY void offsets_of(const TableType& table, const Entry<TableType::kOperands>& entry, int64_t element,
+                                int64_t (&offsets)[TableType::kOperands]) {
+  constexpr int kOperands = TableType::kOperands;
+  TORCH_SSAM_UNROLL
+  for (int k = 0; k < kOperands; ++k) offsets[k] = entry.layout < 0 ? element : 0;
+  if (entry.layout < 0) return;
+  const int64_t* shape = table.pool + entry.layout;
+  const int64_t dim = shape[0];
+  int64_t rest = element;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    const int64_t size = shape[1 + d];
+    const int64_t index = rest % size;
+    rest /= size;
+    TORCH_SSAM_UNROLL
+    for (int k = 0; k < kOperands; ++k) offsets[k] += index * shape[1 + (k + 1) * dim + d];
+  }
+}
+
+// --- Host side: from tensors to tables.
+
+template <int kOperands>
+struct ListTensor {
+  void* data[kOperands] = {};                 // null where an operator has no such operand
+  const int64_t* strides[kOperands] = {};     // null where contiguous
+  const int64_t* sizes = nullptr;
+  int64_t dim = 0;
+  int64_t numel = 0;
+  uint32_t number = 0;
+
+  bool contiguous() const {
+    return std::all_of(strides, strides + kOperands, [](const int64_t* s) { return s == nullptr; });
+  }
+  bool aligned() const {
+    return contiguous() && std::all_of(data, data + kOperands, [](const void* p) {
+             return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+           });
+  }
+};
+
+// Collects entries and calls launch(table, blocks) whenever a table is full, and at the end.
+template <typename TableType, typename Launch>
+class TableBuilder {
+ public:
+  static constexpr int kOperands = TableType::kOperands;
+  TableBuilder(int64_t align, int64_t span, Launch launch) : align_(align), span_(span), launch_(launch) {}
+
+  void add(const ListTensor<kOperands>& tensor, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const bool shaped = !tensor.contiguous();
+    const int64_t words = shaped ? 1 + tensor.dim * (1 + kOperands) : 0;
+    if (table_.count == TableType::kCapacity || used_ + words > TableType::kPool) flush();
+    Entry<kOperands>& entry = table_.entries[table_.count];
+    std::copy(tensor.data, tensor.data + kOperands, entry.data);
+    entry.begin = begin;
+    entry.end = end;
+    entry.number = tensor.number;
+    entry.layout = shaped ? static_cast<int32_t>(used_) : -1;
+    if (shaped) write_shape(tensor);
+    table_.first_block[table_.count] = static_cast<int32_t>(blocks_);
+    ++table_.count;
+    blocks_ += (end - begin / align_ * align_ + span_ - 1) / span_;
+  }
+
+  void flush() {
+    if (table_.count > 0) launch_(table_, blocks_);
+    table_.count = 0;
+    used_ = 0;
+    blocks_ = 0;
+  }
+
+ private:
+  void write_shape(const ListTensor<kOperands>& tensor) {
+    int64_t* at = table_.pool + used_;
+    *at++ = tensor.dim;
+    at = std::copy(tensor.sizes, tensor.sizes + tensor.dim, at);
+    for (int k = 0; k < kOperands; ++k) {
+      int64_t step = 1;
+      for (int64_t d = tensor.dim - 1; d >= 0; --d) {
+        at[d] = tensor.strides[k] == nullptr ? step : tensor.strides[k][d];
+        step *= tensor.sizes[d];
+      }
+      at += tensor.dim;
+    }
+    used_ = at - table_.pool;
+  }
+
+  int64_t align_, span_;
+  Launch launch_;
+  TableType table_{};
+  int64_t used_ = 0;
+  int64_t blocks_ = 0;
+};
+
+// Cuts a list into launches. A Body for kCount lanes a thread says what a block of threads covers (kAlign, kSpan) and
+// how much of a tensor the aligned path may take (kWhole: multiples of so many elements).
+template <template <int> class Body, int kCount, int kOperands, typename Launch>
+void for_each_launch(const std::vector<ListTensor<kOperands>>& tensors, const Launch& launch) {
+  using Aligned = Body<kCount>;
+  using Any = Body<1>;
+  const auto launch_aligned = [&](const auto& table, int64_t blocks) {
+    launch.template operator()<Aligned>(table, blocks);
+  };
+  const auto launch_any = [&](const auto& table, int64_t blocks) { launch.template operator()<Any>(table, blocks); };
+  TableBuilder<AlignedTable<kOperands>, decltype(launch_aligned)> aligned(Aligned::kAlign, Aligned::kSpan,
+                                                                          launch_aligned);
+  TableBuilder<AnyTable<kOperands>, decltype(launch_any)> any(Any::kAlign, Any::kSpan, launch_any);
+  for (const ListTensor<kOperands>& tensor : tensors) {
+    const int64_t whole = tensor.aligned() ? tensor.numel / Aligned::kWhole * Aligned::kWhole : 0;
+    aligned.add(tensor, 0, whole);
+    any.add(tensor, whole, tensor.numel);
+  }
+  aligned.flush();
+  any.flush();
+}
+
+}  // namespace torch_ssam::cuda
