@@ -60,12 +60,14 @@ class CMakeBuild(build_ext):
         if shutil.which("ninja"):
             arguments.append("-GNinja")
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        for command in (
-            [cmake, "-S", str(ROOT), "-B", str(build), *arguments],
-            [cmake, "--build", str(build), "--parallel", jobs],
-            [cmake, "--install", str(build), "--prefix", str(package), "--component", "python"],
-        ):
-            subprocess.run(command, check=True)
+        subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        # An editable install runs from the checkout, and setuptools copies only the extension there.
+        targets = {package, ROOT / "torch_ssam"} if self.inplace or self.editable_mode else {package}
+        for target in targets:
+            subprocess.run(
+                [cmake, "--install", str(build), "--prefix", str(target), "--component", "python"], check=True
+            )
 
     @staticmethod
     def _pybind11_dir() -> str:

@@ -1,4 +1,4 @@
-"""Products of correlated coordinates: optimality conditions of the weighted LASSO, autograd, and actual descent."""
+"""Products of correlated coordinates: optimality conditions of the LASSO, autograd, and actual descent."""
 
 import numpy as np
 import pytest
@@ -63,10 +63,14 @@ def test_gradient_descent_from_a_large_start_ends_at_the_limit_product(depth):
     target, noise_std = np.array([2.0, -1.5, 0.03]), 0.4
     weights = np.tile((3 * np.abs(target)) ** (1 / depth), (depth, 1))
     weights[0] *= np.sign(target)
-    w = torch.tensor(weights)
-    gradient = torch.func.grad(objective(target, noise_std, covariance))
-    for _ in range(4000):
-        w = w - 0.01 * gradient(w)
+    w = weights
+    for _ in range(25_000):
+        pull = covariance @ (target - w.prod(0))
+        others = np.array(
+            [np.delete(w, i, axis=0) for i in range(depth)]
+        )  # (layer left out, the rest, features)
+        extra = (others**2 + noise_std**2).prod(1) - (others**2).prod(1)
+        w = w + 0.02 * (pull * others.prod(1) - np.diag(covariance) * w * extra)
     limit = theory.limit_product(target, noise_std, depth, covariance)
     assert limit[2] == 0
     np.testing.assert_allclose(w.prod(0), limit, atol=1e-9)

@@ -1,5 +1,7 @@
-"""Average and worst-case sharpness: minima over factorisations (Hypothesis, SciPy), Hessian traces
-(autograd), and the projected ascent against the closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
+"""Sharpness of diagonal networks against Hypothesis, autograd, grids and SciPy.
+
+Minima over factorisations are searched for, traces come from autograd's Hessian, and the projected ascent meets the
+closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
 """
 
 import mpmath as mp

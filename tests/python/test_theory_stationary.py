@@ -1,7 +1,7 @@
 """Gradient noise against enumerated signs and quadrature; the stationary law against SciPy's Lyapunov solver.
 
-Enumeration gives the covariance of the Rademacher gradient without error, Gauss-Hermite nodes that of the Gaussian one
-(polynomials of degree at most 8 in each weight, 5 nodes are exact to degree 9).
+Enumeration gives the covariance of the Rademacher gradient without error, Gauss-Hermite nodes that of the
+Gaussian one (polynomials of degree at most 8 in each weight, 5 nodes are exact to degree 9).
 """
 
 import itertools
@@ -23,7 +23,7 @@ def nodes(distribution):
 
 
 def noisy_gradients(weights, target, noise_std, distribution):
-    """grad O(w + xi) of one coordinate for every combination of nodes, and the combinations' probabilities."""
+    """grad O(w + xi) of one coordinate for every combination of nodes, and their probabilities."""
     points, probabilities = nodes(distribution)
     choice = np.array(list(itertools.product(range(len(points)), repeat=len(weights))))
     w = weights + noise_std * points[choice]
@@ -107,8 +107,8 @@ def test_scipy_solves_the_same_lyapunov_equation(per_layer, depth, distribution)
 
 
 def test_simulated_weights_under_small_constant_steps_have_the_predicted_covariance():
-    # 6000 independent coordinates: a variance has relative standard error 1.8%; the 9% allowed is 5 of them (three
-    # entries, false alarm about 2e-6), terms of higher order in lr included.
+    # 6000 independent coordinates: a variance has relative standard error 1.8%; the 9% allowed is 5 of them
+    # (three entries, false alarm about 2e-6), terms of higher order in lr included.
     rng = np.random.default_rng(7)
     target, noise_std, lr, copies = 1.0, 0.3, 0.004, 6000
     start = theory.critical_points([target], noise_std, 2).minimum

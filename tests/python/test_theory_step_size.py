@@ -1,6 +1,6 @@
 """Step sizes and regions: Hessian norms and descent measured on a NumPy O_R, regions on roots of polynomials.
 
-The guarantees are checked where they are claimed, for gradient descent on O_R, with Hypothesis looking for exceptions.
+The guarantees are checked where they are claimed, for gradient descent on O_R; Hypothesis looks for exceptions.
 """
 
 import itertools
@@ -132,5 +132,7 @@ def test_on_every_face_of_the_box_descent_points_inwards(seed, depth):
     for layer, sign in itertools.product(range(depth), (-1, 1)):
         w = inside.copy()
         w[layer] = sign * bounds[layer]
-        gradient = torch.func.grad(objective)(*map(torch.tensor, (w, target, noise_std)), matrix)[layer]
-        assert (sign * gradient >= -1e-12 * (1 + np.abs(gradient.numpy()))).all()
+        gradient = torch.func.grad(objective)(*map(torch.tensor, (w, target, noise_std)), matrix)[
+            layer
+        ].numpy()
+        assert (sign * gradient >= -1e-12 * (1 + np.abs(gradient))).all()

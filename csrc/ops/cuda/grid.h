@@ -7,6 +7,14 @@
 
 #include "../../math/stored.h"
 
+// Loops of unknown length, a few turns at a time, so that several loads are under way.
+#define TORCH_SSAM_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__)
+#define TORCH_SSAM_UNROLL_BY(count) TORCH_SSAM_PRAGMA(unroll count)
+#else
+#define TORCH_SSAM_UNROLL_BY(count)
+#endif
+
 namespace torch_ssam::cuda {
 
 inline constexpr int kThreads = 256;  // a block

@@ -51,6 +51,8 @@ struct PerturbOp {
   }
 };
 
+struct RestoreSettings {};
+
 // Copies bits: bits_t is an unsigned integer of the dtype's size. Operand 0 from operand 1.
 template <typename bits_t>
 struct RestoreOp {
@@ -58,7 +60,7 @@ struct RestoreOp {
   static constexpr bool kNoise = false;
   template <int kCount>
   static constexpr int kAhead = sizeof(bits_t) == 8 ? 2 : 4;
-  struct Settings {};
+  using Settings = RestoreSettings;
   struct Local {};
   template <int kCount>
   struct Values {
@@ -77,6 +79,18 @@ struct RestoreOp {
                               const uint32_t (&)[kCount], const Local&) {
     store_operand(cursor, 0, values.bits);
   }
+};
+
+template <typename master_t, typename model_t, bool kSave>
+struct PerturbBody {
+  template <int kCount>
+  using With = ListBody<PerturbOp<master_t, model_t, kSave>, kCount>;
+};
+
+template <typename bits_t>
+struct RestoreBody {
+  template <int kCount>
+  using With = ListBody<RestoreOp<bits_t>, kCount>;
 };
 
 struct AdvanceBody {

@@ -109,6 +109,16 @@ struct UpdateOp {
   }
 };
 
+template <math::Momentum kMomentum, typename master_t, typename model_t, bool kPerturb>
+struct UpdateBody {
+  template <int kCount>
+  using With = ListBody<UpdateOp<kMomentum, master_t, model_t, kPerturb>, kCount>;
+};
+
+struct SquaresSettings {
+  double* lanes;
+};
+
 // Lane sums of every piece of kNormPiece elements: lanes[16 piece + l]. An entry's number is its tensor's first piece.
 template <typename scalar_t, int kCount>
 struct SquaresBody {
@@ -118,11 +128,8 @@ struct SquaresBody {
   static constexpr int64_t kWhole = math::kNormPiece;
   using TableType = TableFor<1, kCount>;
 
-  struct Settings {
-    double* lanes;
-  };
   struct Params {
-    Settings settings;
+    SquaresSettings settings;
     TableType table;
   };
 
@@ -136,7 +143,7 @@ struct SquaresBody {
 
     double sums[kCount] = {};
     const int64_t end = entry.end < (piece + 1) * kAlign ? entry.end : (piece + 1) * kAlign;
-#pragma unroll 4
+    TORCH_SSAM_UNROLL_BY(4)
     for (int64_t element = piece * kAlign + lane; element < end; element += math::kLanes) {
       scalar_t values[kCount];
       load_operand(Cursor<1, kCount>::make(params.table, entry, element), 0, values);
@@ -148,6 +155,12 @@ struct SquaresBody {
     TORCH_SSAM_UNROLL
     for (int l = 0; l < kCount; ++l) params.settings.lanes[(entry.number + piece) * math::kLanes + lane + l] = sums[l];
   }
+};
+
+template <typename scalar_t>
+struct SquaresFor {
+  template <int kCount>
+  using With = SquaresBody<scalar_t, kCount>;
 };
 
 // One block of threads: trees of 256 pieces at a time, then their sum in order, by one thread, as the contract has it.
@@ -179,11 +192,15 @@ struct ProjectionBody {
     double total = tile == 0 ? 0.0 : shared.total;
     const int64_t rest = params.pieces - tile * kThreads;
     const int count = rest < kThreads ? static_cast<int>(rest) : kThreads;
-#pragma unroll 8
+    TORCH_SSAM_UNROLL_BY(8)
     for (int i = 0; i < count; ++i) total += shared.sums[i];
     shared.total = total;
     if (tile + 1 == tiles(params)) *params.result = math::make_projection(total, params.radius);
   }
+};
+
+struct ScaleSettings {
+  const math::Projection* projection;
 };
 
 template <typename scalar_t>
@@ -193,9 +210,7 @@ struct ScaleOp {
   template <int kCount>
   static constexpr int kAhead = sizeof(scalar_t) == 8 ? 2 : 4;
   using math_t = math::opmath_t<scalar_t>;
-  struct Settings {
-    const math::Projection* projection;
-  };
+  using Settings = ScaleSettings;
   struct Local {
     math_t factor;
   };
@@ -224,6 +239,12 @@ struct ScaleOp {
     }
     store_operand(cursor, 0, values.weight);
   }
+};
+
+template <typename scalar_t>
+struct ScaleBody {
+  template <int kCount>
+  using With = ListBody<ScaleOp<scalar_t>, kCount>;
 };
 
 }  // namespace torch_ssam::cuda

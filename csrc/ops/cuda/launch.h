@@ -1,0 +1,160 @@
+// Launches the bodies on a GPU: the one __global__ wrapper, the current stream, the device guard, the launch check, and
+// what turns checked arguments (csrc/ops) into kernel parameters. Nothing here synchronises or copies to the device, so
+// a CUDA graph can capture every operator. Tests: tests/python/test_cuda.py on a GPU; the bodies: test_cuda_on_host.cpp.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "../cpu/segments.h"
+#include "../perturb.h"
+#include "table.h"
+
+namespace torch_ssam::cuda {
+
+using cpu::bytes_of;
+using cpu::dtype_pair;
+using cpu::DtypePair;
+
+inline constexpr int kBlocksPerProcessor = 4;  // 4 x 256 threads leave 64 registers each
+
+template <typename Body>
+concept HasPhases = requires { typename Body::Shared; };
+
+// A body with phases runs them over its tiles, the block of threads together, with a barrier after each.
+template <typename Body>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) kernel(
+    const __grid_constant__ typename Body::Params params) {
+  const Thread at{static_cast<int64_t>(blockIdx.x), static_cast<int>(threadIdx.x)};
+  if constexpr (HasPhases<Body>) {
+    __shared__ typename Body::Shared shared;
+    const int64_t tiles = Body::tiles(params);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      Body::first_phase(params, at, tile, shared);
+      __syncthreads();
+      Body::second_phase(params, at, tile, shared);
+      __syncthreads();
+    }
+  } else {
+    Body::run(params, at);
+  }
+}
+
+// The device of a call and its current stream, for as long as the call lasts.
+class Launcher {
+ public:
+  explicit Launcher(const Tensor& on_device) : guard_(on_device.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on_device.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <typename Body>
+  void run(const typename Body::Params& params, int64_t blocks) const {
+    if (blocks <= 0) return;
+    check(blocks <= 0x7fffffff, "a launch of ", blocks, " blocks is beyond what CUDA takes; split the call.");
+    kernel<Body><<<static_cast<unsigned>(blocks), kThreads, 0, stream_>>>(params);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // Enough blocks for `threads` threads.
+  template <typename Body>
+  void run_threads(const typename Body::Params& params, int64_t threads) const {
+    run<Body>(params, (threads + kThreads - 1) / kThreads);
+  }
+
+  // Body<kCount> over a list, in as few launches as its tables allow.
+  template <template <int> class Body, int kCount, int kOperands, typename Settings>
+  void run_list(const std::vector<ListTensor<kOperands>>& tensors, const Settings& settings) const {
+    for_each_launch<Body, kCount>(tensors, [&]<typename Chosen>(const auto& table, int64_t blocks) {
+      run<Chosen>({settings, table}, blocks);
+    });
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+template <typename A, typename B>
+struct Types {
+  using master_t = A;
+  using model_t = B;
+};
+
+// body(Types<master_t, model_t>) for the pair of dtypes.
+template <typename Body>
+void with_types(DtypePair pair, const Body& body) {
+  switch (pair) {
+    case DtypePair::f64:
+      return body(Types<double, double>{});
+    case DtypePair::f32:
+      return body(Types<float, float>{});
+    case DtypePair::bf16:
+      return body(Types<math::bfloat16_t, math::bfloat16_t>{});
+    case DtypePair::f16:
+      return body(Types<math::float16_t, math::float16_t>{});
+    case DtypePair::f32_bf16:
+      return body(Types<float, math::bfloat16_t>{});
+    default:
+      return body(Types<float, math::float16_t>{});
+  }
+}
+
+// The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list.
+template <size_t kOperands>
+std::vector<ListTensor<static_cast<int>(kOperands)>> list_tensors(const std::array<const TensorViews*, kOperands>& operands,
+                                                                  const std::vector<size_t>& chosen,
+                                                                  const std::vector<int64_t>* numbers) {
+  std::vector<ListTensor<static_cast<int>(kOperands)>> list;
+  list.reserve(chosen.size());
+  for (const size_t t : chosen) {
+    ListTensor<static_cast<int>(kOperands)> tensor;
+    for (size_t k = 0; k < kOperands; ++k) {
+      if (operands[k]->empty()) continue;
+      const TensorView& view = (*operands[k])[t];
+      tensor.data[k] = view.data;
+      tensor.strides[k] = view.contiguous ? nullptr : view.strides;
+      tensor.sizes = view.sizes;
+      tensor.dim = view.dim;
+      tensor.numel = view.numel;
+    }
+    tensor.number = numbers == nullptr ? 0 : static_cast<uint32_t>((*numbers)[t]);
+    list.push_back(tensor);
+  }
+  return list;
+}
+
+// body(pair, indices) for every pair of dtypes in the lists: one launch serves one pair.
+template <typename Body>
+void for_each_pair(const TensorViews& masters, const TensorViews& models, const Body& body) {
+  std::array<std::vector<size_t>, static_cast<size_t>(cpu::kDtypePairs)> groups;
+  for (size_t t = 0; t < masters.size(); ++t) {
+    groups[static_cast<size_t>(dtype_pair(masters[t].dtype, models[t].dtype))].push_back(t);
+  }
+  for (size_t pair = 0; pair < groups.size(); ++pair) {
+    if (!groups[pair].empty()) body(static_cast<DtypePair>(pair), groups[pair]);
+  }
+}
+
+// A number given as a tensor is read on the device, or, where it lies on the CPU, here.
+inline Number number_of(const std::optional<Tensor>& tensor, double otherwise, const Tensor& on_device,
+                        const char* name) {
+  if (!tensor) return {nullptr, false, otherwise};
+  const bool is_double = tensor->scalar_type() == ScalarType::Double;
+  Number number{tensor->data_ptr(), is_double, 0.0};
+  if (tensor->is_cpu()) {
+    return {nullptr, false, read(number)};
+  }
+  check_one_device({*tensor}, name, on_device, "the parameters");
+  return number;
+}
+
+inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {
+  return {static_cast<const int64_t*>(generator.data_ptr()), noise.draw_offset, noise.sample, noise.distribution,
+          noise.signed_std()};
+}
+
+}  // namespace torch_ssam::cuda
