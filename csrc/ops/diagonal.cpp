@@ -14,12 +14,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
 
 DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator) {
   const TensorView w = view_parameter(weight, "weight", 0);
-  check(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w), "; expected (depth, features), depth >= 1.");
+  TORCH_SSAM_CHECK(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w), "; expected (depth, features), depth >= 1.");
   const int64_t dim = input.dim();
-  check(dim >= 1 && input.size(dim - 1) == w.sizes[1], "input has ", dim >= 1 ? input.size(dim - 1) : 0,
+  TORCH_SSAM_CHECK(dim >= 1 && input.size(dim - 1) == w.sizes[1], "input has ", dim >= 1 ? input.size(dim - 1) : 0,
         " features in its last dimension and weight has ", w.sizes[1], "; expected the same.");
   const ScalarType x = input.scalar_type();
-  check(x == w.dtype || (w.dtype == ScalarType::Float && (x == ScalarType::BFloat16 || x == ScalarType::Half)),
+  TORCH_SSAM_CHECK(x == w.dtype || (w.dtype == ScalarType::Float && (x == ScalarType::BFloat16 || x == ScalarType::Half)),
         "input has dtype ", dtype_name(x), " and weight has ", dtype_name(w.dtype),
         "; expected the same. Convert the input, or the module with module.to(dtype).");
   check_one_device({input}, "input", weight, "weight");
@@ -34,7 +34,7 @@ void check_diagonal_grad(const Tensor& grad_output, const Tensor& input, bool re
   const int64_t dim = input.dim() - (readout ? 1 : 0);
   bool same = grad_output.dim() == dim && grad_output.scalar_type() == input.scalar_type();
   for (int64_t d = 0; same && d < dim; ++d) same = grad_output.size(d) == input.size(d);
-  check(same, "grad_output does not have the shape and dtype of the output.");
+  TORCH_SSAM_CHECK(same, "grad_output does not have the shape and dtype of the output.");
 }
 
 }  // namespace torch_ssam

@@ -9,7 +9,7 @@ namespace {
 std::string cpu_capability() { return cpu::kernels().name; }
 
 void set_cpu_capability(std::string name) {
-  check(cpu::select_kernels(name.c_str()), "no CPU kernels '", name,
+  TORCH_SSAM_CHECK(cpu::select_kernels(name.c_str()), "no CPU kernels '", name,
         "' here; expected plain, avx2 or avx512, and a processor and build that have them.");
 }
 

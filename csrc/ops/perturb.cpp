@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
 NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
                          int64_t draw_offset) {
   check_finite_nonnegative(noise_std, "noise_std");
-  check(sample >= 0 && sample <= 0xffffffffLL, "sample is ", sample, "; expected 0 to 2^32 - 1.");
+  TORCH_SSAM_CHECK(sample >= 0 && sample <= 0xffffffffLL, "sample is ", sample, "; expected 0 to 2^32 - 1.");
   return {noise_std, parse_distribution(distribution), sample, negate, draw_offset};
 }
 

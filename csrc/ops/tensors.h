@@ -31,10 +31,11 @@ template <typename... Parts>
   throw std::invalid_argument(message.str());
 }
 
-template <typename... Parts>
-void check(bool holds, const Parts&... parts) {
-  if (!holds) [[unlikely]] fail(parts...);
-}
+// A macro, so that the parts of the message are made only when it is needed.
+#define TORCH_SSAM_CHECK(holds, ...)                         \
+  do {                                                       \
+    if (!(holds)) [[unlikely]] ::torch_ssam::fail(__VA_ARGS__); \
+  } while (false)
 
 // A tensor's memory, without its reference count: valid while the caller holds the tensor.
 struct TensorView {

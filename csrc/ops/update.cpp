@@ -23,8 +23,8 @@ UpdateOptions check_update_options(double lr, double momentum, double dampening,
   check_finite_nonnegative(lr, "lr");
   check_finite_nonnegative(momentum, "momentum");
   check_finite_nonnegative(weight_decay, "weight_decay");
-  check(std::isfinite(dampening), "dampening is ", dampening, "; expected a finite number.");
-  check(!nesterov || (momentum > 0 && dampening == 0),
+  TORCH_SSAM_CHECK(std::isfinite(dampening), "dampening is ", dampening, "; expected a finite number.");
+  TORCH_SSAM_CHECK(!nesterov || (momentum > 0 && dampening == 0),
         "nesterov=True with momentum ", momentum, " and dampening ", dampening,
         "; Nesterov momentum expects momentum > 0 and dampening 0.");
   return {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
@@ -35,7 +35,7 @@ namespace {
 void check_scalar(const std::optional<Tensor>& tensor, const char* name) {
   if (!tensor) return;
   const ScalarType dtype = tensor->scalar_type();
-  check(tensor->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
+  TORCH_SSAM_CHECK(tensor->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
         tensor->numel(), " elements and dtype ", dtype_name(dtype), "; expected one float32 or float64 number.");
 }
 
@@ -59,7 +59,7 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
     check_matches(t.params, "params", t.weights, "weights", /*any_dtype=*/true);
     check_matches(t.grads, "grads", t.params, "params");
   }
-  check((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ", options.momentum,
+  TORCH_SSAM_CHECK((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ", options.momentum,
         " and there are ", momentum_buffers.size(),
         " momentum_buffers; expected one a tensor where momentum is not 0, and none where it is.");
   if (!momentum_buffers.empty()) check_matches(t.momentum_buffers, "momentum_buffers", t.weights, "weights");
@@ -76,7 +76,7 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
 }
 
 TensorViews check_project(const std::vector<Tensor>& weights, double radius) {
-  check(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
+  TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
   TensorViews views = view_parameters(weights, "weights");
   if (!weights.empty()) check_one_device(weights, "weights", weights[0], "weights[0]");
   return views;
