@@ -30,10 +30,14 @@ TORCH_SSAM_BODY NoiseStream make_noise_stream(int64_t seed, int64_t draw, int64_
           static_cast<uint32_t>(sample), static_cast<uint32_t>(d),       static_cast<uint32_t>(d >> 32)};
 }
 
-// The four words of one counter, given as two halves so that a vector loop over lanes needs no 64-bit lanes.
+// The four words of one counter (or of a bundle), given as two halves so that lanes need no 64-bit integers.
+template <typename word_t>
+TORCH_SSAM_BODY Words<word_t> noise_words(const NoiseStream& stream, word_t counter_low, word_t counter_high) {
+  return threefry4x32<word_t>({stream.seed_low, stream.seed_high, stream.place, stream.sample},
+                              {counter_low, counter_high, word_t(stream.draw_low), word_t(stream.draw_high)});
+}
 TORCH_SSAM_BODY Words4 noise_words(const NoiseStream& stream, uint32_t counter_low, uint32_t counter_high) {
-  return threefry4x32({stream.seed_low, stream.seed_high, stream.place, stream.sample},
-                      {counter_low, counter_high, stream.draw_low, stream.draw_high});
+  return noise_words<uint32_t>(stream, counter_low, counter_high);
 }
 
 // -2 ln(u) for u = ((word >> 1) | 1) / 2^31, in (0, 1]: exponent and mantissa apart, f in [sqrt(1/2), sqrt(2)),

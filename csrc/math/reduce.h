@@ -28,9 +28,10 @@ struct Projection {
   double factor;  // of use only where `outside`
 };
 
+// Weights that overflowed, or whose squares do, stay as they are: a factor of 0 would hide that the run diverged.
 TORCH_SSAM_BODY Projection make_projection(double squared_norm, double radius) {
   const double norm = square_root(squared_norm);
-  return {norm > radius, radius / norm};
+  return {norm > radius && norm <= 0x1p+1023, radius / norm};
 }
 
 template <typename opmath_t>

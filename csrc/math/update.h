@@ -38,11 +38,17 @@ TORCH_SSAM_BODY UpdateParams<opmath_t> make_update_params(double lr, double mome
           static_cast<opmath_t>(grad_scale)};
 }
 
+// Automatic mixed precision scales the loss, and so the gradient, by grad_scale.
+template <typename opmath_t>
+TORCH_SSAM_BODY opmath_t unscale_gradient(opmath_t grad, opmath_t grad_scale) {
+  return grad / grad_scale;
+}
+
 // With Momentum::none the buffer is neither read nor written; with kScaled false there is no grad_scale.
 template <Momentum kMomentum, bool kScaled, typename opmath_t>
 TORCH_SSAM_BODY opmath_t update_element(opmath_t clean, opmath_t grad, opmath_t& momentum_buffer,
                                         const UpdateParams<opmath_t>& p) {
-  opmath_t g = p.sign * (kScaled ? grad / p.grad_scale : grad);
+  opmath_t g = p.sign * (kScaled ? unscale_gradient(grad, p.grad_scale) : grad);
   g = p.weight_decay != opmath_t(0) ? fused_multiply_add(p.weight_decay, clean, g) : g;
   if (kMomentum != Momentum::none) {
     momentum_buffer = fused_multiply_add(p.buffer_factor, momentum_buffer, p.grad_factor * g);

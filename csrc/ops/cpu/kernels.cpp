@@ -9,6 +9,7 @@
 #include "../../math/diagonal.h"
 #include "../../math/reduce.h"
 #include "../../math/stored.h"
+#include "wide.h"
 
 #define TORCH_SSAM_CONCAT_(a, b) a##b
 #define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
@@ -45,16 +46,16 @@ class NoiseBlocks<Distribution::gaussian> {
   explicit NoiseBlocks(const NoiseStream& stream) : stream_(stream) {}
 
   void generate(int64_t block, float* values) {
-    const auto first = static_cast<uint64_t>(block) * kLanes;
-    const auto low = static_cast<uint32_t>(first);
-    const auto high = static_cast<uint32_t>(first >> 32);
-    TORCH_SSAM_INDEPENDENT
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const math::Noise4 z = math::gaussian4(stream_, low + static_cast<uint32_t>(lane), high);
-      values[lane] = z.z0;
-      values[kLanes + lane] = z.z1;
-      values[2 * kLanes + lane] = z.z2;
-      values[3 * kLanes + lane] = z.z3;
+    alignas(64) uint32_t words[kGaussianBlock];
+    block_words(stream_, block, words);
+    // Word pairs (0, 1) and (2, 3): two runs of 16 pairs.
+    for (int64_t half = 0; half < kGaussianBlock; half += 2 * kLanes) {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t lane = half; lane < half + kLanes; ++lane) {
+        const math::GaussianPair z = math::gaussian_pair(words[lane], words[lane + kLanes]);
+        values[lane] = z.first;
+        values[lane + kLanes] = z.second;
+      }
     }
   }
 
@@ -71,7 +72,7 @@ class NoiseBlocks<Distribution::rademacher> {
     constexpr int64_t kBits = kRademacherBlock / kGaussianBlock;
     const int64_t wide = block / kBits;
     if (wide != current_) {
-      generate_words(wide);
+      block_words(stream_, wide, words_);
       current_ = wide;
     }
     const int bit = static_cast<int>(block % kBits);
@@ -79,20 +80,6 @@ class NoiseBlocks<Distribution::rademacher> {
   }
 
  private:
-  void generate_words(int64_t wide) {
-    const auto first = static_cast<uint64_t>(wide) * kLanes;
-    const auto low = static_cast<uint32_t>(first);
-    const auto high = static_cast<uint32_t>(first >> 32);
-    TORCH_SSAM_INDEPENDENT
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const math::Words4 w = math::noise_words(stream_, low + static_cast<uint32_t>(lane), high);
-      words_[lane] = w.x0;
-      words_[kLanes + lane] = w.x1;
-      words_[2 * kLanes + lane] = w.x2;
-      words_[3 * kLanes + lane] = w.x3;
-    }
-  }
-
   NoiseStream stream_;
   int64_t current_ = -1;
   alignas(64) uint32_t words_[kGaussianBlock] = {};
