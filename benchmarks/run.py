@@ -1,0 +1,56 @@
+"""Runs the benchmarks, prints their tables and writes docs/benchmarks.md. `make bench` calls it.
+
+python benchmarks/run.py [--rounds N] [--only step,diagonal] [--no-write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import diagonal, harness, step  # noqa: E402
+
+
+def section(name: str, rounds: int, capability: str) -> list[str]:
+    """One part of the page, measured now."""
+    if name == "step":
+        table = step.table(list(step.CASES), rounds)
+        return [f"## The optimizer step ({capability} kernels)", "", *table, "", step.memory_beyond_sgd()]
+    if name == "diagonal":
+        return ["## DiagonalLinear, forward and backward", "", *diagonal.table(rounds)]
+    raise SystemExit(f"unknown benchmark {name!r}; expected step or diagonal")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="step,diagonal")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-write", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    capability = torch.ops.torch_ssam.cpu_capability()
+    body = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {datetime.date.today()}: {harness.machine()}.",
+        "Every figure is a ratio of medians of alternating rounds in one run; fp32, momentum 0.9.",
+        "",
+    ]
+    for name in args.only.split(","):
+        lines = section(name, args.rounds, capability)
+        body += [*lines, ""]
+        print("\n".join(lines), flush=True)
+    if not args.no_write:
+        (ROOT / "docs" / "benchmarks.md").write_text("\n".join(body))
+
+
+if __name__ == "__main__":
+    main()
