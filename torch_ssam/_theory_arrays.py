@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+_ABSENT = object()
+
 
 def is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "cpu")
@@ -75,13 +77,13 @@ def as_covariance(covariance: Any) -> Array | None:
 class Batch:
     """Leading dimensions of weights and target, folded into one and unfolded again."""
 
-    def __init__(self, weights: Any = None, target: Any = None, *, name: str = "target") -> None:
+    def __init__(self, weights: Any = _ABSENT, target: Any = _ABSENT, *, name: str = "target") -> None:
         self.likes = (weights, target)
         shapes: list[tuple[int, ...]] = []
         w, t = np.empty((1, 1)), np.empty(1)
         self.one_target = False
         self.features: int | None = None
-        if weights is not None:
+        if weights is not _ABSENT:
             w = as_array("weights", weights)
             if w.ndim < 2:
                 raise ValueError(
@@ -90,7 +92,7 @@ class Batch:
                 )
             shapes.append(w.shape[:-2])
             self.features = w.shape[-1]
-        if target is not None:
+        if target is not _ABSENT:
             t = as_array(name, target)
             self.one_target = t.ndim == 0
             if self.one_target:

@@ -98,9 +98,9 @@ def regularizer(weights: Any, noise_std: Any, covariance: Any = None) -> Any:
 
 
 def regularized_loss(weights: Any, target: Any, noise_std: Any, covariance: Any = None) -> Any:
-    """What S-SAM minimises: O_R(W) = O(W) + R(W) = E_xi O(W + xi) [CLS], for Gaussian and Rademacher noise
-    alike.
+    """What S-SAM minimises: O_R(W) = O(W) + R(W) = E_xi O(W + xi) [CLS].
 
+    The same for Gaussian and Rademacher noise: only independence, mean 0 and the variance enter (D).
     Args: weights (..., depth, features); target (..., features); noise_std a number or (depth,); covariance
     as in `loss`. Returns: shape (...).
 
@@ -241,9 +241,9 @@ def balance_gaps(weights: Any) -> Any:
 
 
 def balancing_rate(weights: Any, noise_std: Any) -> Any:
-    """Rate at which gradient flow of O_R closes the gaps: d/dt gap_ij = -4 eta^2 A_ij gap_ij ([CLS] Theorem
-    3.1a).
+    """Rate at which gradient flow of O_R closes the balance gaps.
 
+    d/dt gap_ij = -4 eta^2 A_ij gap_ij ([CLS] Theorem 3.1a), whitened data.
     Args: weights (..., depth, features); noise_std a number, or equal numbers: different noise in the layers
     leaves no law for a single gap, and raises ValueError.
     Returns: shape (..., depth, depth, features); 0 where i = j.
@@ -283,8 +283,7 @@ def balancing_factor(weights: Any, target: Any, noise_std: Any, lr: float) -> An
 
 
 def shrinkage_factor(target: Any, noise_std: Any, depth: int) -> Any:
-    """Shrinkage lambda with |p| = lambda^L |w*| at the non-zero minimum of O_R; 0 below the existence
-    threshold.
+    """Shrinkage lambda with |p| = lambda^L |w*| at the non-zero minimum of O_R, else 0.
 
     The largest root of lambda^2 - lambda^((L-2)/(L-1)) + eta^2 / |w*|^(2/L) = 0 ([CLS] Theorem 3.1b), in full
     double precision also next to the threshold; L = 2: sqrt(1 - eta^2 / |w*|). Per-layer noise: eta is the
@@ -326,11 +325,11 @@ def limit_product(target: Any, noise_std: Any, depth: int, covariance: Any = Non
 
 
 def existence_threshold(noise_std: Any, depth: int) -> float:
-    """Smallest |w*| with a non-zero minimum: eta^L (2(L-1)/L)^(L/2) (2(L-1)/(L-2))^((L-2)/2) ([CLS]), L = 2:
-    eta^2.
+    """Smallest |w*| for which O_R has a non-zero minimum.
 
-    The smallest double at or above that number, so that for L >= 3 `abs(target) >= existence_threshold(...)`
-    says exactly where `limit_product` is non-zero. Per-layer noise: prod eta_l in place of eta^L.
+    eta^L (2(L-1)/L)^(L/2) (2(L-1)/(L-2))^((L-2)/2) ([CLS] Theorem 3.1b); L = 2: eta^2. The smallest double at
+    or above that number, so that for L >= 3 `abs(target) >= existence_threshold(...)` says exactly where
+    `limit_product` is non-zero. Per-layer noise: prod eta_l in place of eta^L.
     Args: noise_std a number or (depth,); depth >= 2.
 
     >>> existence_threshold(1.0, 4)
@@ -392,13 +391,12 @@ def critical_points(target: Any, noise_std: Any, depth: int) -> CriticalPoints:
 def step_size_bound(
     weights: Any, target: Any, noise_std: Any, covariance: Any = None, *, sharp: bool = False
 ) -> Any:
-    """Step size 2 / M below which gradient descent on O_R decreases it at every step (D; form of [CLS]
-    Theorem 4.2).
+    """Step size 2 / M below which gradient descent on O_R decreases it at every step (D).
 
-    M = (L + sqrt(L^2 + (L-1)^2)) O_R / eta^2 with the largest coordinate's O_R, eta the smallest layer's;
-    full covariance: M = [(L + kappa) + sqrt((L + kappa)^2 + (L-1)^2)] O_R / eta^2, kappa = lambda_max(Sigma)
-    / min_h Sigma_hh. lr = (1 - delta) * this decreases O_R by at least delta lr |grad|^2. A guarantee for the
-    expected gradient: a single stochastic step has none.
+    The form of [CLS] Theorem 4.2. M = (L + sqrt(L^2 + (L-1)^2)) O_R / eta^2 with the largest coordinate's
+    O_R, eta the smallest layer's; full covariance: M = [(L + kappa) + sqrt((L + kappa)^2 + (L-1)^2)] O_R /
+    eta^2, kappa = lambda_max(Sigma) / min_h Sigma_hh. lr = (1 - delta) * this decreases O_R by at least delta
+    lr |grad|^2. A guarantee for the expected gradient: a single stochastic step has none.
     Args: as `regularized_loss`, noise_std > 0; sharp: use M_1 = max_h [(L+1) q^2 + 2 (L-1) |w*| q] / eta^2, q
     = |w*| + sqrt(O_R), which is larger steps mostly, without a full covariance. Returns: shape (...).
 
@@ -461,8 +459,7 @@ def coordinate_bounds(target: Any, noise_std: Any, depth: int) -> Any:
 def gradient_variance(
     weights: Any, target: Any, noise_std: Any, distribution: str = "gaussian", *, full: bool = False
 ) -> Any:
-    """Variance of S-SAM's stochastic gradient g~ = grad O(W + xi) around the gradient of O_R, whitened data
-    (D).
+    """Variance of S-SAM's stochastic gradient g~ = grad O(W + xi) around grad O_R, whitened data (D).
 
     Gaussian: E[g~_i^2] = 4 w*^2 A_i - 8 w* w_i prod_{k!=i} (w_k^3 + 3 w_k eta^2) + 4 a_i prod_{k!=i} (w_k^4 +
     6 w_k^2 eta^2 + 3 eta^4), less g_i^2; computed without that cancellation. Rademacher: eta^4 for 3 eta^4.

@@ -16,7 +16,8 @@ TORCH_SSAM_BODY double accumulate_square(double sum, double value) { return fuse
 template <typename opmath_t>
 TORCH_SSAM_BODY opmath_t add_lanes(opmath_t (&lanes)[kLanes]) {
   TORCH_SSAM_UNROLL
-  for (int width = static_cast<int>(kLanes) / 2; width > 0; width /= 2) {
+  for (int halving = 1; halving <= 4; ++halving) {
+    const int width = static_cast<int>(kLanes) >> halving;
     TORCH_SSAM_UNROLL
     for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
   }

@@ -113,9 +113,8 @@ void bind_sharpness(py::module_& m) {
   });
   m.def("minimal_average_sharpness", [](const Array& product, const Array& noise_std, std::int64_t depth) {
     const NoiseStd eta = noise(noise_std);
-    return batched_number(product.shape(0), [&](auto b) {
-      return theory::minimal_average_sharpness(item(product, b), eta, depth);
-    });
+    return batched_number(product.shape(0),
+                          [&](auto b) { return theory::minimal_average_sharpness(item(product, b), eta, depth); });
   });
   m.def("minimal_hessian_trace", [](const Array& product, std::int64_t depth) {
     return batched_number(product.shape(0),
@@ -143,9 +142,8 @@ void bind_balancing(py::module_& m) {
   });
   m.def("balancing_factor", [pairs](const Array& w, const Array& target, const Array& noise_std, double lr) {
     const NoiseStd eta = noise(noise_std);
-    return batched(w.shape(0), pairs(w), [&](auto b) {
-      return theory::balancing_factor(weights_item(w, b), item(target, b), eta, lr);
-    });
+    return batched(w.shape(0), pairs(w),
+                   [&](auto b) { return theory::balancing_factor(weights_item(w, b), item(target, b), eta, lr); });
   });
 }
 
@@ -191,22 +189,21 @@ void bind_shrinkage(py::module_& m) {
   m.def("existence_threshold", [](const Array& noise_std, std::int64_t depth) {
     return theory::existence_threshold(noise(noise_std), depth);
   });
-  m.def("global_threshold", [](const Array& noise_std, std::int64_t depth) {
-    return theory::global_threshold(noise(noise_std), depth);
-  });
+  m.def("global_threshold",
+        [](const Array& noise_std, std::int64_t depth) { return theory::global_threshold(noise(noise_std), depth); });
   m.def("critical_points", &critical_points);
 }
 
 void bind_step_size(py::module_& m) {
-  m.def("step_size_bound", [](const Array& w, const Array& target, const Array& noise_std,
-                              const OptionalArray& covariance, bool sharp) {
-    const Covariance c = covariance_of(covariance);
-    const NoiseStd eta = noise(noise_std);
-    const auto kind = sharp ? theory::SmoothnessBound::known_target : theory::SmoothnessBound::general;
-    return batched_number(w.shape(0), [&](auto b) {
-      return theory::step_size_bound(weights_item(w, b), item(target, b), eta, c, kind);
-    });
-  });
+  m.def("step_size_bound",
+        [](const Array& w, const Array& target, const Array& noise_std, const OptionalArray& covariance, bool sharp) {
+          const Covariance c = covariance_of(covariance);
+          const NoiseStd eta = noise(noise_std);
+          const auto kind = sharp ? theory::SmoothnessBound::known_target : theory::SmoothnessBound::general;
+          return batched_number(w.shape(0), [&](auto b) {
+            return theory::step_size_bound(weights_item(w, b), item(target, b), eta, c, kind);
+          });
+        });
   m.def("projection_radius", [](const Array& target, const Array& noise_std, std::int64_t depth) {
     const NoiseStd eta = noise(noise_std);
     return batched_number(target.shape(0),
@@ -251,11 +248,10 @@ void bind_stationary(py::module_& m) {
 }
 
 void bind_pac_bayes(py::module_& m) {
-  m.def("gaussian_kl",
-        [](const Array& weights, const Array& prior, const Array& noise_std, const Array& prior_std) {
-          const py::gil_scoped_release release;
-          return theory::gaussian_kl(view(weights), view(prior), view(noise_std), view(prior_std));
-        });
+  m.def("gaussian_kl", [](const Array& weights, const Array& prior, const Array& noise_std, const Array& prior_std) {
+    const py::gil_scoped_release release;
+    return theory::gaussian_kl(view(weights), view(prior), view(noise_std), view(prior_std));
+  });
   // The arrays below have been broadcast against each other.
   m.def("kl_inverse", [](const Array& q, const Array& c) {
     return batched_number(q.size(), [&](auto b) { return theory::kl_inverse(q.data()[b], c.data()[b]); });
@@ -267,8 +263,7 @@ void bind_pac_bayes(py::module_& m) {
       return theory::pac_bayes_bound(risk.data()[b], kl.data()[b], n.data()[b], delta.data()[b], bound, catoni_c);
     });
   });
-  m.def("sampled_risk_bound", &theory::sampled_risk_bound, py::arg("mean_risk"), py::arg("samples"),
-        py::arg("delta"));
+  m.def("sampled_risk_bound", &theory::sampled_risk_bound, py::arg("mean_risk"), py::arg("samples"), py::arg("delta"));
   m.def("prior_grid_delta", &theory::prior_grid_delta, py::arg("j"), py::arg("delta"));
 }
 

@@ -70,8 +70,8 @@ std::vector<double> NoiseStd::per_layer(std::int64_t depth) const {
     return std::vector<double>(static_cast<std::size_t>(depth), values_.front());
   }
   if (static_cast<std::int64_t>(values_.size()) != depth) {
-    throw bad_input("noise_std must be a number or one number per layer, got ", values_.size(),
-                    " numbers for depth ", depth);
+    throw bad_input("noise_std must be a number or one number per layer, got ", values_.size(), " numbers for depth ",
+                    depth);
   }
   return values_;
 }

@@ -54,7 +54,8 @@ class NoiseStd {
   std::vector<double> values_;
 };
 
-// Sigma = E x x^T: the identity (whitened data) unless told; its diagonal (features,) or all of it (features, features).
+// Sigma = E x x^T: the identity (whitened data) unless told; its diagonal (features,) or all of it (features,
+// features).
 class Covariance {
  public:
   Covariance() = default;

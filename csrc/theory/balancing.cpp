@@ -15,7 +15,8 @@ namespace {
 class PairArray {
  public:
   PairArray(const Weights& weights, double on_diagonal)
-      : depth_(weights.depth()), features_(weights.features()),
+      : depth_(weights.depth()),
+        features_(weights.features()),
         values_(static_cast<std::size_t>(depth_ * depth_ * features_), 0.0) {
     for (std::int64_t i = 0; i < depth_; ++i) {
       for (std::int64_t h = 0; h < features_; ++h) {

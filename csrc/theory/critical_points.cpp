@@ -127,9 +127,18 @@ std::vector<double> limit_product(View target, const NoiseStd& noise_std, std::i
     std::transform(p.begin(), p.end(), p.begin(), [&](double value) { return map.product(value); });
     return p;
   }
-  const double scale = std::abs(*std::max_element(p.begin(), p.end(), [](double a, double b) {
-    return std::abs(a) < std::abs(b);
-  }));
+  // Rounding of one right-hand side: eps times the largest target, through the heaviest row of Sigma over its diagonal.
+  double largest_target = 0;
+  double heaviest_row = 1;
+  for (std::int64_t h = 0; h < features; ++h) {
+    largest_target = std::max(largest_target, std::abs(target[static_cast<std::size_t>(h)]));
+    double row = 0;
+    for (std::int64_t k = 0; k < features; ++k) {
+      row += std::abs(covariance(h, k));
+    }
+    heaviest_row = std::max(heaviest_row, row / covariance.diagonal(h));
+  }
+  const double tolerance = 4 * std::numeric_limits<double>::epsilon() * largest_target * heaviest_row;
   std::vector<bool> collapsed(p.size(), false);
   std::vector<double> residual(p.size());
   constexpr int kSweeps = 20000;
@@ -154,12 +163,13 @@ std::vector<double> limit_product(View target, const NoiseStd& noise_std, std::i
       p[h] = next;
       largest_change = std::max(largest_change, std::abs(change));
     }
-    if (largest_change <= 4e-16 * scale) {
+    if (largest_change <= tolerance) {
       return p;
     }
   }
-  throw std::runtime_error("limit_product: the coordinates did not settle in 20000 sweeps; the covariance is too close "
-                           "to singular, add a small multiple of its diagonal");
+  throw std::runtime_error(
+      "limit_product: the coordinates did not settle in 20000 sweeps; the covariance is too close "
+      "to singular, add a small multiple of its diagonal");
 }
 
 }  // namespace torch_ssam::theory

@@ -62,8 +62,7 @@ double regularizer(const Weights& weights, const NoiseStd& noise_std, const Cova
   return sum.value();
 }
 
-double regularized_loss(const Weights& weights, View target, const NoiseStd& noise_std,
-                        const Covariance& covariance) {
+double regularized_loss(const Weights& weights, View target, const NoiseStd& noise_std, const Covariance& covariance) {
   return loss(weights, target, covariance) + regularizer(weights, noise_std, covariance);
 }
 

@@ -26,8 +26,7 @@ BoundKind parse_bound_kind(const std::string& name);
 
 // Upper bound on the true risk that holds with probability 1 - delta, at most 1. catoni_c is Catoni's constant, to be
 // fixed before the data are seen.
-double pac_bayes_bound(double empirical_risk, double kl, double n, double delta, BoundKind kind,
-                       double catoni_c = 1.0);
+double pac_bayes_bound(double empirical_risk, double kl, double n, double delta, BoundKind kind, double catoni_c = 1.0);
 
 // Upper bound on the posterior's empirical risk from its mean over `samples` draws, with probability 1 - delta:
 // kl_inverse(mean, ln(2 / delta) / samples).

@@ -35,7 +35,8 @@ double geometric_mean(const std::vector<double>& values) {
 // Gain O(W + xi) - O(W) and its gradient, for layers xi of shape (depth, features).
 class Gain {
  public:
-  Gain(const Weights& weights, View target) : weights_(weights), residual_(products(weights)), others_(weights.depth()) {
+  Gain(const Weights& weights, View target)
+      : weights_(weights), residual_(products(weights)), others_(weights.depth()) {
     for (std::size_t h = 0; h < residual_.size(); ++h) {
       residual_[h] = target[h] - residual_[h];
     }
@@ -151,8 +152,8 @@ std::vector<std::vector<double>> one_coordinate_starts(const Weights& weights, c
     for (std::int64_t l = 0; l < weights.depth(); ++l) {
       layers[at(l)] = weights(l, h);
     }
-    const auto smallest = std::min_element(layers.begin(), layers.end(),
-                                           [](double a, double b) { return std::abs(a) < std::abs(b); });
+    const auto smallest =
+        std::min_element(layers.begin(), layers.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
     const double grown = largest_product(layers, radius, &shift);
     double sign = 1;
     for (std::size_t l = 0; l < layers.size(); ++l) {

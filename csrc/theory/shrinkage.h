@@ -32,8 +32,8 @@ class ShrinkageMap {
   Root larger_root(double target) const;   // the minimum
   Root smaller_root(double target) const;  // the saddle; none for L = 2
 
-  double factor(double target) const;          // lambda in [0, 1); 0 below the threshold; 1 without noise
-  double product(double target) const;         // sign(w*) lambda^L |w*|
+  double factor(double target) const;           // lambda in [0, 1); 0 below the threshold; 1 without noise
+  double product(double target) const;          // sign(w*) lambda^L |w*|
   bool minimum_is_global(double target) const;  // O_R there is below O_R(0)
   double existence_threshold() const;
   double global_threshold() const;
@@ -46,9 +46,9 @@ class ShrinkageMap {
 
   std::int64_t depth_;
   std::vector<double> noise_std_;
-  Wide noise_product_;                // prod eta_l
+  Wide noise_product_;                      // prod eta_l
   Wide threshold_above_, threshold_below_;  // threshold of tau^2 as an exact fraction
-  Wide global_square_;                // square of tau at the global threshold
+  Wide global_square_;                      // square of tau at the global threshold
 };
 
 // lambda of every target.

@@ -65,8 +65,9 @@ double smoothness_bound(const Weights& weights, View target, const NoiseStd& noi
   if (covariance.is_full()) {
     covariance.check_positive_diagonal("step_size_bound");
     if (kind == SmoothnessBound::known_target) {
-      throw bad_input("the sharper step size needs coordinates that are not coupled, got a full covariance; "
-                      "pass sharp=False or the diagonal alone");
+      throw bad_input(
+          "the sharper step size needs coordinates that are not coupled, got a full covariance; "
+          "pass sharp=False or the diagonal alone");
     }
     return correlated_bound(weights, target, noise_std, covariance, smallest);
   }

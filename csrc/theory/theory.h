@@ -4,11 +4,11 @@
 // Tests: tests/cpp/test_theory.cpp; Python offers the same functions as torch_ssam.theory.
 #pragma once
 
-#include "theory/arguments.h"       // IWYU pragma: export
-#include "theory/balancing.h"       // IWYU pragma: export
-#include "theory/loss.h"            // IWYU pragma: export
-#include "theory/pac_bayes.h"       // IWYU pragma: export
-#include "theory/sharpness.h"       // IWYU pragma: export
-#include "theory/shrinkage.h"       // IWYU pragma: export
-#include "theory/stationary.h"      // IWYU pragma: export
-#include "theory/step_size.h"       // IWYU pragma: export
+#include "theory/arguments.h"   // IWYU pragma: export
+#include "theory/balancing.h"   // IWYU pragma: export
+#include "theory/loss.h"        // IWYU pragma: export
+#include "theory/pac_bayes.h"   // IWYU pragma: export
+#include "theory/sharpness.h"   // IWYU pragma: export
+#include "theory/shrinkage.h"   // IWYU pragma: export
+#include "theory/stationary.h"  // IWYU pragma: export
+#include "theory/step_size.h"   // IWYU pragma: export

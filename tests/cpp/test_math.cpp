@@ -81,7 +81,7 @@ TEST(NoiseTest, StreamSplitsSignedNumbersIntoWords) {
 
 TEST(NoiseTest, KeyIsSeedPlaceSampleAndCounterIsPositionDraw) {
   const NoiseStream s{1, 2, 3, 4, 5, 6};
-  const Words4 words = noise_words(s, 8, 9);
+  const Words4 words = noise_words(s, 8U, 9U);
   const Words4 expected = threefry4x32({1, 2, 3, 4}, {8, 9, 5, 6});
   EXPECT_EQ(words.x0, expected.x0);
   EXPECT_EQ(words.x1, expected.x1);

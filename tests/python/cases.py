@@ -1,7 +1,10 @@
-"""The shapes, dtypes and layouts that every operator test walks, and tensors with values that are never zero."""
+"""The shapes, dtypes and layouts that every operator test walks, and tensors with values that are never
+zero.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,7 +25,9 @@ LAYOUTS: dict[str, Layout] = {
     "strided_1d": lambda dtype: torch.empty(2 * 4097 + 1, dtype=dtype)[1::2],
     "transposed": lambda dtype: torch.empty(33, 65, dtype=dtype).t(),
     "transposed_large": lambda dtype: torch.empty(301, 233, dtype=dtype).t(),
-    "channels_last": lambda dtype: torch.empty(3, 5, 7, 11, dtype=dtype).to(memory_format=torch.channels_last),
+    "channels_last": lambda dtype: torch.empty(3, 5, 7, 11, dtype=dtype).to(
+        memory_format=torch.channels_last
+    ),
     "channels_last_large": lambda dtype: torch.empty(31, 8, 17, 17, dtype=dtype).to(
         memory_format=torch.channels_last
     ),
@@ -34,12 +39,16 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+@functools.cache
+def _values(n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(n, generator=generator, dtype=torch.float64) * 1.75 + 0.25
+    return values * (torch.randint(0, 2, (n,), generator=generator) * 2 - 1)
+
+
 def random_like(tensor: torch.Tensor, seed: int) -> torch.Tensor:
     """Fills `tensor` in place with values of size 1/4 to 2, of either sign, the same for every layout."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(tensor.numel(), generator=generator, dtype=torch.float64) * 1.75 + 0.25
-    signs = torch.randint(0, 2, (tensor.numel(),), generator=generator) * 2 - 1
-    return tensor.copy_((values * signs).reshape(tensor.shape))
+    return tensor.copy_(_values(tensor.numel(), seed).reshape(tensor.shape))
 
 
 def random(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Shared by all Python tests: loads the operators, puts back what a test may change for the others (random state,
-threads, default dtype, CPU kernels), and gives the fixtures that force a CPU variant.
+"""Shared by all Python tests: loads the operators, puts back what a test may change for the others
+(random state, threads, default dtype, CPU kernels), and gives the fixtures that force a CPU variant.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ CAPABILITIES = ("plain", "avx2", "avx512")
 
 @pytest.fixture(autouse=True)
 def _restore_global_state() -> Iterator[None]:
-    rng, numpy_rng = torch.get_rng_state(), np.random.get_state()
+    rng, numpy_rng = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     capability = torch.ops.torch_ssam.cpu_capability()
     yield
     torch.set_rng_state(rng)
-    np.random.set_state(numpy_rng)
+    np.random.set_state(numpy_rng)  # noqa: NPY002
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.ops.torch_ssam._set_cpu_capability(capability)

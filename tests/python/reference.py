@@ -1,12 +1,14 @@
-"""Slow, plain references for the operators, written from the documented formulas and not from the kernels.
+"""Slow, plain references for the operators, written from the documented formulas and not from the
+kernels.
 
-The noise contract (header of csrc/math/noise.h) in NumPy's uint32 and float32 arithmetic, with an fma made of exact
-float64 products and rounding to odd; the SGD update in float64; the diagonal product in float64. Used by test_noise_contract.py,
-test_ops_*.py, and free to be used by the tests of the fronts.
+The noise contract (header of csrc/math/noise.h) in NumPy's uint32 and float32 arithmetic, with an fma
+made of exact float64 products and rounding to odd; the SGD update in float64; the diagonal product in
+float64. Used by test_noise_contract.py, test_ops_*.py, and free to be used by the tests of the fronts.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +38,9 @@ def threefry4x32(key: Sequence[int], counter: Words, rounds: int = 20) -> Words:
                 break
             for r in range(4 * number, 4 * number + 4):
                 first, second = (1, 3) if r % 2 == 0 else (3, 1)
-                for accumulator, mixed, rotation in zip((0, 2), (first, second), _ROTATIONS[r % 8], strict=True):
+                for accumulator, mixed, rotation in zip(
+                    (0, 2), (first, second), _ROTATIONS[r % 8], strict=True
+                ):
                     x[accumulator] = x[accumulator] + x[mixed]
                     left, right = np.uint32(rotation), np.uint32(32 - rotation)
                     x[mixed] = ((x[mixed] << left) | (x[mixed] >> right)) ^ x[accumulator]
@@ -44,7 +48,7 @@ def threefry4x32(key: Sequence[int], counter: Words, rounds: int = 20) -> Words:
 
 
 def fma32(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Floats:
-    """a * b + c rounded once to float32: the product is exact in float64, the sum rounded to odd before the cast."""
+    """a * b + c rounded once to float32: an exact product, and a sum rounded to odd before the cast."""
     product = np.asarray(a, np.float32).astype(np.float64) * np.asarray(b, np.float32).astype(np.float64)
     product, addend = np.broadcast_arrays(product, np.asarray(c, np.float32).astype(np.float64))
     total = np.array(product + addend, ndmin=1)
@@ -64,8 +68,17 @@ def _polynomial(x: Floats, coefficients: Sequence[str]) -> Floats:
 
 
 # Contract numbers, highest power first; tools/fit_noise_polynomials.py derives them.
-_LOGARITHM = ("0x1.37a546p-3", "-0x1.08b288p-2", "0x1.0f4146p-2", "-0x1.2254bep-2", "0x1.5424f2p-2",
-              "-0x1.99a544p-2", "0x1.000438p-1", "-0x1.55554ep-1", "0x1.fffff8p-1")  # fmt: skip
+_LOGARITHM = (
+    "0x1.37a546p-3",
+    "-0x1.08b288p-2",
+    "0x1.0f4146p-2",
+    "-0x1.2254bep-2",
+    "0x1.5424f2p-2",
+    "-0x1.99a544p-2",
+    "0x1.000438p-1",
+    "-0x1.55554ep-1",
+    "0x1.fffff8p-1",
+)
 _SINE = ("0x1.4701dep-13", "-0x1.32e974p-8", "0x1.466f3ep-4", "-0x1.4abbf0p-1", "0x1.921fb6p+0")
 _COSINE = ("0x1.8bd856p-16", "-0x1.d4786ep-11", "0x1.472a76p-6", "-0x1.de9e60p-3", "0x1p+0")
 
@@ -91,9 +104,7 @@ def gaussian_pair(radius_word: Words, angle_word: Words) -> tuple[Floats, Floats
     return np.where(angle_word & 1, -first, first).astype(np.float32), (radius * sine).astype(np.float32)
 
 
-def noise_words(
-    seed: int, draw: int, place: int, sample: int, counters: npt.NDArray[np.uint64]
-) -> Words:
+def noise_words(seed: int, draw: int, place: int, sample: int, counters: npt.NDArray[np.uint64]) -> Words:
     """Words (4, n) of the given 64-bit counters."""
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, place, sample)
     draws = [np.full(counters.shape, (draw >> shift) & 0xFFFFFFFF, np.uint32) for shift in (0, 32)]
@@ -102,10 +113,18 @@ def noise_words(
     return threefry4x32(key, np.stack([low, high, *draws]))
 
 
+@functools.lru_cache(maxsize=256)
 def noise(
-    n: int, *, seed: int, draw: int, place: int = 0, sample: int = 0, distribution: str = "gaussian", begin: int = 0
+    n: int,
+    *,
+    seed: int,
+    draw: int,
+    place: int = 0,
+    sample: int = 0,
+    distribution: str = "gaussian",
+    begin: int = 0,
 ) -> Floats:
-    """Standard noise of elements begin .. begin + n - 1."""
+    """Standard noise of elements begin .. begin + n - 1; read only, it is kept for the next call."""
     element = np.arange(begin, begin + n, dtype=np.uint64)
     block = np.uint64(64 if distribution == "gaussian" else 2048)
     inside = element % block
@@ -118,8 +137,10 @@ def noise(
     return np.where((chosen >> bit.astype(np.uint32)) & 1, -1, 1).astype(np.float32)
 
 
-def perturbed(clean: torch.Tensor, noise_std: float, z: Floats, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """clean + noise_std * z, one rounding in float32 (float64 for float64 weights) and one to the stored type.
+def perturbed(
+    clean: torch.Tensor, noise_std: float, z: Floats, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """clean + noise_std * z: one rounding in float32 (float64 for float64 weights), one to the dtype.
 
     In float64 two roundings, exact where noise_std is a power of two.
     """
@@ -145,7 +166,7 @@ def sgd_update(
     first_step: bool = False,
     grad_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(weight, momentum buffer, size of the terms) in float64, by the formulas of torch.optim.SGD's documentation."""
+    """(weight, momentum buffer, size of the terms) in float64, as torch.optim.SGD documents them."""
     w, g = weight.double(), grad.double() / grad_scale
     g = -g if maximize else g
     g = g + weight_decay * w
@@ -173,7 +194,7 @@ def diagonal_gradients(
     """Gradients of input and weight in float64, each product of the other layers written out."""
     g, x, w = grad_output.double(), input.double(), weight.double()
     g = g.unsqueeze(-1) if readout else g
-    total = (g * x).reshape(-1, w.shape[1]).sum(dim=0)
+    total = (g * x).sum(dim=tuple(range(x.dim() - 1))) if x.dim() > 1 else g * x
     others = [torch.cat([w[:i], w[i + 1 :]]).prod(dim=0) for i in range(w.shape[0])]
     return (g * w.prod(dim=0)).expand(x.shape), torch.stack([total * other for other in others])
 

@@ -1,8 +1,10 @@
-"""The noise contract: every value of the operators' noise, bit for bit, from (seed, draw, place, element, sample) alone,
-against a NumPy reference; the published answers of Threefry; and statistics at a fixed seed.
+"""The noise contract: every value of the operators' noise, bit for bit, from (seed, draw, place, element,
+sample) alone, against a NumPy reference; the published answers of Threefry; and statistics at a fixed
+seed.
 
-False alarms: each statistical bound is at 5 standard deviations or p = 5e-7, so all of this file's together would fail
-a perfect generator about once in 10^4 seeds. The seed is fixed; a failure means that the numbers changed.
+False alarms: each statistical bound is at 5 standard deviations or p = 5e-7, so all of this file's
+together would fail a perfect generator about once in 10^4 seeds. The seed is fixed; a failure means that
+the numbers changed.
 """
 
 from __future__ import annotations
@@ -146,7 +148,12 @@ def test_each_of_the_four_words_is_normal_by_kolmogorov_smirnov(j: int) -> None:
 
 def test_gaussian_tails_have_the_right_weight() -> None:
     z = noise_of(1 << 24).abs()
-    for bound, probability in ((3.0, 2.699796e-3), (4.0, 6.334248e-5), (4.5, 6.795346e-6), (5.0, 5.733031e-7)):
+    for bound, probability in (
+        (3.0, 2.699796e-3),
+        (4.0, 6.334248e-5),
+        (4.5, 6.795346e-6),
+        (5.0, 5.733031e-7),
+    ):
         expected = probability * z.numel()
         assert abs(int((z > bound).sum()) - expected) < 5 * math.sqrt(expected), bound
     assert float(z.max()) <= math.sqrt(62 * math.log(2)) + 1e-6
@@ -174,7 +181,14 @@ def test_neighbours_at_any_lag_are_uncorrelated(distribution: str) -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_neighbouring_streams_are_uncorrelated(distribution: str) -> None:
     z = noise_of(N, distribution=distribution).double()
-    for other in ({"seed": 8}, {"seed": 7 + 2**32}, {"draw": 4}, {"draw": 3 + 2**32}, {"place": 1}, {"sample": 1}):
+    for other in (
+        {"seed": 8},
+        {"seed": 7 + 2**32},
+        {"draw": 4},
+        {"draw": 3 + 2**32},
+        {"place": 1},
+        {"sample": 1},
+    ):
         assert standard_errors(z * noise_of(N, distribution=distribution, **other).double(), 0, 1) < 5, other
 
 

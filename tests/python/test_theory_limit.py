@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torch_ssam import theory
@@ -29,6 +29,7 @@ def objective(target, noise_std, covariance):
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.floats(0.05, 1.2))
 @settings(max_examples=60, deadline=None)
+@example(958, 4, 0.875)  # rounding alone keeps the sweeps moving by more than an ulp of the targets
 def test_depth_two_meets_the_optimality_conditions_of_the_weighted_lasso(seed, features, noise_std):
     rng, covariance = correlated(seed, features)
     target = rng.standard_normal(features) * 2
@@ -64,7 +65,7 @@ def test_gradient_descent_from_a_large_start_ends_at_the_limit_product(depth):
     weights = np.tile((3 * np.abs(target)) ** (1 / depth), (depth, 1))
     weights[0] *= np.sign(target)
     w = weights
-    for _ in range(25_000):
+    for _ in range(20_000):
         pull = covariance @ (target - w.prod(0))
         others = np.array(
             [np.delete(w, i, axis=0) for i in range(depth)]

@@ -1,4 +1,4 @@
-"""KL divergences, their inverse and the PAC-Bayes bounds against mpmath, torch.distributions, SciPy and simulation."""
+"""KL divergences, their inverse and the PAC-Bayes bounds against mpmath, PyTorch, SciPy and simulation."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Sharpness of diagonal networks against Hypothesis, autograd, grids and SciPy.
 
-Minima over factorisations are searched for, traces come from autograd's Hessian, and the projected ascent meets the
-closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
+Minima over factorisations are searched for, traces come from autograd's Hessian, the projected ascent meets
+the closed one-coordinate form, a fine grid and SciPy's SLSQP from many starts.
 """
 
 import mpmath as mp

@@ -1,6 +1,7 @@
 """Step sizes and regions: Hessian norms and descent measured on a NumPy O_R, regions on roots of polynomials.
 
-The guarantees are checked where they are claimed, for gradient descent on O_R; Hypothesis looks for exceptions.
+The guarantees are checked where they are claimed, for gradient descent on O_R;
+Hypothesis looks for exceptions.
 """
 
 import itertools

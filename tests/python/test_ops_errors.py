@@ -1,0 +1,364 @@
+"""What bad input gets: an exception whose message says what came and what was expected, and no bit of any
+tensor written. One row a precondition, for each operator that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import generator_of, random
+from reference import same_bits
+
+ops = torch.ops.torch_ssam
+ERRORS = (ValueError, RuntimeError)
+NAN, INF = float("nan"), float("inf")
+
+
+def f32(*shape: int, seed: int = 1) -> torch.Tensor:
+    return random(shape, torch.float32, seed)
+
+
+def arguments(operator: str) -> dict[str, Any]:
+    """Good arguments of each operator: two tensors of shapes (3, 4) and (5,)."""
+    lists = {
+        name: [f32(3, 4, seed=s), f32(5, seed=s + 1)] for s, name in enumerate(("params", "clean", "grads"))
+    }
+    buffers = [f32(3, 4, seed=8), f32(5, seed=9)]
+    update = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1, "nesterov": False,
+              "maximize": False, "first_step": False}  # fmt: skip
+    noise = {"generator": generator_of(), "places": [0, 1], "noise_std": 0.1}
+    x, w = f32(6, 4, seed=5), f32(3, 4, seed=6)
+    return {
+        "perturb_": {"params": lists["params"], "clean": lists["clean"], **noise},
+        "perturb_from_clean_": {"params": lists["params"], "clean": lists["clean"], **noise},
+        "perturbed": {"weights": f32(3, 4), "generator": generator_of(), "place": 0, "noise_std": 0.1},
+        "restore_": {"params": lists["params"], "clean": lists["clean"]},
+        "advance_": {"generator": generator_of(), "draws": 1},
+        "update_": {
+            "weights": lists["params"],
+            "grads": lists["grads"],
+            "momentum_buffers": buffers,
+            **update,
+        },
+        "update_and_perturb_": {**lists, "momentum_buffers": buffers, **noise, **update},
+        "project_": {"weights": lists["params"], "radius": 0.1},
+        "diagonal": {"input": x, "weight": w},
+        "diagonal_backward": {
+            "grad_output": f32(6, 4),
+            "input": x,
+            "weight": w,
+            "generator": None,
+            "noise_std": 0.0,
+            "distribution": "gaussian",
+            "readout": False,
+            "needs_input": True,
+            "needs_weight": True,
+        },
+    }[operator]
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        return [values]
+    items = (
+        values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
+    )
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
+def second(tensor: torch.Tensor) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """The list with its second tensor replaced: the first is one that a hasty operator would have written."""
+    return lambda values: [values[0], tensor]
+
+
+OVERLAPPING = torch.zeros(20).as_strided((5,), (0,))
+PARTLY_OVERLAPPING = torch.zeros(20).as_strided((3, 4), (3, 1))
+PERTURB = ("perturb_", "perturb_from_clean_", "update_and_perturb_")
+UPDATE = ("update_", "update_and_perturb_")
+
+# (operators, argument, its bad value or a function of the good one, what the message must say)
+Case = tuple[tuple[str, ...], str, Any, str]
+CASES: list[Case] = [
+    # dtypes
+    (
+        ("perturb_", "restore_"),
+        "clean",
+        second(torch.zeros(5, dtype=torch.int64)),
+        r"clean\[1\] has dtype int64; expected",
+    ),
+    (
+        PERTURB,
+        "params",
+        second(torch.zeros(5, dtype=torch.complex64)),
+        r"params\[1\] has dtype complex64; expected",
+    ),
+    (
+        ("project_", "update_"),
+        "weights",
+        second(torch.zeros(5, dtype=torch.bool)),
+        r"weights\[1\] has dtype bool",
+    ),
+    (UPDATE, "grads", second(torch.zeros(5, dtype=torch.int32)), r"grads\[1\] has dtype int32; expected"),
+    (
+        ("perturbed",),
+        "weights",
+        torch.zeros(3, dtype=torch.complex64),
+        r"has dtype complex64; expected float64",
+    ),
+    (
+        ("diagonal", "diagonal_backward"),
+        "weight",
+        torch.zeros(3, 4, dtype=torch.int64),
+        r"weight.* has dtype int64",
+    ),
+    (
+        ("perturb_",),
+        "clean",
+        second(f32(5).half()),
+        r"clean\[1\] has dtype float16 and params\[1\] has float32",
+    ),
+    (
+        ("restore_",),
+        "clean",
+        second(f32(5).double()),
+        r"clean\[1\] has dtype float64 and params\[1\] has float32",
+    ),
+    (
+        ("perturb_from_clean_",),
+        "clean",
+        second(f32(5).half()),
+        "no kernel for clean weights of dtype float16 with parameters of dtype float32; expected",
+    ),
+    (
+        ("perturb_from_clean_",),
+        "params",
+        second(f32(5).double()),
+        "clean weights of dtype float32 .* dtype float64",
+    ),
+    (
+        ("update_",),
+        "grads",
+        second(f32(5).double()),
+        "clean weights of dtype float32 with parameters of dtype float64",
+    ),
+    (
+        ("update_and_perturb_",),
+        "grads",
+        second(f32(5).bfloat16()),
+        r"grads\[1\] has dtype bfloat16 and params\[1\] has float32",
+    ),
+    (
+        ("update_and_perturb_",),
+        "clean",
+        second(f32(5).bfloat16()),
+        r"(momentum_buffers\[1\]|clean weights).*bfloat16",
+    ),
+    (UPDATE, "momentum_buffers", second(f32(5).half()), r"momentum_buffers\[1\] has dtype float16"),
+    # shapes and counts
+    (
+        (*PERTURB, "restore_"),
+        "params",
+        second(f32(6)),
+        r"has shape \((5|6),\) and .* has \((5|6),\); expected the same",
+    ),
+    (UPDATE, "grads", second(f32(5, 1)), r"grads\[1\] has shape \(5, 1\) and weights\[1\] has \(5,\)"),
+    (UPDATE, "momentum_buffers", second(f32(1, 5)), r"momentum_buffers\[1\] has shape \(1, 5\)"),
+    (
+        ("perturb_", "restore_"),
+        "clean",
+        lambda v: v[:1],
+        "clean has 1 tensors and params has 2; expected one for each",
+    ),
+    (UPDATE, "grads", lambda v: [*v, f32(2)], "grads has 3 tensors and weights has 2"),
+    (UPDATE, "momentum_buffers", lambda v: v[:1], "momentum_buffers has 1 tensors and weights has 2"),
+    (
+        UPDATE,
+        "momentum_buffers",
+        [],
+        "momentum is 0.9 and there are 0 momentum_buffers; expected one a tensor",
+    ),
+    (UPDATE, "momentum", 0.0, "momentum is 0 and there are 2 momentum_buffers; expected .* none where it is"),
+    (PERTURB, "places", [0], "places has 1 entries for 2 tensors"),
+    (PERTURB, "places", [0, -1], r"place -1 is out of range; expected 0 to 2\^32 - 1"),
+    (PERTURB, "places", [2**32, 0], "place 4294967296 is out of range"),
+    (("perturbed",), "place", -1, "place -1 is out of range"),
+    # strides
+    (
+        ("perturb_", "restore_"),
+        "clean",
+        second(OVERLAPPING),
+        r"clean\[1\] has overlapping elements: shape \(5,\) strides \(0,\)",
+    ),
+    (PERTURB, "params", second(OVERLAPPING), r"params\[1\] has overlapping elements.*use tensor.clone\(\)"),
+    (
+        ("project_", "update_"),
+        "weights",
+        lambda v: [PARTLY_OVERLAPPING, v[1]],
+        r"weights\[0\] has overlapping elements: shape \(3, 4\) strides \(3, 1\)",
+    ),
+    (UPDATE, "momentum_buffers", second(OVERLAPPING), r"momentum_buffers\[1\] has overlapping elements"),
+    # the generator
+    (
+        (*PERTURB, "perturbed", "advance_"),
+        "generator",
+        torch.tensor([1.0, 2.0]),
+        r"generator has dtype float32 and 2 elements; expected a contiguous int64 tensor of two",
+    ),
+    (
+        (*PERTURB, "perturbed", "advance_"),
+        "generator",
+        torch.tensor([1, 2, 3]),
+        "generator has dtype int64 and 3 elements",
+    ),
+    (
+        (*PERTURB, "advance_"),
+        "generator",
+        torch.tensor([1, 0, 2, 0])[::2],
+        "expected a contiguous int64 tensor",
+    ),
+    (
+        ("diagonal", "diagonal_backward"),
+        "generator",
+        torch.tensor([1]),
+        "generator has dtype int64 and 1 elements",
+    ),
+    # numbers
+    *[
+        (
+            (*PERTURB, "perturbed", "diagonal", "diagonal_backward"),
+            "noise_std",
+            bad,
+            f"noise_std is {text}; expected",
+        )
+        for bad, text in ((-0.5, "-0.5"), (NAN, "-?nan"), (INF, "inf"))
+    ],
+    *[
+        (UPDATE, name, bad, f"{name} is {text}; expected a finite number >= 0")
+        for name in ("lr", "momentum", "weight_decay")
+        for bad, text in ((-0.5, "-0.5"), (NAN, "-?nan"), (INF, "inf"))
+    ],
+    *[(UPDATE, "dampening", bad, "dampening is .*; expected a finite number") for bad in (NAN, -INF)],
+    *[
+        (("project_",), "radius", bad, "radius is .*; expected a finite number > 0")
+        for bad in (0.0, -1.0, NAN, INF)
+    ],
+    *[((*PERTURB, "perturbed"), "sample", bad, f"sample is {bad}; expected 0 to") for bad in (-1, 2**32)],
+    (
+        (*PERTURB, "perturbed", "diagonal", "diagonal_backward"),
+        "distribution",
+        "uniform",
+        "distribution is 'uniform'; expected 'gaussian' or 'rademacher'",
+    ),
+    *[
+        (
+            UPDATE,
+            name,
+            bad,
+            f"{name.removesuffix('_tensor')} has {text}; expected one float32 or float64 number",
+        )
+        for name in ("lr_tensor", "grad_scale", "found_inf")
+        for bad, text in (
+            (torch.ones(2), "2 elements and dtype float32"),
+            (torch.ones(1).half(), "1 elements and dtype float16"),
+            (torch.ones(1, dtype=torch.int64), "1 elements and dtype int64"),
+        )
+    ],
+    # the diagonal product
+    (
+        ("diagonal", "diagonal_backward"),
+        "weight",
+        f32(4),
+        r"weight has shape \(4,\); expected \(depth, features\), depth >= 1",
+    ),
+    (("diagonal",), "weight", f32(0, 4), r"weight has shape \(0, 4\)"),
+    (
+        ("diagonal", "diagonal_backward"),
+        "input",
+        f32(6, 5),
+        "input has 5 features .* and weight has 4; expected the same",
+    ),
+    (("diagonal",), "input", torch.tensor(1.0), "input has .* weight has 4"),
+    (
+        ("diagonal", "diagonal_backward"),
+        "input",
+        f32(6, 4).double(),
+        "input has dtype float64 and weight has float32",
+    ),
+    (
+        ("diagonal",),
+        "weight",
+        f32(3, 4).half(),
+        "input has dtype float32 and weight has float16; expected the same",
+    ),
+    (
+        ("diagonal_backward",),
+        "grad_output",
+        f32(6, 5),
+        "grad_output does not have the shape and dtype of the output",
+    ),
+    (
+        ("diagonal_backward",),
+        "grad_output",
+        f32(6, 4).half(),
+        "grad_output does not have the shape and dtype",
+    ),
+    (("diagonal_backward",), "readout", True, "grad_output does not have the shape and dtype of the output"),
+]
+
+FLAT = [(operator, name, bad, message) for names, name, bad, message in CASES for operator in names]
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "bad", "message"),
+    FLAT,
+    ids=[f"{op}-{name}-{i}" for i, (op, name, _, _) in enumerate(FLAT)],
+)
+def test_bad_input_is_named_and_nothing_is_written(operator: str, name: str, bad: Any, message: str) -> None:
+    given = arguments(operator)
+    given[name] = bad(given[name]) if callable(bad) else bad
+    before = [t.clone() for t in tensors_in(given)]
+    with pytest.raises(ERRORS, match=message):
+        getattr(ops, operator)(**given)
+    for after, start in zip(tensors_in(given), before, strict=True):
+        assert same_bits(after.contiguous(), start.contiguous())
+
+
+@pytest.mark.parametrize("operator", sorted({row[0] for row in FLAT}))
+def test_the_good_arguments_of_these_tests_are_accepted(operator: str) -> None:
+    given = arguments(operator)
+    before = [t.clone() for t in tensors_in(given)]
+    result = getattr(ops, operator)(**given)
+    written = any(not same_bits(a, b) for a, b in zip(tensors_in(given), before, strict=True))
+    assert written == (result is None)
+
+
+def test_nesterov_needs_momentum_and_no_dampening() -> None:
+    for momentum, dampening in ((0.0, 0.0), (0.9, 0.1)):
+        given = arguments("update_") | {"nesterov": True, "momentum": momentum, "dampening": dampening}
+        given["momentum_buffers"] = given["momentum_buffers"] if momentum else []
+        with pytest.raises(
+            ERRORS, match=r"nesterov=True with momentum .* expects momentum > 0 and dampening 0"
+        ):
+            ops.update_(**given)
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+@pytest.mark.parametrize(
+    ("operator", "name"), [("update_", "grads"), ("perturb_", "clean"), ("project_", "weights")]
+)
+def test_sparse_tensors_are_refused(operator: str, name: str, layout: str) -> None:
+    given = arguments(operator)
+    sparse = given[name][0].to_sparse() if layout == "sparse_coo" else given[name][0].to_sparse_csr()
+    given[name] = [sparse, given[name][1]]
+    with pytest.raises(ERRORS, match=r"[Ss]parse"):
+        getattr(ops, operator)(**given)
+
+
+def test_an_unknown_capability_is_named_and_changes_nothing() -> None:
+    before = ops.cpu_capability()
+    with pytest.raises(ERRORS, match="no CPU kernels 'sse9' here; expected plain, avx2 or avx512"):
+        ops._set_cpu_capability("sse9")
+    assert ops.cpu_capability() == before

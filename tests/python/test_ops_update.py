@@ -1,0 +1,320 @@
+"""update_, update_and_perturb_ and project_: against a float64 reference within a stated rounding error,
+against torch.optim.SGD within 2 ulp a step, and one pass (update_and_perturb_) bit for bit against two
+(update_, then perturb_from_clean_), over sizes, dtypes, layouts, mixed lists and thread counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import reference
+import torch
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, generator_of, random, random_like, same_layout
+from reference import same_bits
+
+ops = torch.ops.torch_ssam
+STD = 2.0**-7
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"lr": 0.1},
+    "decay": {"lr": 0.1, "weight_decay": 0.3},
+    "ascent": {"lr": 0.1, "maximize": True, "weight_decay": 0.3},
+    "first": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "first_step": True},
+    "momentum": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.3},
+    "negative_dampening": {"lr": 0.1, "momentum": 0.9, "dampening": -0.5},
+    "nesterov": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
+    "nesterov_first_ascent": {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": True,
+        "first_step": True,
+        "maximize": True,
+    },
+}
+
+
+def run_update(
+    weights: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    buffers: list[torch.Tensor],
+    kind: dict[str, Any],
+    **more: Any,
+) -> None:
+    options = dict(kind)
+    ops.update_(
+        weights, grads, buffers if options.get("momentum") else [], options.pop("lr"), **options, **more
+    )
+
+
+def assert_follows_reference(
+    after: torch.Tensor,
+    buffer: torch.Tensor,
+    before: torch.Tensor,
+    grad: torch.Tensor,
+    buffer_before: torch.Tensor,
+    kind: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Within 2 roundings of the arithmetic and 1/2 of the stored type, relative to the terms."""
+    weight, moved, size = reference.sgd_update(before, grad, buffer_before, **kind, **more)
+    arithmetic = torch.float64 if before.dtype == torch.float64 else torch.float32
+    bound = 2 * reference.ulp(arithmetic) * size + reference.ulp(before.dtype) / 2 * weight.abs()
+    assert bool(
+        ((after.double() - weight).abs() <= bound * 1.01 + 1e-7 * (before.dtype == torch.float16)).all()
+    )
+    if moved is not None:
+        bound = (
+            2 * reference.ulp(arithmetic) * size / kind["lr"] + reference.ulp(before.dtype) / 2 * moved.abs()
+        )
+        assert bool(
+            ((buffer.double() - moved).abs() <= bound * 1.01 + 1e-7 * (before.dtype == torch.float16)).all()
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("master", "model"), PAIRS)
+def test_update_follows_the_float64_reference_for_all_sizes(
+    master: torch.dtype, model: torch.dtype, kind: str
+) -> None:
+    for n in SIZES if kind == "momentum" else SIZES[:-1]:
+        weight, grad, buffer = (
+            random(n, dtype, seed=n + s) for s, dtype in enumerate((master, model, master))
+        )
+        before, grad_before, buffer_before = weight.clone(), grad.clone(), buffer.clone()
+        run_update([weight], [grad], [buffer], KINDS[kind])
+        assert_follows_reference(weight, buffer, before, grad, buffer_before, KINDS[kind])
+        assert same_bits(grad, grad_before)
+        if master in (torch.float64, torch.float32):
+            assert bool((weight != before).all())
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["decay", "momentum", "nesterov"])
+@pytest.mark.parametrize(("master", "model"), PAIRS)
+def test_grad_scale_divides_the_gradients(
+    master: torch.dtype, model: torch.dtype, kind: str, scale_dtype: torch.dtype
+) -> None:
+    weight, grad, buffer = (random(1001, dtype, seed=s) for s, dtype in enumerate((master, model, master)))
+    before, buffer_before = weight.clone(), buffer.clone()
+    run_update([weight], [grad], [buffer], KINDS[kind], grad_scale=torch.tensor(48.0, dtype=scale_dtype))
+    assert_follows_reference(weight, buffer, before, grad, buffer_before, KINDS[kind], grad_scale=48.0)
+
+
+@pytest.mark.parametrize("lr_tensor", [torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)])
+def test_lr_tensor_overrides_lr(lr_tensor: torch.Tensor) -> None:
+    weight, grad = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)
+    expected = weight.clone()
+    ops.update_([expected], [grad], [], 0.25)
+    ops.update_([weight], [grad], [], 99.0, lr_tensor=lr_tensor)
+    assert same_bits(weight, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "kind", [name for name in KINDS if "first" not in name and name != "negative_dampening"]
+)
+def test_each_step_is_within_2_ulp_of_torch_sgd(kind: str, dtype: torch.dtype) -> None:
+    options = dict(KINDS[kind])
+    param = torch.nn.Parameter(random(997, dtype, seed=1))
+    sgd = torch.optim.SGD([param], foreach=False, **options)
+    weight, buffer = param.detach().clone(), torch.zeros(997, dtype=dtype)
+    for step in range(5):
+        param.grad = random(997, dtype, seed=10 + step)
+        sgd.step()
+        run_update([weight], [param.grad], [buffer], {**options, "first_step": step == 0})
+        # The ulp of the largest term, weights and gradients being at most 2 and the buffer 20 in size.
+        terms = torch.maximum(
+            weight.abs(), torch.tensor(0.1 * 20 if "momentum" in options else 0.2, dtype=dtype)
+        )
+        assert bool(((weight - param).abs() <= 2 * reference.ulp(dtype) * terms).all())
+        with torch.no_grad():  # compare one step at a time
+            weight.copy_(param)
+            if "momentum" in options:
+                buffer.copy_(sgd.state[param]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_update_is_the_same_bits_in_every_layout(layout: str, dtype: torch.dtype) -> None:
+    tensors = [same_layout(torch.empty(0, dtype=dtype), layout, seed=s) for s in range(3)]
+    plain = [t.clone(memory_format=torch.contiguous_format) for t in tensors]
+    run_update(*([t] for t in plain), KINDS["nesterov"])
+    strided, mixed = [t.clone() for t in tensors], [t.clone() for t in tensors]
+    for copy, layouts in ((strided, (True, True, True)), (mixed, (False, True, False))):
+        for i, use_layout in enumerate(layouts):
+            copy[i] = (
+                same_layout(tensors[i], layout, seed=i) if use_layout else tensors[i].contiguous().clone()
+            )
+        run_update(*([t] for t in copy), KINDS["nesterov"])
+        assert same_bits(copy, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("master", "model"), PAIRS)
+def test_one_pass_has_the_bits_of_two(master: torch.dtype, model: torch.dtype, kind: str) -> None:
+    for n in SIZES if kind == "momentum" else SIZES[:-1]:
+        for distribution, sample, negate, offset in (
+            ("gaussian", 0, False, 1),
+            ("rademacher", 3, True, -(2**40)),
+        ):
+            clean, grad, buffer = (random(n, t, seed=n + s) for s, t in enumerate((master, model, master)))
+            two = [clean.clone(), grad, buffer.clone(), torch.empty(n, dtype=model)]
+            run_update([two[0]], [grad], [two[2]], KINDS[kind])
+            ops.perturb_from_clean_(
+                [two[3]], [two[0]], generator_of(), [7], STD, distribution, sample, negate, offset
+            )
+            one = [clean, grad, buffer, torch.full((n,), 99.0, dtype=model)]
+            run_fused(
+                [one[3]], [clean], [grad], [buffer], [7], KINDS[kind], distribution, sample, negate, offset
+            )
+            assert same_bits(one, two)
+
+
+def run_fused(
+    params: list[torch.Tensor],
+    clean: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    buffers: list[torch.Tensor],
+    places: list[int],
+    kind: dict[str, Any],
+    *noise: Any,
+    **more: Any,
+) -> None:
+    o = {
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "maximize": False,
+        "first_step": False,
+        **kind,
+    }
+    ops.update_and_perturb_(
+        params,
+        clean,
+        grads,
+        buffers if o["momentum"] else [],
+        generator_of(),
+        places,
+        o["lr"],
+        o["momentum"],
+        o["dampening"],
+        o["weight_decay"],
+        o["nesterov"],
+        o["maximize"],
+        o["first_step"],
+        STD,
+        *noise,
+        **more,
+    )
+
+
+Lists = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]
+
+
+def mixed_lists() -> Lists:
+    """(params, clean, grads, buffers): all pairs of dtypes, many sizes and layouts, above the grain."""
+    params, clean, grads, buffers = [], [], [], []
+    for i, (master, model) in enumerate(PAIRS):
+        for n in (0, 1, 33, 4097, 20011):
+            params.append(random(n, model, seed=i + n))
+            clean.append(random(n, master, seed=i + n + 1))
+            grads.append(random(n, model, seed=i + n + 2))
+            buffers.append(random(n, master, seed=i + n + 3))
+        for layout in ("transposed_large", "slice", "scalar"):
+            params.append(same_layout(torch.empty(0, dtype=model), layout, seed=i))
+            clean.append(same_layout(torch.empty(0, dtype=master), layout, seed=i + 1))
+            grads.append(same_layout(torch.empty(0, dtype=model), layout, seed=i + 2))
+            buffers.append(same_layout(torch.empty(0, dtype=master), layout, seed=i + 3).contiguous())
+    return params, clean, grads, buffers
+
+
+def test_mixed_lists_give_each_tensor_the_bits_it_gets_alone_for_any_thread_count() -> None:
+    alone = mixed_lists()
+    places = list(range(len(alone[0])))
+    for i in places:
+        run_fused(*([part[i]] for part in alone), [i], KINDS["momentum"])  # type: ignore[arg-type]
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        together = mixed_lists()
+        run_fused(*together, places, KINDS["momentum"])
+        assert all(same_bits(a, b) for a, b in zip(together, alone, strict=True))
+        _, clean, grads, buffers = mixed_lists()
+        run_update(clean, grads, buffers, KINDS["momentum"])
+        assert same_bits(clean, alone[1])
+        assert same_bits(buffers, alone[3])
+
+
+@pytest.mark.parametrize("value", [1.0, float("inf"), float("nan")])
+def test_found_inf_writes_nothing(value: float) -> None:
+    flag = torch.tensor([value])
+    lists, before = mixed_lists(), mixed_lists()
+    run_fused(
+        *lists, list(range(len(lists[0]))), KINDS["momentum"], found_inf=flag, grad_scale=torch.tensor(2.0)
+    )
+    run_update(lists[1], lists[2], lists[3], KINDS["momentum"], found_inf=flag)
+    assert all(same_bits(a, b) for a, b in zip(lists, before, strict=True))
+
+
+def test_found_inf_of_zero_updates() -> None:
+    weight, grad = random(10, torch.float32, seed=1), random(10, torch.float32, seed=2)
+    expected = weight.clone()
+    ops.update_([expected], [grad], [], 0.1)
+    ops.update_([weight], [grad], [], 0.1, found_inf=torch.zeros(1))
+    assert same_bits(weight, expected)
+
+
+def test_a_first_step_forgets_the_buffer() -> None:
+    weight, grad = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)
+    buffer = random(100, torch.float32, seed=3)
+    run_update([weight], [grad], [buffer], KINDS["first"])
+    assert same_bits(buffer, grad)
+
+
+# --- projection
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_projection_scales_the_stacked_weights_onto_the_ball(dtype: torch.dtype) -> None:
+    weights = [random(n, dtype, seed=n) for n in (0, 1, 33, 4097, 5000)]
+    weights += [
+        same_layout(torch.empty(0, dtype=dtype), layout, seed=2) for layout in ("slice", "transposed")
+    ]
+    before = [w.clone() for w in weights]
+    norm = float(torch.cat([w.double().reshape(-1) for w in weights]).square().sum().sqrt())
+    ops.project_(weights, norm / 3)
+    for after, start in zip(weights, before, strict=True):
+        torch.testing.assert_close(
+            after.double(),
+            start.double() / 3,
+            rtol=2 * reference.ulp(dtype),
+            atol=1e-7 * (dtype == torch.float16),
+        )
+
+
+def test_projection_inside_the_ball_changes_no_bit() -> None:
+    weights = [random(5000, torch.float32, seed=1), same_layout(torch.empty(0), "slice", seed=2)]
+    before = [w.clone() for w in weights]
+    norm = float(torch.cat([w.double().reshape(-1) for w in weights]).square().sum().sqrt())
+    ops.project_(weights, norm * (1 + 1e-9))
+    assert same_bits(weights, before)
+
+
+def test_projection_is_the_same_for_any_thread_count_and_layout() -> None:
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for base in (torch.empty(301, 233).t(), torch.empty(233, 301)):
+            weights = [random(n, torch.float32, seed=n) for n in (100003, 7)] + [random_like(base, 5)]
+            ops.project_(weights, 1.0)
+            results.append(weights)
+    assert all(same_bits(result, results[0]) for result in results)
+
+
+def test_projection_of_weights_that_are_not_finite_zeroes_nothing() -> None:
+    # The squares of the first overflow; a factor of radius / inf would wipe out every weight.
+    for value in (1e200, float("inf"), float("nan")):
+        weights = [torch.full((4,), value, dtype=torch.float64), torch.ones(3)]
+        ops.project_(weights, 1.0)
+        assert bool((weights[0] != 0).all()), value
