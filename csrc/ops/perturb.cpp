@@ -26,7 +26,8 @@ NoiseOptions check_noise(double noise_std, const std::string& distribution, int6
 
 PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
                           const std::vector<int64_t>& places, const NoiseOptions& noise, bool save) {
-  PerturbArgs args{view_parameters(params, "params"), view_parameters(clean, "clean"), noise};
+  PerturbArgs args{view_parameters(params, "params", Use::writes),
+                   view_parameters(clean, "clean", save ? Use::writes : Use::reads), noise};
   check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
   check_places(places, params.size());
   check_generator(generator);
@@ -36,7 +37,7 @@ PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<T
 }
 
 RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
-  RestoreArgs args{view_parameters(params, "params"), view_parameters(clean, "clean")};
+  RestoreArgs args{view_parameters(params, "params", Use::writes), view_parameters(clean, "clean", Use::reads)};
   check_matches(args.clean, "clean", args.params, "params");
   if (!params.empty()) {
     check_one_device(params, "params", params[0], "params[0]");

@@ -2,7 +2,7 @@
 #include "tensors.h"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <sstream>
 
 namespace torch_ssam {
@@ -69,7 +69,7 @@ std::string item(const char* name, size_t index) { return std::string(name) + "[
 
 std::string shape_of(const TensorView& view) { return list_text(view.sizes, view.dim); }
 
-TensorView view_parameter(const Tensor& tensor, const char* name, size_t index) {
+TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use) {
   int32_t layout = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   TORCH_SSAM_CHECK(layout == aoti_torch_layout_strided(), item(name, index),
@@ -92,16 +92,16 @@ TensorView view_parameter(const Tensor& tensor, const char* name, size_t index) 
   view.sizes = sizes.data();
   view.strides = tensor.strides().data();
   view.contiguous = tensor.is_contiguous();
-  TORCH_SSAM_CHECK(!elements_overlap(view), item(name, index), " has overlapping elements: shape ", shape_of(view), " strides ",
+  TORCH_SSAM_CHECK(use == Use::reads || !elements_overlap(view), item(name, index), " has overlapping elements: shape ", shape_of(view), " strides ",
         list_text(view.strides, view.dim), ". Writing to it is not defined; use tensor.clone() or .contiguous().");
   view.data = tensor.data_ptr();
   return view;
 }
 
-TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name) {
+TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use) {
   TensorViews views;
   views.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view_parameter(tensors[i], name, i));
+  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view_parameter(tensors[i], name, i, use));
   return views;
 }
 
@@ -143,7 +143,9 @@ void check_places(const std::vector<int64_t>& places, size_t count) {
 }
 
 void check_finite_nonnegative(double value, const char* name) {
-  TORCH_SSAM_CHECK(std::isfinite(value) && value >= 0.0, name, " is ", value, "; expected a finite number >= 0.");
+  // Kernels compute in float for every dtype but float64.
+  TORCH_SSAM_CHECK(value >= 0.0 && value <= static_cast<double>(std::numeric_limits<float>::max()), name, " is ", value,
+                   "; expected a finite number >= 0 (and within float32's range).");
 }
 
 math::Distribution parse_distribution(const std::string& name) {

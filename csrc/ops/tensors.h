@@ -53,9 +53,11 @@ using TensorViews = std::vector<TensorView>;
 TORCH_SSAM_EXPORT const char* dtype_name(ScalarType dtype);
 TORCH_SSAM_EXPORT std::string shape_of(const TensorView& view);
 
-// Strided, real floating point, without overlapping elements; `name` and `index` are for the message.
-TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, size_t index);
-TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name);
+enum class Use { reads, writes };
+
+// Strided and real floating point; without overlapping elements if it is written. `name` and `index` are for messages.
+TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use);
+TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
 
 // `views` has one tensor for each of `like`, of the same shape and, unless `any_dtype`, of the same dtype.
 TORCH_SSAM_EXPORT void check_matches(const TensorViews& views, const char* name, const TensorViews& like,

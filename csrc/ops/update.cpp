@@ -32,11 +32,13 @@ UpdateOptions check_update_options(double lr, double momentum, double dampening,
 
 namespace {
 
-void check_scalar(const std::optional<Tensor>& tensor, const char* name) {
+void check_scalar(const std::optional<Tensor>& tensor, const char* name, const std::vector<Tensor>& weights) {
   if (!tensor) return;
   const ScalarType dtype = tensor->scalar_type();
   TORCH_SSAM_CHECK(tensor->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
-        tensor->numel(), " elements and dtype ", dtype_name(dtype), "; expected one float32 or float64 number.");
+                   tensor->numel(), " elements and dtype ", dtype_name(dtype),
+                   "; expected one float32 or float64 number.");
+  if (!weights.empty()) check_one_device({*tensor}, name, weights[0], "weights[0]");
 }
 
 }  // namespace
@@ -45,10 +47,10 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
                            const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& params,
                            const UpdateOptions& options, const std::optional<Tensor>& lr_tensor,
                            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
-  UpdateTensors t{view_parameters(weights, "weights"),
-                  view_parameters(grads, "grads"),
-                  view_parameters(momentum_buffers, "momentum_buffers"),
-                  view_parameters(params, "params"),
+  UpdateTensors t{view_parameters(weights, "weights", Use::writes),
+                  view_parameters(grads, "grads", Use::reads),
+                  view_parameters(momentum_buffers, "momentum_buffers", Use::writes),
+                  view_parameters(params, "params", Use::writes),
                   grad_scale,
                   found_inf,
                   lr_tensor};
@@ -69,15 +71,15 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
     check_one_device(momentum_buffers, "momentum_buffers", weights[0], "weights[0]");
     check_one_device(params, "params", weights[0], "weights[0]");
   }
-  check_scalar(lr_tensor, "lr");
-  check_scalar(grad_scale, "grad_scale");
-  check_scalar(found_inf, "found_inf");
+  check_scalar(lr_tensor, "lr", weights);
+  check_scalar(grad_scale, "grad_scale", weights);
+  check_scalar(found_inf, "found_inf", weights);
   return t;
 }
 
 TensorViews check_project(const std::vector<Tensor>& weights, double radius) {
   TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
-  TensorViews views = view_parameters(weights, "weights");
+  TensorViews views = view_parameters(weights, "weights", Use::writes);
   if (!weights.empty()) check_one_device(weights, "weights", weights[0], "weights[0]");
   return views;
 }

@@ -187,7 +187,7 @@ CASES: list[Case] = [
     (("perturbed",), "place", -1, "place -1 is out of range"),
     # strides
     (
-        ("perturb_", "restore_"),
+        ("perturb_",),
         "clean",
         second(OVERLAPPING),
         r"clean\[1\] has overlapping elements: shape \(5,\) strides \(0,\)",

@@ -195,21 +195,17 @@ std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor inpu
       for (int64_t s = segments * group / groups; s < segments * (group + 1) / groups; ++s) {
         const int64_t row = s * kBatchSegment;
         const int64_t n = std::min(kBatchSegment, rows - row);
-        if (needs_weight) {
-          const bool direct = groups == 1 && s == 0;  // the first segment starts the total
-          k.diagonal_accumulate[pair](grad_at(row, span.begin), grad_stride, readout, p.input_at(row, span.begin),
-                                      features, n, span.count, direct ? w.total() : w.sum());
-          if (groups > 1) {
-            std::memcpy(sums.data() + (s * features + span.begin) * math_bytes, w.sum(), span_bytes);
-          } else if (!direct) {
-            k.diagonal_add[pair](w.total(), w.sum(), span.count);
-          }
-        }
-        for (int64_t r = row; needs_input && r < row + n; ++r) {
-          char* target = static_cast<char*>(grad_input.data_ptr()) +
-                         (r * features + span.begin) * static_cast<int64_t>(p.input_bytes);
-          const auto multiply = readout ? k.diagonal_spread[pair] : k.diagonal_multiply[pair];
-          multiply(w.product(), grad_at(r, span.begin), target, span.count);
+        const bool direct = groups == 1 && s == 0;  // the first segment starts the total
+        char* sum = !needs_weight ? nullptr : (direct ? w.total() : w.sum());
+        char* target = !needs_input ? nullptr
+                                    : static_cast<char*>(grad_input.data_ptr()) +
+                                          (row * features + span.begin) * static_cast<int64_t>(p.input_bytes);
+        k.diagonal_backward_rows[pair](grad_at(row, span.begin), grad_stride, readout, p.input_at(row, span.begin),
+                                       target, features, n, span.count, w.product(), sum);
+        if (needs_weight && groups > 1) {
+          std::memcpy(sums.data() + (s * features + span.begin) * math_bytes, w.sum(), span_bytes);
+        } else if (needs_weight && !direct) {
+          k.diagonal_add[pair](w.total(), w.sum(), span.count);
         }
       }
       if (needs_weight && groups == 1) finish_chunk(w, span);

@@ -358,6 +358,50 @@ void diagonal_accumulate(const void* grad_, int64_t grad_stride, bool spread, co
   }
 }
 
+// One gradient value an element, or one for the whole row.
+template <bool kSpread, bool kSum, bool kOutput, typename math_t, typename model_t>
+inline __attribute__((always_inline)) void diagonal_backward_row(const model_t* __restrict grad,
+                                                                 const model_t* __restrict input,
+                                                                 const math_t* __restrict product,
+                                                                 math_t* __restrict sum, model_t* __restrict output,
+                                                                 int64_t count) {
+  const auto whole_row = static_cast<math_t>(load_scalar(*grad));
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) {
+    const math_t g = kSpread ? whole_row : static_cast<math_t>(load_scalar(grad[i]));
+    if (kSum) sum[i] = math::diagonal_accumulate(sum[i], g, static_cast<math_t>(load_scalar(input[i])));
+    if (kOutput) output[i] = Store<model_t>::from(g * product[i]);
+  }
+}
+
+template <typename master_t, typename model_t>
+void diagonal_backward_rows(const void* grad_, int64_t grad_stride, bool spread, const void* input_, void* output_,
+                            int64_t row_stride, int64_t rows, int64_t count, const void* product_, void* sum_) {
+  using math_t = opmath_t<master_t>;
+  const auto* grad = static_cast<const model_t*>(grad_);
+  const auto* input = static_cast<const model_t*>(input_);
+  const auto* product = static_cast<const math_t*>(product_);
+  auto* output = static_cast<model_t*>(output_);
+  auto* sum = static_cast<math_t*>(sum_);
+  for (int64_t i = 0; sum != nullptr && i < count; ++i) sum[i] = math_t(0);
+  const auto each_row = [=]<bool kSpread, bool kSum, bool kOutput>() {
+    for (int64_t row = 0; row < rows; ++row) {
+      diagonal_backward_row<kSpread, kSum, kOutput>(grad + row * grad_stride, input + row * row_stride, product, sum,
+                                                    kOutput ? output + row * row_stride : nullptr, count);
+    }
+  };
+  const auto with_kind = [=]<bool kSpread>() {
+    if (sum != nullptr && output != nullptr) {
+      each_row.template operator()<kSpread, true, true>();
+    } else if (sum != nullptr) {
+      each_row.template operator()<kSpread, true, false>();
+    } else {
+      each_row.template operator()<kSpread, false, true>();
+    }
+  };
+  spread ? with_kind.template operator()<true>() : with_kind.template operator()<false>();
+}
+
 template <typename master_t, typename model_t>
 void diagonal_add(void* total_, const void* sum_, int64_t count) {
   using math_t = opmath_t<master_t>;
@@ -419,6 +463,7 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(diagonal_spread),
     TORCH_SSAM_EACH_PAIR(diagonal_readout),
     TORCH_SSAM_EACH_PAIR(diagonal_accumulate),
+    TORCH_SSAM_EACH_PAIR(diagonal_backward_rows),
     TORCH_SSAM_EACH_PAIR(diagonal_add),
     TORCH_SSAM_EACH_PAIR(diagonal_weight_gradient),
 };

@@ -69,8 +69,12 @@ struct Kernels {
   // where `spread`. One segment of the fixed order: the caller adds segments up with diagonal_add.
   void (*diagonal_accumulate[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
                                            int64_t input_stride, int64_t rows, int64_t count, void* sum);
+  // The same, and output <- grad * product row by row in the same pass over grad; sum or output may be null.
+  void (*diagonal_backward_rows[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
+                                              void* output, int64_t row_stride, int64_t rows, int64_t count,
+                                              const void* product, void* sum);
   void (*diagonal_add[kDtypePairs])(void* total, const void* sum, int64_t count);
-  // `layers` is overwritten with the suffix products.
+  // `scratch` takes a prefix and the suffix products: (1 + depth, count).
   void (*diagonal_weight_gradient[kDtypePairs])(int64_t depth, int64_t features, const void* total, void* layers,
                                                 void* scratch, void* grad_weight, int64_t count);
 };

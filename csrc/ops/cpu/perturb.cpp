@@ -72,4 +72,11 @@ STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CPU, m) {
   m.impl("advance_", TORCH_BOX(&advance_cpu));
 }
 
+// Sparse tensors reach the same checks, which say what to do instead.
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCPU, m) {
+  m.impl("perturb_", TORCH_BOX(&perturb_cpu));
+  m.impl("perturb_from_clean_", TORCH_BOX(&perturb_from_clean_cpu));
+  m.impl("restore_", TORCH_BOX(&restore_cpu));
+}
+
 }  // namespace torch_ssam::cpu

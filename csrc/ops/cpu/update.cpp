@@ -101,4 +101,11 @@ STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CPU, m) {
   m.impl("project_", TORCH_BOX(&project_cpu));
 }
 
+// Sparse tensors reach the same checks, which say what to do instead.
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCPU, m) {
+  m.impl("update_", TORCH_BOX(&update_cpu));
+  m.impl("update_and_perturb_", TORCH_BOX(&update_and_perturb_cpu));
+  m.impl("project_", TORCH_BOX(&project_cpu));
+}
+
 }  // namespace torch_ssam::cpu
