@@ -280,7 +280,7 @@ CASES: list[Case] = [
         f32(6, 5),
         "input has 5 features .* and weight has 4; expected the same",
     ),
-    (("diagonal",), "input", torch.tensor(1.0), "input has .* weight has 4"),
+    (("diagonal",), "input", torch.tensor(1.0), "input is a single number; expected .* features = 4"),
     (
         ("diagonal", "diagonal_backward"),
         "input",
