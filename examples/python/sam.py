@@ -1,0 +1,41 @@
+"""SAM, the method S-SAM is compared with: Foret et al., arXiv 2010.01412, equations 2-3.
+
+    eps = rho g / |g|, g = grad L(w);   w <- SGD step with grad L(w + eps)
+
+Two gradients a step. A plain reference for this demo, not part of the package.
+Tests: tests/python/test_demo.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class SAM(torch.optim.SGD):
+    """torch.optim.SGD whose gradient is taken at the worst point (to first order) within rho."""
+
+    def __init__(self, params: Any, lr: float, rho: float, **options: Any) -> None:
+        super().__init__(params, lr=lr, **options)
+        self.rho = rho
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        """One step; the closure clears gradients, calls backward, returns the loss, and is run twice."""
+        with torch.enable_grad():
+            loss = closure()
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in params]
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            clean = [p.clone() for p in params]
+            torch._foreach_add_(params, torch._foreach_mul(gradients, self.rho / (norm + 1e-12)))
+        try:
+            with torch.enable_grad():
+                closure()
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(params, clean)
+        super().step()
+        return loss
