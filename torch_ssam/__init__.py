@@ -1,6 +1,7 @@
 """torch_ssam: Stochastic Sharpness-Aware Minimization for PyTorch.
 
-    import torch_ssam
+Quick start::
+
     opt = torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.01, momentum=0.9)
     with opt.perturb():                  # inside, the parameters hold clean + noise
         loss = criterion(model(x), y)

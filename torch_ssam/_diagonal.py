@@ -1,8 +1,9 @@
 """DiagonalLinear: one fused operator for y = x * w_1 * ... * w_L, forward, backward and twice differentiable.
 
-Autograd of the operators is registered here; the backward of the backward is written in plain torch operations, so it
-differentiates to any order. Under torch.func transforms and forward-mode AD, which operators do not see, the same
-product is written out. Formulas: THEORY.md, P_i = prod_{k != i} w_k. Tests: tests/python/test_diagonal_linear.py.
+Autograd of the operators is registered here; the backward of the backward is written in plain torch
+operations, so it differentiates to any order. Under torch.func transforms and forward-mode AD, which
+operators do not see, the same product is written out. Formulas: THEORY.md, P_i = prod_{k != i} w_k. Tests:
+tests/python/test_diagonal_linear.py.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ def _layers(weight: Tensor, generator: Tensor | None, noise_std: float) -> list[
     """The layers' vectors, perturbed where there is a generator. The noise is a constant to autograd."""
     if generator is not None and noise_std > 0:
         with torch.no_grad():
-            perturbed = torch.ops.torch_ssam.perturbed(weight.detach(), generator, 0, noise_std, _DISTRIBUTION)
+            perturbed = torch.ops.torch_ssam.perturbed(
+                weight.detach(), generator, 0, noise_std, _DISTRIBUTION
+            )
             shift = perturbed - weight.detach()
-        # weight + shift rounds back to `perturbed`; the values come from the operator, the gradient from weight.
-        weight = _Substitute.apply(weight, perturbed) if not _transforms_active() else weight + shift
+        # weight + shift rounds back to `perturbed`; the values come from the operator, the gradient from
+        # weight.
+        weight = weight + shift if _transforms_active() else _substitute(weight, perturbed)
     return list(weight.unbind(0))
 
 
@@ -42,6 +46,11 @@ class _Substitute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+def _substitute(weight: Tensor, value: Tensor) -> Tensor:
+    result: Tensor = _Substitute.apply(weight, value)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _transforms_active() -> bool:
@@ -70,7 +79,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, weight, generator = ctx.saved_tensors
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     grad_input, grad_weight = torch.ops.torch_ssam.diagonal_backward(
-        grad, input, weight, generator, ctx.noise_std, ctx.distribution, ctx.readout, needs_input, needs_weight
+        grad,
+        input,
+        weight,
+        generator,
+        ctx.noise_std,
+        ctx.distribution,
+        ctx.readout,
+        needs_input,
+        needs_weight,
     )
     return (
         grad_input if needs_input else None,
@@ -157,27 +174,30 @@ torch.library.register_autograd(
 class DiagonalLinear(nn.Module):
     r"""A diagonal linear network: y = x * w_1 * ... * w_L elementwise, or its sum over features.
 
-    The model of arXiv 2503.11891 (section 2), whose regularised loss, thresholds and limits are `torch_ssam.theory`.
+    The model of arXiv 2503.11891 (section 2), whose regularised loss, thresholds and limits are
+    `torch_ssam.theory`.
 
     Args:
         features: size d of the last dimension of the input, >= 0.
         depth: number L of layers, >= 1.
         readout: None, or "sum" to sum the last dimension (scalar regression).
         init_scale: initial value of every weight, a number or one per layer.
-        noise_std: with a value > 0 and in training mode, each forward draws Gaussian noise of this standard deviation
-            on the weights inside the kernels, and the backward draws the same again; it is never stored. It is the
-            noise of `SSAM(module.parameters(), noise_std=..., seed=...)` on a module without noise, bit for bit.
+        noise_std: with a value > 0 and in training mode, each forward draws Gaussian noise of this standard
+            deviation on the weights inside the kernels, and the backward draws the same again; it is never
+            stored. It is the noise of `SSAM(module.parameters(), noise_std=..., seed=...)` on a module
+            without noise, bit for bit.
         seed: seed of that noise; None takes one from torch's default generator.
         device, dtype: as for nn.Linear.
 
     Shape:
-        input (..., features); output (..., features), or (...) with readout="sum". `weight` is (depth, features).
+        input (..., features); output (..., features), or (...) with readout="sum". `weight` is (depth,
+            features).
 
     Raises:
         ValueError, TypeError: options out of range; inputs whose last dimension or dtype does not fit.
 
-    Under activation checkpointing the noise of the recomputed forward is found again through torch's random state, as
-    dropout's is: leave preserve_rng_state on.
+    Under activation checkpointing the noise of the recomputed forward is found again through torch's random
+    state, as dropout's is: leave preserve_rng_state on.
 
     Example:
         >>> import torch, torch_ssam
@@ -209,7 +229,7 @@ class DiagonalLinear(nn.Module):
         self.noise_std = _options.number("noise_std", noise_std)
         self.init_scale = self._check_init_scale(init_scale)
         self.weight = nn.Parameter(torch.empty(depth, features, device=device, dtype=dtype))
-        _options.check_parameter(self.weight, 0)
+        _options.check_parameters([self.weight], [])
         state = torch.tensor([_options.resolve_seed(seed), 0], dtype=torch.int64, device=device)
         self.register_buffer("generator", state)
         self._checkpointed: OrderedDict[int, Tensor] = OrderedDict()
@@ -230,37 +250,50 @@ class DiagonalLinear(nn.Module):
             self.weight.copy_(scale.to(self.weight).unsqueeze(1).expand_as(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
+        weight: Tensor = self.weight
         device = input.device.type
-        if torch.is_autocast_enabled(device) and input.dtype == torch.float32:
+        if torch.is_autocast_enabled(device) and input.is_floating_point() and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(device))
+            if weight.dtype in (
+                torch.float16,
+                torch.bfloat16,
+            ):  # the kernels take float32 weights as they are
+                weight = weight.to(input.dtype)
+        elif input.dtype != weight.dtype:
+            raise ValueError(
+                f"input has dtype {input.dtype} and weight has {weight.dtype}; expected the same outside of "
+                "autocast. Convert the input, or the module with module.to(dtype)."
+            )
         generator = self._next_draw() if self.training and self.noise_std > 0 else None
         if _transforms_active():
-            return _written_out(input, self.weight, generator, self.noise_std, self.readout is not None)
+            return _written_out(input, weight, generator, self.noise_std, self.readout is not None)
         result: Tensor = torch.ops.torch_ssam.diagonal(
-            input, self.weight, generator, self.noise_std, _DISTRIBUTION, self.readout is not None
+            input, weight, generator, self.noise_std, _DISTRIBUTION, self.readout is not None
         )
         return result
 
     def _next_draw(self) -> Tensor:
-        """(seed, draw) of this forward, and moves on; a forward recomputed in backward gets its old one again."""
+        """(seed, draw) of this forward, and moves on; one recomputed in backward gets its old one again."""
         if torch.compiler.is_compiling():
             state = self.generator.clone()
             self.generator[1] += 1
             return state
         recomputing = torch._C._current_graph_task_id() != -1
         may_recompute = (
-            not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            not torch.is_grad_enabled()
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         token = -1
         if recomputing or may_recompute:
-            # Checkpointing restores torch's random state before it recomputes, so the same number comes again.
+            # Checkpointing restores torch's random state before it recomputes: the same number comes again.
             token = int(torch.randint(0, 2**62, (), device="cpu"))
             if recomputing:
                 known = self._checkpointed.get(token)
                 if known is None:
                     raise RuntimeError(
-                        "DiagonalLinear with its own noise was recomputed in backward without the random state of "
-                        "its forward; call torch.utils.checkpoint.checkpoint with preserve_rng_state=True."
+                        "DiagonalLinear with its own noise was recomputed in backward without the random "
+                        "state of its forward; call torch.utils.checkpoint.checkpoint with preserve_rng_state="
+                        "True."
                     )
                 return known
         state = self.generator.clone()
@@ -279,7 +312,7 @@ class DiagonalLinear(nn.Module):
         return product
 
     def balance_gaps(self) -> Tensor:
-        """w_i^2 - w_j^2 for every pair of layers, of shape (depth, depth, features); S-SAM drives them to 0."""
+        """w_i^2 - w_j^2 for each pair of layers, (depth, depth, features); S-SAM drives them to 0."""
         squares = self.weight.square()
         return squares.unsqueeze(1) - squares.unsqueeze(0)
 

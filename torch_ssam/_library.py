@@ -1,12 +1,13 @@
 """Loads the operator library and describes its operators to torch.compile and FakeTensor.
 
-One binary on LibTorch's stable ABI serves every PyTorch >= 2.10. The CUDA kernels are a second library, loaded where
-the installed PyTorch has CUDA; where it cannot be loaded, everything on the CPU still works and `cuda_load_error` says
-why. Tests: tests/python/test_compile.py, test_cuda_registration.py.
+One binary on LibTorch's stable ABI serves every PyTorch >= 2.10. The CUDA kernels are a second library,
+loaded where the installed PyTorch has CUDA; where it cannot be loaded, everything on the CPU still works and
+`cuda_load_error` says why. Tests: tests/python/test_compile.py, test_cuda_registration.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def _version() -> tuple[int, int]:
 
 def _load() -> None:
     global cuda_load_error
+    load_library: Callable[[str], None] = torch.ops.load_library
     if _version() < _OLDEST:
         raise ImportError(
             f"torch_ssam needs PyTorch >= {_OLDEST[0]}.{_OLDEST[1]} and found {torch.__version__}. "
@@ -35,13 +37,15 @@ def _load() -> None:
             f"torch_ssam is not built: {library} is missing. In a checkout run `make` or "
             "`pip install --no-build-isolation -e .`; otherwise reinstall the package."
         )
-    torch.ops.load_library(str(library))
+    load_library(str(library))
     cuda_library = _FOLDER / "libtorch_ssam_cuda.so"
     if torch.version.cuda is not None and cuda_library.exists():
         try:
-            torch.ops.load_library(str(cuda_library))
+            load_library(str(cuda_library))
         except OSError as error:
-            cuda_load_error = f"{cuda_library.name} could not be loaded into PyTorch {torch.__version__}: {error}"
+            cuda_load_error = (
+                f"{cuda_library.name} could not be loaded into PyTorch {torch.__version__}: {error}"
+            )
 
 
 _load()
@@ -63,12 +67,10 @@ for _name in (
     torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
 
 
-@torch.library.register_fake("torch_ssam::perturbed")
 def _perturbed(weights: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
     return torch.empty_like(weights)
 
 
-@torch.library.register_fake("torch_ssam::diagonal")
 def _diagonal(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -80,7 +82,6 @@ def _diagonal(
     return input.new_empty(input.shape[:-1] if readout else input.shape)
 
 
-@torch.library.register_fake("torch_ssam::diagonal_backward")
 def _diagonal_backward(
     grad_output: torch.Tensor,
     input: torch.Tensor,
@@ -96,3 +97,8 @@ def _diagonal_backward(
         input.new_empty(input.shape if needs_input else (0,)),
         weight.new_empty(weight.shape if needs_weight else (0,)),
     )
+
+
+torch.library.register_fake("torch_ssam::perturbed", _perturbed)
+torch.library.register_fake("torch_ssam::diagonal", _diagonal)
+torch.library.register_fake("torch_ssam::diagonal_backward", _diagonal_backward)

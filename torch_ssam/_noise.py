@@ -1,8 +1,9 @@
 """The state behind every perturbation: which tensors are perturbed now, their clean copies, seed and draw.
 
-SSAM, wrap and WeightNoise are fronts over one `NoiseState`. It reads the options of the parameter groups afresh at
-each call, so a scheduler, a new group or a frozen layer takes effect at once, and it calls the operators, which do the
-arithmetic. A tensor's place is its position over all groups, frozen ones counted. Tests: test_weight_noise.py.
+SSAM, wrap and WeightNoise are fronts over one `NoiseState`. It reads the options of the parameter groups
+afresh at each call, so a scheduler, a new group or a frozen layer takes effect at once, and it calls the
+operators, which do the arithmetic. A tensor's place is its position over all groups, frozen ones counted.
+Tests: test_weight_noise.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,21 @@ def _fingerprint(param: Tensor) -> tuple[int, int]:
     return param._version, param.data_ptr()
 
 
+def _holds_noise(
+    params: list[Tensor], clean: list[Tensor], generator: Tensor, places: list[int], how: tuple[Any, ...]
+) -> bool:
+    """Whether params are clean + noise, bit for bit."""
+    try:
+        for p, saved, place in zip(params, clean, places, strict=True):
+            expected = torch.ops.torch_ssam.perturbed(saved, generator, place, *how)
+            now = p.detach()
+            if not bool(((expected == now) | (expected.isnan() & now.isnan())).all()):
+                return False
+    except (ValueError, RuntimeError):  # what the operator refused
+        return False
+    return True
+
+
 def _require_kernels(device: torch.device) -> None:
     if device.type == "cpu":
         return
@@ -37,7 +53,8 @@ def _require_kernels(device: torch.device) -> None:
         if torch._C._dispatch_has_kernel_for_dispatch_key("torch_ssam::perturb_", "CUDA"):
             return
         raise RuntimeError(
-            "This build of torch_ssam has no CUDA kernels. Build it where nvcc is found, or with FORCE_CUDA=1."
+            "This build of torch_ssam has no CUDA kernels. Build it where nvcc is found, or with "
+            "FORCE_CUDA=1."
         )
     raise RuntimeError(f"torch_ssam has no kernels for device type '{device.type}'; expected cpu or cuda.")
 
@@ -54,13 +71,14 @@ class NoiseState:
         self._draw = 0
         self._generators: dict[torch.device, Tensor] = {}
         self._clean: dict[Tensor, Tensor] = {}
-        self._applied: dict[Tensor, tuple[int, int]] = {}
+        # Fingerprints of the perturbed tensors as we left them; None while we are writing.
+        self._applied: dict[Tensor, tuple[int, int] | None] = {}
 
-    # -- seed and draw ---------------------------------------------------------------------------------------------
+    # -- seed and draw ---------------------------------------------------------------------------------------
 
     @property
     def draw(self) -> int:
-        """The draw in use while perturbed, else the next one. Read from the device: it may have moved there alone."""
+        """The draw in use while perturbed, else the next one. Read where it may move alone."""
         for generator in self._generators.values():
             return int(generator[1].item())
         return self._draw
@@ -76,9 +94,15 @@ class NoiseState:
         generator = self._generators.get(device)
         if generator is None:
             _require_kernels(device)
-            generator = torch.tensor([self.seed, self.draw], dtype=torch.int64, device=device)
+            with torch.inference_mode(False):
+                generator = torch.tensor([self.seed, self.draw], dtype=torch.int64, device=device)
             self._generators[device] = generator
         return generator
+
+    def drop_buffers(self) -> None:
+        """Frees the memory of clean copies that are not in use."""
+        if not self._applied:
+            self._clean = {}
 
     def advance(self) -> None:
         """Moves on to the next draw."""
@@ -87,14 +111,14 @@ class NoiseState:
         for generator in self._generators.values():
             ops.advance_(generator, 1)
 
-    # -- which tensors ---------------------------------------------------------------------------------------------
+    # -- which tensors ---------------------------------------------------------------------------------------
 
-    def placed(self) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
-        """Each group with its trainable tensors and their places."""
+    def placed(self, frozen: bool = False) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
+        """Each group with its trainable tensors (with `frozen`, all tensors) and their places."""
         place = 0
         for group in self._groups():
             members = group["params"]
-            yield group, [(place + i, p) for i, p in enumerate(members) if p.requires_grad]
+            yield group, [(place + i, p) for i, p in enumerate(members) if frozen or p.requires_grad]
             place += len(members)
 
     def place_of(self) -> dict[Tensor, int]:
@@ -127,26 +151,33 @@ class NoiseState:
             or buffer.dtype != param.dtype
             or buffer.device != param.device
         ):
-            buffer = torch.empty_like(param, requires_grad=False)
+            with torch.inference_mode(False):  # it outlives an inference_mode block around us
+                buffer = torch.empty_like(param, requires_grad=False)
             self._clean[param] = buffer
         return buffer
 
     def written(self, params: Iterable[Tensor]) -> None:
-        """Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed."""
+        """Tells autograd that these tensors changed, and remembers perturbed ones as we left them."""
         params = list(params)
+        ours = [p for p in params if p in self._applied]
+        self._applied.update(
+            dict.fromkeys(ours)
+        )  # at once: a signal between the next lines must not blame others
         torch.autograd.graph.increment_version(params)
-        for p in params:
-            if p in self._applied:
-                self._applied[p] = _fingerprint(p)
+        for p in ours:
+            self._applied[p] = _fingerprint(p)
 
-    # -- noise on and off ------------------------------------------------------------------------------------------
+    def _changed(self, param: Tensor) -> bool:
+        fingerprint = self._applied[param]
+        return fingerprint is not None and _fingerprint(param) != fingerprint
+
+    # -- noise on and off ------------------------------------------------------------------------------------
 
     def apply(self, sample: int = 0, negate: bool = False, draw_offset: int = 0) -> None:
         """Puts noise on every trainable tensor of groups with noise_std > 0."""
-        with torch.no_grad():
-            for group, members in self.placed():
-                if float(group["noise_std"]) != 0.0:
-                    self.apply_group(group, members, sample, negate, draw_offset)
+        for group, members in self.placed():
+            if float(group["noise_std"]) != 0.0:
+                self.apply_group(group, members, sample, negate, draw_offset)
 
     def apply_group(
         self,
@@ -156,7 +187,7 @@ class NoiseState:
         negate: bool = False,
         draw_offset: int = 0,
     ) -> None:
-        """Puts noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy."""
+        """Puts noise on these tensors: clean ones are saved first, perturbed ones written from their copy."""
         again = [(i, p) for i, p in members if p in self._applied]
         fresh = [(i, p) for i, p in members if p not in self._applied] if again else members
         for device, part in _by_device(fresh):
@@ -164,11 +195,10 @@ class NoiseState:
         self.apply_from_clean(group, again, sample, negate, draw_offset)
 
     def apply_new(self) -> None:
-        """Puts noise on the tensors that have none yet (a group added while the weights are kept perturbed)."""
-        with torch.no_grad():
-            for group, members in self.placed():
-                if float(group["noise_std"]) != 0.0:
-                    self.apply_group(group, [(i, p) for i, p in members if p not in self._applied])
+        """Puts noise on tensors that have none yet (of a group added while weights are kept perturbed)."""
+        for group, members in self.placed():
+            if float(group["noise_std"]) != 0.0:
+                self.apply_group(group, [(i, p) for i, p in members if p not in self._applied])
 
     def _perturb(
         self,
@@ -180,29 +210,19 @@ class NoiseState:
         draw_offset: int,
     ) -> None:
         params = [p for _, p in part]
-        args = (
-            params,
-            [self._buffer(p) for p in params],
-            self.generator(device),
-            [i for i, _ in part],
-            float(group["noise_std"]),
-            group["distribution"],
-            sample,
-            negate,
-            draw_offset,
-        )
+        buffers = [self._buffer(p) for p in params]
+        places = [i for i, _ in part]
+        generator = self.generator(device)
+        how = float(group["noise_std"]), group["distribution"], sample, negate, draw_offset
+        noted = dict.fromkeys(params)
         try:
-            ops.perturb_(*args)
-        except BaseException as error:
-            # A signal handler may raise right after the operator has written. An error of the operator itself, which
-            # checks before it writes, has no Python frame below this one.
-            trace = error.__traceback__
-            if not isinstance(error, Exception) or (trace is not None and trace.tb_next is not None):
-                for p in params:
-                    self._applied[p] = _fingerprint(p)
+            ops.perturb_(params, buffers, generator, places, *how)
+            self._applied.update(noted)
+        except BaseException:
+            # The operator refused, before it wrote, or a signal struck just before or just after it wrote.
+            if _holds_noise(params, buffers, generator, places, how):
+                self._applied.update(noted)
             raise
-        for p in params:
-            self._applied[p] = _fingerprint(p)
         self.written(params)
 
     def apply_from_clean(
@@ -231,7 +251,7 @@ class NoiseState:
 
     def check_unchanged(self) -> None:
         """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
-        if any(_fingerprint(p) != fingerprint for p, fingerprint in self._applied.items()):
+        if any(map(self._changed, self._applied)):
             self.restore()
 
     def restore_frozen(self) -> None:
@@ -240,18 +260,29 @@ class NoiseState:
         if frozen:
             self.restore(frozen)
 
+    def restore_surely(self) -> None:
+        """Restores all, also if a signal strikes meanwhile (then raises what the signal's handler raised)."""
+        try:
+            self.restore()
+        except PerturbedWeightsChanged:
+            raise
+        except BaseException:
+            self.restore()
+            raise
+
     def restore(self, only: Iterable[Tensor] | None = None) -> None:
-        """Puts the exact clean bits back. Tensors that someone else wrote to keep what was written, and are named."""
+        """Puts the exact clean bits back. Tensors that others wrote to keep what was written, and are named.
+
+        May be called again after an interruption anywhere in it."""
         params = [p for p in (self._applied if only is None else only) if p in self._applied]
         if not params:
             return
-        changed = [p for p in params if _fingerprint(p) != self._applied[p]]
+        changed = [p for p in params if self._changed(p)]
         kept = {id(p) for p in changed}
         ours = [p for p in params if id(p) not in kept]
-        with torch.no_grad():
-            for _, part in _by_device([(0, p) for p in ours]):
-                members = [p for _, p in part]
-                ops.restore_(members, [self._clean[p] for p in members])
+        for _, part in _by_device([(0, p) for p in ours]):
+            members = [p for _, p in part]
+            ops.restore_(members, [self._clean[p] for p in members])
         # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
         for p in params:
             del self._applied[p]
@@ -267,7 +298,8 @@ class NoiseState:
         place = {id(p): i for i, p in enumerate(p for g in self._groups() for p in g["params"])}
         text = [f"{place.get(id(p), '?')} of shape {tuple(p.shape)}" for p in params[:5]]
         more = f" and {len(params) - 5} more" if len(params) > 5 else ""
-        return f"Parameter{'s' if len(params) > 1 else ''} {', '.join(text)}{more} {'were' if len(params) > 1 else 'was'}"
+        s, were = ("s", "were") if len(params) > 1 else ("", "was")
+        return f"Parameter{s} {', '.join(text)}{more} {were}"
 
     def __getstate__(self) -> dict[str, Any]:
         # The groups callable belongs to the owner, which gives it back.

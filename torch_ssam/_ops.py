@@ -1,7 +1,8 @@
 """The operators as plain callables: `ops.perturb_(...)` and so on, with the schemas of csrc/ops.
 
-They are the C++ entries of the dispatcher, without the Python layer of `torch.ops` above them: one microsecond less a
-call, and no Python frame in which a signal could strike between the operator's work and our note of it.
+They are the C++ entries of the dispatcher, without the Python layer of `torch.ops` above them, called with
+gradients off. `torch.no_grad()` is not used for that: a signal on entry to its `__exit__` would leave
+gradients off for good.
 """
 
 from __future__ import annotations
@@ -24,6 +25,20 @@ NAMES = (
 )
 
 
+def _without_grad(operator: Callable[..., None]) -> Callable[..., None]:
+    enabled, enable = torch.is_grad_enabled, torch._C._set_grad_enabled
+
+    def call(*args: Any) -> None:
+        before = enabled()
+        try:
+            enable(False)
+            operator(*args)
+        finally:
+            enable(before)
+
+    return call
+
+
 class _Ops:
     """Entries of the operators that write into their arguments."""
 
@@ -38,7 +53,7 @@ class _Ops:
     def __init__(self) -> None:
         for name in NAMES:
             overload: Any = getattr(torch.ops.torch_ssam, name).default
-            setattr(self, name, getattr(overload, "_op", overload))
+            setattr(self, name, _without_grad(getattr(overload, "_op", overload)))
 
 
 ops = _Ops()

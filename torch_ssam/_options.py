@@ -7,6 +7,9 @@ Tests: tests/python/test_bad_input.py.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,26 +22,42 @@ LATER_SCALES = ("tensor", "filter", "element", "fisher")
 
 def number(name: str, value: Any, *, low: float = 0.0, open_low: bool = False) -> float:
     """A finite float >= low (> low where `open_low`)."""
-    bound = f"a finite number {'>' if open_low else '>='} {low:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
-        try:
-            value = float(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {bound}.") from None
+    bound = "a finite number" if low == -math.inf else f"a finite number {'>' if open_low else '>='} {low:g}"
     if isinstance(value, torch.Tensor) and value.numel() != 1:
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}; expected {bound}.")
-    result = float(value)
+    try:
+        if isinstance(value, bool | str | bytes | bytearray):  # float() would take them
+            raise TypeError
+        result = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {bound}.") from None
     if not math.isfinite(result) or result < low or (open_low and result == low):
         raise ValueError(f"{name} is {result}; expected {bound}.")
     return result
 
 
+def integer(name: str, value: Any, expected: str = "an int") -> int:
+    """An int, from anything that is one (NumPy's, a tensor's), but not a bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}.") from None
+
+
 def count(name: str, value: Any, *, low: int = 1, high: int = 2**32 - 1) -> int:
     """An int from low to high."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an int.")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; expected {low} to {high}.")
+    result = integer(name, value)
+    if not low <= result <= high:
+        raise ValueError(f"{name} is {result}; expected {low} to {high}.")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected True or False.")
     return value
 
 
@@ -60,16 +79,13 @@ def check_noise(group: dict[str, Any]) -> None:
         )
     one_of("scale", group["scale"], SCALES)
     count("samples", group["samples"])
-    if not isinstance(group["antithetic"], bool):
-        raise TypeError(f"antithetic is {group['antithetic']!r}; expected True or False.")
+    flag("antithetic", group["antithetic"])
     if number("clean_weight", group["clean_weight"]) >= 1.0:
         raise ValueError(
             f"clean_weight is {group['clean_weight']}; expected 0 <= clean_weight < 1 "
             "(the share of the gradient at the clean weights)."
         )
-    if not isinstance(group["keep_perturbed"], bool):
-        raise TypeError(f"keep_perturbed is {group['keep_perturbed']!r}; expected True or False.")
-    if group["keep_perturbed"] and passes_of(group) > 1:
+    if flag("keep_perturbed", group["keep_perturbed"]) and passes_of(group) > 1:
         raise ValueError(
             "keep_perturbed=True keeps one perturbation in the parameters, so it goes with samples=1, "
             f"antithetic=False, clean_weight=0; got samples={group['samples']}, "
@@ -78,14 +94,104 @@ def check_noise(group: dict[str, Any]) -> None:
         )
 
 
-def check_parameter(param: Any, index: int) -> None:
-    """What can be perturbed; said at construction rather than at the first step."""
-    if param.layout != torch.strided or param.is_complex() or not param.is_floating_point():
-        kind = "sparse" if param.layout != torch.strided else str(param.dtype).removeprefix("torch.")
+def check_sgd(group: dict[str, Any]) -> None:
+    """The options of the update of one group of SSAM."""
+    number("lr", group["lr"])
+    momentum = number("momentum", group["momentum"])
+    number("weight_decay", group["weight_decay"])
+    dampening = number("dampening", group["dampening"], low=-math.inf)
+    flag("maximize", group["maximize"])
+    if flag("nesterov", group["nesterov"]) and (momentum <= 0 or dampening != 0):
         raise ValueError(
-            f"parameter {index} of the group is {kind}; expected a dense float64, float32, bfloat16 or float16 tensor. "
-            "Leave it out of the parameters, or convert it."
+            f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum "
+            f"expects "
+            "momentum > 0 and dampening 0."
         )
+    if group["radius"] is not None:
+        number("radius", group["radius"], open_low=True)
+
+
+def parameter_list(params: Any) -> list[Any]:
+    """What an optimizer, a group or WeightNoise is given as params, as a list."""
+    if isinstance(params, torch.Tensor | torch.nn.Module | str) or not isinstance(params, Iterable):
+        hint = "module.parameters()" if isinstance(params, torch.nn.Module) else "[tensor]"
+        raise TypeError(
+            f"params is a {type(params).__name__}; expected an iterable of tensors or dicts, for example "
+            f"{hint}."
+        )
+    return list(params)
+
+
+def group_params(group: Any) -> list[Any]:
+    """The tensors, or (name, tensor) pairs, of a parameter group, each once."""
+    if not isinstance(group, dict) or "params" not in group:
+        came = (
+            f"a dict with {sorted(map(str, group))}"
+            if isinstance(group, dict)
+            else f"a {type(group).__name__}"
+        )
+        raise TypeError(f'a parameter group is {came}; expected a dict with "params" and options.')
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("params is a set, whose order changes from run to run; expected a list.")
+    members = [params] if isinstance(params, torch.Tensor) else parameter_list(params)
+    unique: dict[int, Any] = {}
+    for member in members:
+        unique.setdefault(id(tensor_of(member)), member)
+    return list(unique.values())
+
+
+def tensor_of(member: Any) -> Any:
+    """The tensor of a (name, tensor) pair, or the tensor itself."""
+    return member[1] if isinstance(member, tuple) and len(member) == 2 else member
+
+
+def check_parameters(params: list[Any], others: list[torch.Tensor]) -> None:
+    """What can be perturbed; said at construction rather than at the first step.
+
+    `others` are the tensors that are perturbed already: memory that two tensors share would be perturbed
+    twice.
+    """
+    for i, member in enumerate(params):
+        p = tensor_of(member)
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(f"parameter {i} of the group is a {type(p).__name__}; expected a tensor.")
+        if p.layout != torch.strided or p.is_complex() or not p.is_floating_point():
+            kind = "sparse" if p.layout != torch.strided else str(p.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"parameter {i} of the group is {kind}; expected a dense float64, float32, bfloat16 or "
+                f"float16 "
+                "tensor. Leave it out of the parameters, or convert it."
+            )
+        if p.is_inference():
+            raise ValueError(
+                f"parameter {i} of the group was made under torch.inference_mode; expected a normal tensor. "
+                "Create the model outside of it, or clone() the tensor there."
+            )
+    _check_memory([*others, *map(tensor_of, params)], len(others))
+
+
+def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
+    spans = []
+    for i, t in enumerate(tensors):
+        # Fake tensors and sharded ones have no memory of their own to ask for.
+        if type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type in ("cpu", "cuda") and t.numel():
+            begin = t.data_ptr()
+            if begin:
+                reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
+                whole = reach == t.numel()  # without gaps, in which another tensor might lie
+                spans.append((str(t.device), begin, begin + reach * t.element_size(), whole, i))
+    spans.sort(key=lambda span: span[:3])
+    for (device, begin, end, whole, i), (device2, begin2, _, whole2, k) in pairwise(spans):
+        if i != k and device == device2 and (begin == begin2 or (begin2 < end and whole and whole2)):
+            a, b = (f"parameter {j - known} of the group" if j >= known else f"parameter {j}" for j in (i, k))
+            if tensors[i] is tensors[k]:
+                raise ValueError(f"{a} and {b} are the same tensor in two groups; expected it in one.")
+            raise ValueError(
+                f"{a} and {b} are two tensors in the same memory, which would be perturbed twice; expected "
+                f"one. "
+                "Tie weights by using the same Parameter under both names."
+            )
 
 
 # How a step is driven is one thing for the whole optimizer.
@@ -108,15 +214,15 @@ def passes_of(group: dict[str, Any]) -> int:
 
 
 def resolve_seed(seed: int | None) -> int:
-    """The seed of the noise: as given, or drawn from torch's default generator (rank 0's in a process group)."""
+    """The seed of the noise: as given, or from torch's default generator (rank 0's in a process group)."""
     if seed is None:
-        seed = int(torch.randint(0, 2**62, (1,), dtype=torch.int64).item())
+        seed = int(torch.randint(0, 2**62, (1,), dtype=torch.int64, device="cpu").item())
         if dist.is_available() and dist.is_initialized():
             shared = [seed]
             dist.broadcast_object_list(shared, src=0)
             seed = shared[0]
-    elif isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed is {seed!r} ({type(seed).__name__}); expected an int or None.")
-    elif not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; expected a 64-bit integer.")
-    return seed
+        return seed
+    result = integer("seed", seed, "an int or None")
+    if not -(2**63) <= result < 2**63:
+        raise ValueError(f"seed is {result}; expected a 64-bit integer.")
+    return result

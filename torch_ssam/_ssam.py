@@ -1,36 +1,41 @@
 """SSAM: SGD whose gradients are taken at Gaussian-perturbed weights, fused into one operator a step.
 
-S-SAM of arXiv 2503.11891 and its relatives (options of the one class). How it is driven, and checkpoints, are in
-_driver.py; the noise in _noise.py; the arithmetic in csrc/math. Tests: test_ssam_*.py, test_keep_perturbed.py.
+S-SAM of arXiv 2503.11891 and its relatives (options of the one class). How it is driven, and checkpoints, are
+in _driver.py; the noise in _noise.py; the arithmetic in csrc/math. Tests: test_ssam_*.py,
+test_keep_perturbed.py.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import _options
-from ._driver import NOISE_DEFAULTS, NoiseDriver
+from ._checkpoints import NOISE_DEFAULTS
+from ._driver import NoiseDriver
 from ._ops import ops
+
+Members = list[tuple[int, Tensor]]
 
 
 class SSAM(NoiseDriver):
-    r"""Stochastic Sharpness-Aware Minimization: draw noise, take the gradient at the noisy weights, update the clean ones.
+    r"""Stochastic Sharpness-Aware Minimization: gradients at noisy weights, updates of the clean ones.
 
     .. math::
         \xi_k \sim N(0, \eta^2 I), \qquad W_{k+1} = W_k - \alpha_k \nabla L(W_k + \xi_k)
 
-    (Clara, Langer and Schmidt-Hieber, arXiv 2503.11891, the S-SAM recursion), with momentum, dampening, weight decay
-    and Nesterov as in `torch.optim.SGD`, which it follows within 2 ulp a step where noise_std is 0. One gradient a
-    step; one copy of the parameters beside SGD's memory.
+    (Clara, Langer and Schmidt-Hieber, arXiv 2503.11891, the S-SAM recursion), with momentum, dampening,
+    weight decay and Nesterov as in `torch.optim.SGD`, which it follows within 2 ulp a step where noise_std is
+    0. One gradient a step; one copy of the parameters beside SGD's memory.
 
     Args:
-        params: parameters, or dicts of parameter groups; every option below may differ by group, save that samples,
-            antithetic, clean_weight and keep_perturbed are the same in all. Frozen parameters count for the noise's
-            place and are never perturbed.
+        params: parameters, or dicts of parameter groups; every option below may differ by group, save that
+            samples, antithetic, clean_weight and keep_perturbed are the same in all. Frozen parameters count
+            for the noise's place and are never perturbed.
         lr: learning rate alpha, >= 0, or a tensor of one element.
         noise_std: standard deviation eta of the noise on each weight, >= 0, in the units of the weights.
         momentum: momentum factor, >= 0.
@@ -38,19 +43,21 @@ class SSAM(NoiseDriver):
         weight_decay: L2 penalty on the clean weights, >= 0.
         nesterov: Nesterov momentum (needs momentum > 0 and dampening 0).
         maximize: ascend instead of descend.
-        distribution: "gaussian", or "rademacher" (+-eta with one random bit a weight; the same mean and variance).
+        distribution: "gaussian", or "rademacher" (+-eta with one random bit a weight; the same mean and
+            variance).
         scale: "isotropic": every weight has standard deviation noise_std.
         samples: noise draws whose gradients are averaged in a step.
         antithetic: use each draw twice, as +noise and -noise (NSO, arXiv 2306.08553).
         clean_weight: weight m in [0, 1) of the gradient at the clean weights (m-RWP, arXiv 2211.11489).
         radius: after each step the group's stacked parameters are projected onto the ball of this radius > 0
             (Theorem 4.4 of the paper); None for no projection.
-        keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw, so that
-            a stock loop needs no change; `eval()` puts the clean ones back.
+        keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw,
+            so that a stock loop needs no change; `eval()` puts the clean ones back.
         seed: seed of the noise, a 64-bit int; None takes one from torch's default generator.
 
     Raises:
-        ValueError, TypeError: options out of range, empty parameter lists, tensors that are sparse or complex.
+        ValueError, TypeError: options out of range, empty parameter lists, tensors that are sparse or
+            complex.
 
     Example:
         >>> import torch, torch_ssam
@@ -103,139 +110,156 @@ class SSAM(NoiseDriver):
             "keep_perturbed": keep_perturbed,
         }
         self._init_driver(seed)
-        super().__init__(params, defaults)
+        super().__init__(_options.parameter_list(params), defaults)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        _options.check_sgd(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its options are checked, and, in train with keep_perturbed, its weights perturbed."""
-        group = {**self.defaults, **param_group}
-        self._check_group(group)
-        _options.number("lr", group["lr"])
-        momentum = _options.number("momentum", group["momentum"])
-        _options.number("weight_decay", group["weight_decay"])
-        dampening = _options.number("dampening", group["dampening"], low=-float("inf"))
-        if group["nesterov"] and (momentum <= 0 or dampening != 0):
-            raise ValueError(
-                f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum expects "
-                "momentum > 0 and dampening 0."
-            )
-        if group["radius"] is not None:
-            _options.number("radius", group["radius"], open_low=True)
-        super().add_param_group(param_group)
-        self._check_tensors(self.param_groups[-1]["params"])
+        super().add_param_group(self._check_group(param_group))
         if self._training:
             self._noise.apply_new()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in {**NOISE_DEFAULTS, "nesterov": False, "maximize": False, "radius": None}.items():
+            for name, value in {
+                **NOISE_DEFAULTS,
+                "nesterov": False,
+                "maximize": False,
+                "radius": None,
+            }.items():
                 group.setdefault(name, value)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads options, momentum, seed and draw; clean weights it carries are written by the next train(), eval(),
-        perturb() or step(). Also takes a state_dict of torch.optim.SGD."""
-        self._prepare_load()
-        super().load_state_dict(self._with_own_options(state_dict))
-        self._take_noise_state()
+    def _plain_state_dict(self) -> dict[str, Any]:
+        hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
+        try:
+            return Optimizer.state_dict(self)
+        finally:
+            self._optimizer_state_dict_post_hooks = hooks
 
-    def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's, with seed and draw in every group, and, while the weights are kept perturbed, the clean
-        weights in the state."""
-        return self._add_noise_state(super().state_dict())
+    def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        try:
+            Optimizer.load_state_dict(self, state_dict)
+        finally:
+            self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks = hooks
 
-    # -- the update ------------------------------------------------------------------------------------------------
+    # -- the update ------------------------------------------------------------------------------------------
 
-    def _momentum_buffers(self, params: list[Tensor]) -> tuple[list[Tensor], bool]:
-        """Buffers of tensors that all have one, or all have none (then zeros, and the second value is True)."""
-        first = "momentum_buffer" not in self.state.get(params[0], {})
-        if first:
-            for p in params:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
-        return [self.state[p]["momentum_buffer"] for p in params], first
-
-    def _alike(self, members: list[tuple[int, Tensor]], group: dict[str, Any]) -> list[list[tuple[int, Tensor]]]:
-        """The members split so that one operator call serves each part: device, first step or later, perturbed or not."""
-        parts: dict[Any, list[tuple[int, Tensor]]] = {}
+    def _parts(self, group: dict[str, Any], members: Members) -> list[Members]:
+        """Members with a gradient, split by device, first step or later, perturbed or not: a call each."""
+        parts: dict[Any, Members] = {}
         has_momentum = group["momentum"] != 0
         for place, p in members:
-            first = has_momentum and "momentum_buffer" not in self.state.get(p, {})
-            parts.setdefault((p.device, first, self._noise.is_applied(p)), []).append((place, p))
+            if p.grad is not None:
+                first = has_momentum and "momentum_buffer" not in self.state.get(p, {})
+                parts.setdefault((p.device, first, self._noise.is_applied(p)), []).append((place, p))
         return list(parts.values())
 
-    def _hyperparameters(self, group: dict[str, Any], device: torch.device) -> tuple[tuple[Any, ...], Tensor | None]:
+    def _momentum_buffers(self, group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], bool]:
+        """Buffers of tensors that all have one, or all have none (then zeros, and True as second value)."""
+        if group["momentum"] == 0:
+            return [], False
+        if "momentum_buffer" in self.state.get(params[0], {}):
+            return [self.state[p]["momentum_buffer"] for p in params], False
+        return [torch.zeros_like(p, requires_grad=False) for p in params], True
+
+    def _hyperparameters(
+        self, group: dict[str, Any], device: torch.device
+    ) -> tuple[tuple[Any, ...], Tensor | None]:
         lr = group["lr"]
-        lr_tensor = lr if isinstance(lr, Tensor) and lr.device == device and lr.is_floating_point() else None
+        on_device = (
+            isinstance(lr, Tensor) and lr.device == device and lr.dtype in (torch.float32, torch.float64)
+        )
         return (
-            0.0 if lr_tensor is not None else float(lr),
+            0.0 if on_device else float(lr),
             float(group["momentum"]),
             float(group["dampening"]),
             float(group["weight_decay"]),
             group["nesterov"],
             group["maximize"],
-        ), lr_tensor
+        ), lr if on_device else None
 
-    def _update_group(self, group: dict[str, Any], members: list[tuple[int, Tensor]]) -> None:
-        """Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update."""
-        with_grad = [(i, p) for i, p in members if p.grad is not None]
-        for part in self._alike(with_grad, group):
-            params = [p for _, p in part]
-            buffers, first = self._momentum_buffers(params) if group["momentum"] != 0 else ([], False)
-            options, lr_tensor = self._hyperparameters(group, params[0].device)
-            ops.update_(
-                [self._noise.clean_of(p) for p in params],
-                [p.grad for p in params],
-                buffers,
-                *options,
-                first,
-                lr_tensor,
+    def _update_part(self, group: dict[str, Any], part: Members, noise_std: float | None = None) -> None:
+        """Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update.
+
+        With a noise_std the tensors get the next draw of noise in the same pass over memory.
+        """
+        noise = self._noise
+        params = [p for _, p in part]
+        grads, clean = [p.grad for p in params], [noise.clean_of(p) for p in params]
+        buffers, first = self._momentum_buffers(group, params)
+        options, lr_tensor = self._hyperparameters(group, params[0].device)
+        if noise_std is None:
+            ops.update_(clean, grads, buffers, *options, first, lr_tensor)
+        else:
+            places, generator = [i for i, _ in part], noise.generator(params[0].device)
+            noise_options = noise_std, group["distribution"], 0, False, 1
+            ops.update_and_perturb_(
+                params, clean, grads, buffers, generator, places, *options, first, *noise_options, lr_tensor
             )
-            if not self._noise.is_applied(params[0]):
-                torch.autograd.graph.increment_version(params)
+        if first:  # only now: an operator that refuses must leave no state behind
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+        if noise_std is not None or not noise.is_applied(params[0]):
+            noise.written(params)
+
+    def _update_group(self, group: dict[str, Any], members: Members) -> None:
+        for part in self._parts(group, members):
+            self._update_part(group, part)
         if group["radius"] is not None and members:
-            stacked = [p for _, p in members]
+            stacked = [p for _, p in members if p.requires_grad]
             ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
             torch.autograd.graph.increment_version([p for p in stacked if not self._noise.is_applied(p)])
 
+    def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
+        """One operator call checks all before it writes; of several, none may fail after another wrote."""
+        if len(placed) == 1:
+            return
+        for group, members in placed:
+            _options.check_sgd(group)
+            for place, p in members:
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"The gradient of parameter {place} is sparse; expected a dense one. Use "
+                        f"sparse=False in the "
+                        "embedding, or give the parameter an optimizer of its own."
+                    )
+
     def _update(self) -> None:
-        for group, members in self._noise.placed():
+        # As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
+        placed = list(self._noise.placed(frozen=True))
+        self._check_before(placed)
+        for group, members in placed:
             self._update_group(group, members)
 
     def _update_and_perturb(self) -> None:
         noise = self._noise
         noise.check_unchanged()
-        for group, members in noise.placed():
+        noise.restore_frozen()
+        placed = list(noise.placed(frozen=True))
+        self._check_before(placed)
+        for group, everything in placed:
             noise_std = float(group["noise_std"])
+            members = [(i, p) for i, p in everything if p.requires_grad]
             kept = [(i, p) for i, p in members if noise.is_applied(p)]
             if noise_std == 0.0 or group["radius"] is not None or len(kept) < len(members):
                 # Rare: noise switched on or off here, or a projection between update and noise.
-                self._update_group(group, members)
+                self._update_group(group, everything)
                 if noise_std == 0.0:
                     noise.restore([p for _, p in kept])
                 else:
                     noise.apply_group(group, members, draw_offset=1)
                 continue
-            fused = [(i, p) for i, p in members if p.grad is not None]
-            for part in self._alike(fused, group):
-                params = [p for _, p in part]
-                buffers, first = self._momentum_buffers(params) if group["momentum"] != 0 else ([], False)
-                options, lr_tensor = self._hyperparameters(group, params[0].device)
-                ops.update_and_perturb_(
-                    params,
-                    [noise.clean_of(p) for p in params],
-                    [p.grad for p in params],
-                    buffers,
-                    noise.generator(params[0].device),
-                    [i for i, _ in part],
-                    *options,
-                    first,
-                    noise_std,
-                    group["distribution"],
-                    0,
-                    False,
-                    1,
-                    lr_tensor,
-                )
-                noise.written(params)
-            if len(fused) < len(members):
-                noise.apply_from_clean(group, [(i, p) for i, p in members if p.grad is None], draw_offset=1)
-        noise.restore_frozen()
+            for part in self._parts(group, members):
+                self._update_part(group, part, noise_std)
+            if len(members) < len(everything):
+                for part in self._parts(group, [(i, p) for i, p in everything if not p.requires_grad]):
+                    self._update_part(group, part)
+            without = [(i, p) for i, p in members if p.grad is None]
+            noise.apply_from_clean(group, without, draw_offset=1)

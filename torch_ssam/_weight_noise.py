@@ -5,24 +5,58 @@ Tests: tests/python/test_weight_noise.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo as untraced
 
 from . import _options
-from ._driver import NOISE_DEFAULTS
+from ._checkpoints import NOISE_DEFAULTS
 from ._noise import NoiseState
+from ._scope import Scope
+
+
+class _Applied(Scope):
+    def __init__(self, state: NoiseState, sample: int, negate: bool, advance: bool) -> None:
+        self._state = state
+        self._sample = (sample, negate)
+        self._advance = advance
+        self._pending_advance = False
+
+    def _check(self) -> None:
+        if self._state.active:
+            raise RuntimeError(
+                "applied() inside applied(): the tensors are perturbed already. Leave the first one."
+            )
+        if not any(members for _, members in self._state.placed()):
+            raise RuntimeError(
+                "applied() with nothing to perturb: no tensor requires gradients, and those that do not "
+                "stay clean. "
+                "Call requires_grad_() on the ones to perturb."
+            )
+
+    def _begin(self) -> None:
+        self._pending_advance = self._advance
+        self._state.apply(*self._sample)
+
+    def _end(self) -> None:
+        try:
+            self._state.restore()
+        finally:
+            if self._pending_advance:
+                self._state.advance()
+                self._pending_advance = False
 
 
 class WeightNoise:
     """Puts noise on tensors and takes it off again, bit for bit.
 
     Args:
-        params: tensors, or dicts with "params" and options of their own, as optimizers take them. A tensor named
-            twice is perturbed once. Tensors that do not require gradients count for the place and stay clean.
+        params: tensors, or dicts with "params" and options of their own, as optimizers take them. A tensor
+            named twice is perturbed once. Tensors that do not require gradients count for the place and stay
+            clean.
         noise_std: standard deviation of the noise, >= 0.
         distribution: "gaussian" or "rademacher".
         scale: "isotropic".
@@ -49,27 +83,17 @@ class WeightNoise:
         seed: int | None = None,
     ) -> None:
         defaults = {**NOISE_DEFAULTS, "noise_std": noise_std, "distribution": distribution, "scale": scale}
-        if isinstance(params, Tensor):
-            raise TypeError("params is a tensor; expected an iterable of tensors or dicts, for example [tensor].")
-        given = list(params)
+        given = _options.parameter_list(params)
         if not given:
             raise ValueError("params is empty; expected at least one tensor.")
         groups = given if isinstance(given[0], dict) else [{"params": given}]
         self.param_groups: list[dict[str, Any]] = []
-        seen: set[int] = set()
+        known: list[Tensor] = []
         for group in groups:
-            if not isinstance(group, dict):
-                raise TypeError(f"params mixes dicts and {type(group).__name__}; expected one kind.")
-            members = group["params"]
-            members = [members] if isinstance(members, Tensor) else list(members)
-            unique = []
-            for i, p in enumerate(members):
-                if not isinstance(p, Tensor):
-                    raise TypeError(f"params holds a {type(p).__name__}; expected tensors.")
-                _options.check_parameter(p, i)
-                if id(p) not in seen:
-                    seen.add(id(p))
-                    unique.append(p)
+            members = [_options.tensor_of(member) for member in _options.group_params(group)]
+            unique = [p for p in members if not any(p is other for other in known)]
+            _options.check_parameters(unique, known)
+            known += unique
             whole = {**defaults, **group, "params": unique}
             _options.check_noise(whole)
             self.param_groups.append(whole)
@@ -85,8 +109,8 @@ class WeightNoise:
         """Number of the next draw."""
         return self._state.draw
 
-    @contextmanager
-    def applied(self, *, sample: int = 0, negate: bool = False, advance: bool = True) -> Iterator[None]:
+    @untraced
+    def applied(self, *, sample: int = 0, negate: bool = False, advance: bool = True) -> Scope:
         """Context in which the tensors hold clean + noise (clean - noise with `negate`).
 
         Args:
@@ -95,20 +119,13 @@ class WeightNoise:
             advance: move on to the next draw afterwards.
 
         Raises:
-            RuntimeError: inside itself, or, on leaving, if the tensors were written to inside.
+            RuntimeError: inside itself, where no tensor requires gradients, or, on leaving, if tensors were
+                written to inside.
         """
-        _options.count("sample", sample, low=0)
-        if self._state.active:
-            raise RuntimeError("applied() inside applied(): the tensors are perturbed already. Leave the first one.")
-        try:
-            self._state.apply(sample, negate)
-            yield
-        finally:
-            try:
-                self._state.restore()
-            finally:
-                if advance:
-                    self._state.advance()
+        sample = _options.count("sample", sample, low=0)
+        return _Applied(
+            self._state, sample, _options.flag("negate", negate), _options.flag("advance", advance)
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Seed and draw."""
@@ -117,7 +134,8 @@ class WeightNoise:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues with the seed and draw of `state_dict()`."""
         self._state.set_generator(
-            _options.resolve_seed(state_dict["seed"]), _options.count("draw", state_dict["draw"], low=0, high=2**63 - 1)
+            _options.resolve_seed(state_dict["seed"]),
+            _options.count("draw", state_dict["draw"], low=0, high=2**63 - 1),
         )
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
@@ -131,11 +149,16 @@ class WeightNoise:
             raise ValueError("noise() got a tensor that is not one of params.")
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
         with torch.no_grad():
-            return torch.ops.torch_ssam.perturbed(
+            noise: Tensor = torch.ops.torch_ssam.perturbed(
                 torch.zeros_like(param),
                 self._state.generator(param.device),
                 place,
                 float(group["noise_std"]),
                 group["distribution"],
-                sample,
+                _options.count("sample", sample, low=0),
             )
+        return noise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._state.bind(lambda: self.param_groups)

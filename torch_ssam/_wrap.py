@@ -1,7 +1,7 @@
 """wrap: any torch optimizer, with its gradients taken at perturbed weights.
 
-The wrapper is an Optimizer whose `param_groups` and `state` are the base's own objects, so schedulers, scalers and
-checkpoints see one optimizer whichever of the two they hold. Tests: tests/python/test_wrap.py.
+The wrapper is an Optimizer whose `param_groups` and `state` are the base's own objects, so schedulers,
+scalers and checkpoints see one optimizer whichever of the two they hold. Tests: tests/python/test_wrap.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 
 from . import _options
-from ._driver import NOISE_DEFAULTS, NoiseDriver
+from ._checkpoints import NOISE_DEFAULTS
+from ._driver import NoiseDriver
 
 
 class WrappedOptimizer(NoiseDriver):
@@ -19,17 +20,23 @@ class WrappedOptimizer(NoiseDriver):
 
     def __init__(self, base: Optimizer, options: dict[str, Any], seed: int | None) -> None:
         self.base = base
-        # Not Optimizer.__init__, which would make groups and state of its own.
-        Optimizer.__setstate__(self, {"defaults": {**base.defaults, **options}})
-        self._init_driver(seed)
-        for group in self.param_groups:
+        for i, group in enumerate(base.param_groups):
+            _options.check_noise({**options, **group})
+            _options.check_common({**options, **group}, {**options, **base.param_groups[0]})
+            _options.check_parameters(
+                group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
+            )
+        seed = _options.resolve_seed(seed)
+        # All is checked: from here on the base is changed.
+        base.defaults.update(options)
+        for group in base.param_groups:
             for name, value in options.items():
                 group.setdefault(name, value)
-            _options.check_noise(group)
-            _options.check_common(group, self.param_groups[0])
-            self._check_tensors(group["params"])
+        # Not Optimizer.__init__, which would make groups and state of its own.
+        Optimizer.__setstate__(self, {"defaults": base.defaults})
+        self._init_driver(seed)
 
-    @property  # type: ignore[override]
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's groups, with the noise options in each."""
         return self.base.param_groups
@@ -38,7 +45,7 @@ class WrappedOptimizer(NoiseDriver):
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         self.base.param_groups = groups
 
-    @property  # type: ignore[override]
+    @property
     def state(self) -> Any:
         """The base's state."""
         return self.base.state
@@ -49,23 +56,17 @@ class WrappedOptimizer(NoiseDriver):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base, with the noise options where it does not name them."""
-        options = {name: self.defaults[name] for name in NOISE_DEFAULTS}
-        group = {**options, **param_group}
-        self._check_group(group)
-        self.base.add_param_group(group)
-        self._check_tensors(self.param_groups[-1]["params"])
+        self.base.add_param_group(self._check_group(param_group))
         if self._training:
             self._noise.apply_new()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of this wrapper, or of the base alone (then the noise options stay as they are)."""
-        self._prepare_load()
-        self.base.load_state_dict(self._with_own_options(state_dict))
-        self._take_noise_state()
+    def _plain_state_dict(self) -> dict[str, Any]:
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        return self.base.state_dict()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base's state_dict with the noise options, seed and draw in every group."""
-        return self._add_noise_state(self.base.state_dict())
+    def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base.load_state_dict(state_dict)
 
     def train(self, mode: bool = True) -> None:
         """Calls the base's train() where it has one, then perturbs if keep_perturbed."""
@@ -110,11 +111,11 @@ def wrap(
     keep_perturbed: bool = False,
     seed: int | None = None,
 ) -> WrappedOptimizer:
-    """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied by the base to the clean ones.
+    """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied to the clean ones.
 
     Args:
-        base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so each may
-            have its own; its state_dict, schedulers and scalers work on either of the two objects.
+        base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
+            each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
         distribution, scale, samples, antithetic, clean_weight, keep_perturbed, seed: as for `SSAM`.
 
@@ -122,7 +123,8 @@ def wrap(
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.
 
     Raises:
-        TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its own).
+        TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its
+            own).
 
     Example:
         >>> import torch, torch_ssam

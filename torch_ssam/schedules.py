@@ -1,7 +1,7 @@
 """Schedules for lr and noise_std, with the interface of torch's LR schedulers.
 
-`harmonic_lr` is the step size alpha / (k + 1) under which S-SAM converges (arXiv 2503.11891: sum alpha_k = inf,
-sum alpha_k^2 < inf). The others change noise_std, for SSAM and for wrap alike. Tests: test_schedules.py.
+`harmonic_lr` is the step size alpha / (k + 1) under which S-SAM converges (arXiv 2503.11891: sum alpha_k =
+inf, sum alpha_k^2 < inf). The others change noise_std, for SSAM and for wrap alike. Tests: test_schedules.py.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class NoiseStdScheduler:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        if not optimizer.param_groups or "noise_std" not in optimizer.param_groups[0]:
+        if "noise_std" not in (getattr(optimizer, "param_groups", None) or [{}])[0]:
             raise TypeError(
-                f"{type(self).__name__} got a {type(optimizer).__name__} without noise_std in its groups; expected "
+                f"{type(self).__name__} got a {type(optimizer).__name__} without noise_std in its groups; "
+                f"expected "
                 "torch_ssam.SSAM or torch_ssam.wrap(optimizer)."
             )
         self.optimizer = optimizer
@@ -58,8 +59,9 @@ class NoiseStdScheduler:
 
     def step(self, epoch: int | None = None) -> None:
         """Moves on by one step, or to a given one."""
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        factor = _options.number("the factor of noise_std", self.factor(self.last_epoch))
+        reached = self.last_epoch + 1 if epoch is None else epoch
+        factor = _options.number("the factor of noise_std", self.factor(reached))
+        self.last_epoch = reached
         for group in self.optimizer.param_groups:
             initial = group.setdefault("initial_noise_std", float(group["noise_std"]))
             group["noise_std"] = initial * factor

@@ -1,0 +1,233 @@
+"""C++ and Python runs from the same weights, data and seed end in the same bits, and each reads the other's files.
+
+The C++ side is tests/cpp/consumer/parity.cpp: a project outside the tree, built here against the installed package with
+`torch_ssam.cmake_prefix_path`, as a user builds theirs (about a minute, once a session; TORCH_SSAM_CPP_CONSUMER names a
+folder that has it built already).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_ssam
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[1] / "cpp" / "consumer"
+STEPS = 4
+
+# mode, and the options that go with it
+MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "perturb": ("perturb", {}),
+    "momentum": ("perturb", {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.01}),
+    "nesterov": ("perturb", {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}),
+    "maximize": ("perturb", {"maximize": True}),
+    "rademacher": ("perturb", {"distribution": "rademacher", "momentum": 0.5}),
+    "radius": ("perturb", {"radius": 2.0, "momentum": 0.9}),
+    "no_noise": ("plain", {"noise_std": 0, "momentum": 0.9}),
+    "closure": ("closure", {"momentum": 0.9}),
+    "closure_passes": ("closure", {"samples": 2, "antithetic": True, "clean_weight": 0.25}),
+    "samples": ("passes", {"samples": 3, "momentum": 0.9}),
+    "antithetic": ("passes", {"samples": 2, "antithetic": True}),
+    "clean_weight": ("passes", {"clean_weight": 0.4}),
+    "split": ("split", {"samples": 3, "momentum": 0.9}),
+    "split_everything": ("split", {"samples": 2, "antithetic": True, "clean_weight": 0.3}),
+    "kept": ("kept", {"keep_perturbed": True, "momentum": 0.9}),
+    "kept_radius": ("kept", {"keep_perturbed": True, "radius": 2.0}),
+    "seed_from_torch": ("perturb", {"seed": None}),
+    "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
+}
+MODELS = ("mlp", "cnn", "diagonal")
+CASES = [(model, name) for model in MODELS for name in MODES] + [("own_noise", "no_noise")]
+
+
+def make_model(name: str) -> nn.Sequential:
+    if name == "mlp":
+        return nn.Sequential(nn.Linear(6, 33), nn.Tanh(), nn.Linear(33, 3))
+    if name == "cnn":
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)
+        )
+    layer = torch_ssam.DiagonalLinear(65, 3, noise_std=0.1 if name == "own_noise" else 0.0, seed=31)
+    return nn.Sequential(nn.Linear(6, 65), layer, nn.Linear(65, 3))
+
+
+def make_optimizer(model: nn.Module, options: dict[str, Any]) -> torch_ssam.SSAM:
+    params = list(model.parameters())
+    return torch_ssam.SSAM([{"params": params[:2]}, {"params": params[2:]}], **options)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def make_case(model_name: str, mode_name: str) -> dict[str, Any]:
+    torch.manual_seed(len(model_name) + 100 * len(mode_name))
+    model = make_model(model_name)
+    mode, options = MODES[mode_name]
+    x = torch.randn(10, 1, 6, 6) if model_name == "cnn" else torch.randn(10, 6)
+    return {
+        "model": "diagonal" if model_name == "own_noise" else model_name,
+        "own_noise": model_name == "own_noise",
+        "layer_seed": 31,
+        "mode": mode,
+        "options": {"lr": 0.05, "noise_std": 0.02, "seed": 2**62 + 17, **options},
+        "steps": STEPS,
+        "manual_seed": 5,
+        "weights": weights_of(model),
+        "optimizer": None,
+        "x": x,
+        "y": torch.randint(0, 3, (10,)),
+    }
+
+
+def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
+    model = make_model(name)
+    model.load_state_dict(case["weights"])
+    torch.manual_seed(case["manual_seed"])
+    opt = make_optimizer(model, case["options"])
+    if case["optimizer"] is not None:
+        opt.load_state_dict(case["optimizer"])
+    x, y, mode = case["x"], case["y"], case["mode"]
+    losses: list[float] = []
+
+    def backward(x_k: Tensor, y_k: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(model(x_k), y_k)
+        loss.backward()
+        return loss
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        return backward(x, y)
+
+    opt.train()
+    for _ in range(case["steps"]):
+        if mode == "closure":
+            losses.append(float(opt.step(closure)))
+            continue
+        opt.zero_grad()
+        if mode == "perturb":
+            with opt.perturb():
+                losses.append(float(backward(x, y)))
+        elif mode == "passes":
+            for _ in opt.perturbations():
+                losses.append(float(backward(x, y)))
+        elif mode == "split":
+            for x_k, y_k in opt.perturbations(x, y):
+                losses.append(float(backward(x_k, y_k)))
+        else:
+            losses.append(float(backward(x, y)))
+        opt.step()
+    state = opt.state_dict()
+    opt.eval()
+    return {"optimizer": state, "weights": weights_of(model), "losses": torch.tensor(losses, dtype=torch.float64)}
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(t.detach().contiguous().view(-1).view(torch.uint8) for t in (a, b)))
+
+
+@pytest.fixture(scope="session")
+def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built consumer project."""
+    built = os.environ.get("TORCH_SSAM_CPP_CONSUMER")
+    if built:
+        return Path(built)
+    cmake = shutil.which("cmake")
+    assert cmake is not None, "the C++ consumer needs cmake; install it, or name a built one in TORCH_SSAM_CPP_CONSUMER"
+    build = tmp_path_factory.mktemp("consumer")
+    prefixes = f"{torch_ssam.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
+    for command in (
+        [cmake, "-S", str(PROJECT), "-B", str(build), f"-DCMAKE_PREFIX_PATH={prefixes}", "-DCMAKE_BUILD_TYPE=Release"],
+        [cmake, "--build", str(build), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return build
+
+
+def run_in_cpp(consumer: Path, folder: Path, cases: dict[str, Any]) -> dict[str, Any]:
+    torch.save(cases, folder / "cases.pt")
+    done = subprocess.run(
+        [str(consumer / "parity"), str(folder / "cases.pt"), str(folder / "results.pt")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = torch.load(folder / "results.pt", weights_only=True)
+    return results
+
+
+@pytest.fixture(scope="session")
+def runs(consumer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every case, run by one C++ process."""
+    cases = {f"{model}-{mode}": make_case(model, mode) for model, mode in CASES}
+    return {"cases": cases, "cpp": run_in_cpp(consumer, tmp_path_factory.mktemp("parity"), cases)}
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours["losses"].tolist() == theirs["losses"].tolist()
+    assert set(ours["weights"]) == set(theirs["weights"])
+    for name, value in ours["weights"].items():
+        assert same_bits(value, theirs["weights"][name]), name
+    for group, other in zip(ours["optimizer"]["param_groups"], theirs["optimizer"]["param_groups"], strict=True):
+        assert dict(other) == {name: group[name] for name in other}
+    a, b = ours["optimizer"]["state"], theirs["optimizer"]["state"]
+    assert {k: set(v) for k, v in a.items()} == {k: set(v) for k, v in b.items()}
+    for place, entry in a.items():
+        for name, value in entry.items():
+            assert same_bits(value, b[place][name]), (place, name)
+
+
+def test_the_consumer_of_the_installed_package_trains(consumer: Path) -> None:
+    done = subprocess.run([str(consumer / "consumer")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "draw 100" in done.stdout
+
+
+@pytest.mark.parametrize(("model", "mode"), CASES, ids=lambda v: str(v))
+def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], model: str, mode: str) -> None:
+    case = runs["cases"][f"{model}-{mode}"]
+    ours, theirs = run_in_python(case, model), runs["cpp"][f"{model}-{mode}"]
+    assert all(math.isfinite(v) for v in ours["losses"].tolist())
+    assert any(not same_bits(value, case["weights"][name]) for name, value in ours["weights"].items())
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["nesterov", "kept", "split_everything"])
+def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
+    consumer: Path, tmp_path: Path, mode: str
+) -> None:
+    start = make_case("mlp", mode)
+    whole = run_in_python({**start, "steps": 2 * STEPS}, "mlp")
+    python_first = run_in_python(start, "mlp")
+    cpp_first = run_in_cpp(consumer, tmp_path, {"run": start})["run"]
+    # Other options than the checkpoint's, which must win; keep_perturbed is not one that may change.
+    fresh = {"lr": 9.0, "noise_std": 9.0, "seed": 1, "keep_perturbed": mode == "kept"}
+    resumed = {
+        name: {**start, "options": fresh, "weights": first["weights"], "optimizer": first["optimizer"]}
+        for name, first in (("from_python", python_first), ("from_cpp", cpp_first))
+    }
+    in_cpp = run_in_cpp(consumer, tmp_path, resumed)
+    for name, case in resumed.items():
+        for result in (in_cpp[name], run_in_python(case, "mlp")):
+            for key, value in whole["weights"].items():
+                assert same_bits(value, result["weights"][key]), (name, key)
+
+
+def test_weights_saved_by_one_load_in_the_other(runs: dict[str, Any]) -> None:
+    """The C++ results are such a file: their weights load with load_state_dict, generator included."""
+    for model in ("mlp", "cnn", "diagonal"):
+        make_model(model).load_state_dict(runs["cpp"][f"{model}-perturb"]["weights"])

@@ -1,0 +1,293 @@
+"""The CUDA kernels on a GPU: the same bits as the CPU over sizes, dtypes, layouts and lists; CUDA graphs
+whose replays draw new noise; streams; AMP; several devices; tensors beyond 2^31 elements.
+
+`python -m pytest tests/python/test_cuda.py` is the one command. Without a GPU each test is skipped with a
+line that says so; with FAIL_WITHOUT_CUDA=1 it fails. What has run on a GPU is written in docs/cuda.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, random, same_layout
+
+import torch_ssam
+
+ops = torch.ops.torch_ssam
+pytestmark = pytest.mark.cuda
+STD = 2.0**-5
+
+
+def why_not() -> str | None:
+    """Why these tests cannot run here."""
+    if not torch.cuda.is_available():
+        return "NOT TESTED here: no CUDA GPU"
+    from torch_ssam import _library
+
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("torch_ssam::perturb_", "CUDA"):
+        return f"NOT TESTED here: torch_ssam has no CUDA kernels ({_library.cuda_load_error or 'not built'})"
+    return None
+
+
+@pytest.fixture(autouse=True)
+def _needs_cuda() -> Iterator[None]:
+    reason = why_not()
+    if reason is not None and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail(f"FAIL_WITHOUT_CUDA=1. {reason}")
+    if reason is not None:
+        pytest.skip(reason)
+    yield
+    torch.cuda.synchronize()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    view = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
+    return tensor.detach().cpu().contiguous().view(view)
+
+
+def assert_same_bits(gpu: torch.Tensor, cpu: torch.Tensor) -> None:
+    different = (bits(gpu) != bits(cpu)).flatten().nonzero()
+    assert different.numel() == 0, f"{len(different)} of {cpu.numel()} elements differ: {different[:4]}"
+
+
+def generator(device: str = "cuda", draw: int = 42) -> torch.Tensor:
+    return torch.tensor([1234567890123, draw], dtype=torch.int64, device=device)
+
+
+def on_gpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies with the strides of the originals."""
+    out = []
+    for t in tensors:
+        copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+        out.append(copy.copy_(t))
+    return out
+
+
+def misaligned(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """On the GPU, one element after an aligned address."""
+    out = []
+    for t in tensors:
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype, device="cuda")
+        out.append(memory[1:].view(t.shape).copy_(t))
+    return out
+
+
+def mixed_list(dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+    flat = [random(n, dtype, seed + n) for n in SIZES]
+    shaped = [same_layout(make(dtype), name, seed) for name, make in LAYOUTS.items()]
+    return flat + shaped
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_perturb_gives_the_cpus_bits(pair: Any, distribution: str, placed: Any) -> None:
+    master, model = pair
+    clean, params = mixed_list(master, 1), mixed_list(model, 2)
+    places = list(range(len(clean)))
+    gpu = placed(params)
+    ops.perturb_from_clean_(params, clean, generator("cpu"), places, STD, distribution, 3, True, 5)
+    ops.perturb_from_clean_(gpu, placed(clean), generator(), places, STD, distribution, 3, True, 5)
+    for a, b in zip(gpu, params, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_perturb_saves_and_restore_puts_back_every_bit(dtype: torch.dtype) -> None:
+    params = mixed_list(dtype, 1)
+    gpu, saved = on_gpu(params), on_gpu(params)
+    perturbed = [p.clone() for p in params]
+    clean = [torch.empty_like(p) for p in params]
+    places = list(range(len(params)))
+    ops.perturb_(perturbed, clean, generator("cpu"), places, STD)
+    ops.perturb_(gpu, saved, generator(), places, STD)
+    for a, b, kept, before in zip(gpu, perturbed, saved, params, strict=True):
+        assert_same_bits(a, b)
+        assert_same_bits(kept, before)
+    ops.restore_(gpu, saved)
+    for a, before in zip(gpu, params, strict=True):
+        assert_same_bits(a, before)
+
+
+@pytest.mark.parametrize("kind", ["none", "momentum", "nesterov"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_update_and_perturb_gives_the_cpus_bits(pair: Any, kind: str, scaled: bool, placed: Any) -> None:
+    master, model = pair
+    clean, grads, params = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
+    buffers = mixed_list(master, 4) if kind != "none" else []
+    momentum = (0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov", True, False)
+    places = list(range(len(clean)))
+    gpu = [placed(t) for t in (params, clean, grads, buffers)]
+    scale = torch.tensor(1024.0) if scaled else None
+    lr = torch.tensor(0.1)
+    more: dict[str, Any] = {"lr_tensor": lr, "grad_scale": scale}
+    ops.update_and_perturb_(
+        params, clean, grads, buffers, generator("cpu"), places, 0.0, *momentum, STD, **more
+    )
+    more = {"lr_tensor": lr.cuda(), "grad_scale": None if scale is None else scale.cuda()}
+    ops.update_and_perturb_(*gpu, generator(), places, 0.0, *momentum, STD, **more)
+    for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_projection_gives_the_cpus_bits(dtype: torch.dtype, radius: float) -> None:
+    weights = mixed_list(dtype, 1)
+    gpu = on_gpu(weights)
+    ops.project_(weights, radius)
+    ops.project_(gpu, radius)
+    for a, b in zip(gpu, weights, strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("readout", [False, True])
+@pytest.mark.parametrize("noise_std", [0.0, STD])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64), (65, 100), (300, 1032), (1000, 8), (7, 4099)], ids=str)
+def test_diagonal_gives_the_cpus_bits(pair: Any, noise_std: float, readout: bool, shape: Any) -> None:
+    master, model = pair
+    rows, features = shape
+    x, w = random((rows, features), model, 1), random((3, features), master, 2)
+    g = random((rows,) if readout else (rows, features), model, 3)
+    options = (noise_std, "gaussian", readout)
+    expected = ops.diagonal(x, w, generator("cpu"), *options)
+    assert_same_bits(ops.diagonal(x.cuda(), w.cuda(), generator(), *options), expected)
+    wanted = ops.diagonal_backward(g, x, w, generator("cpu"), *options, True, True)
+    got = ops.diagonal_backward(g.cuda(), x.cuda(), w.cuda(), generator(), *options, True, True)
+    again = ops.diagonal_backward(g.cuda(), x.cuda(), w.cuda(), generator(), *options, True, True)
+    for a, b, c in zip(got, wanted, again, strict=True):
+        assert_same_bits(a, b)
+        assert_same_bits(c, b)
+
+
+def test_a_replayed_graph_draws_new_noise_each_time() -> None:
+    clean, gpu_clean = [random(10001, torch.float32, 1)], [random(10001, torch.float32, 1).cuda()]
+    params, gpu = [torch.empty_like(clean[0])], [torch.empty_like(gpu_clean[0])]
+    state, gpu_state = generator("cpu"), generator()
+
+    def step(p: list[torch.Tensor], c: list[torch.Tensor], s: torch.Tensor) -> None:
+        ops.perturb_from_clean_(p, c, s, [0], STD)
+        ops.advance_(s, 1)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(gpu, gpu_clean, gpu_state)
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        step(params, clean, state)
+        assert_same_bits(gpu[0], params[0])
+        assert gpu_state.tolist() == state.tolist()
+        seen.append(gpu[0].clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_kernels_run_on_the_current_stream_in_order() -> None:
+    n = 1 << 24
+    source = torch.randn(n, device="cuda")
+    weights = torch.zeros(n, device="cuda")
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        # The copy below is still waiting when the kernel is asked for.
+        torch.cuda._sleep(50_000_000)  # type: ignore[no-untyped-call]
+        weights.copy_(source)
+        out = ops.perturbed(weights, generator(), 0, STD)
+    stream.synchronize()
+    assert_same_bits(out, ops.perturbed(source.cpu(), generator("cpu"), 0, STD))
+
+
+def test_nothing_waits_for_the_gpu() -> None:
+    weights, grads = [torch.randn(1000, device="cuda")], [torch.randn(1000, device="cuda")]
+    params = [torch.empty_like(weights[0])]
+    state, flag = generator(), torch.zeros(1, device="cuda")
+    previous = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plain = (0.1, 0.0, 0.0, 0.0, False, False, False)
+        ops.update_and_perturb_(params, weights, grads, [], state, [0], *plain, STD, found_inf=flag)
+        ops.project_(weights, 1.0)
+        ops.advance_(state, 1, flag)
+    finally:
+        torch.cuda.set_sync_debug_mode(previous)
+
+
+def test_a_step_that_amp_skips_moves_nothing_and_one_it_takes_unscales() -> None:
+    model = torch.nn.Linear(64, 64, device="cuda")
+    opt = torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.01, seed=0)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    before = [p.detach().clone() for p in model.parameters()]
+    for poison in (True, False):
+        opt.zero_grad()
+        with opt.perturb():
+            loss = model(torch.ones(8, 64, device="cuda")).square().mean()
+            scaler.scale(loss).backward()
+        if poison:
+            next(model.parameters()).grad[0, 0] = float("inf")  # type: ignore[index]
+        scaler.step(opt)
+        scaler.update()
+        moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+        assert moved == [not poison] * 2
+
+
+def test_training_on_the_gpu_ends_in_the_cpus_bits_for_equal_gradients() -> None:
+    shapes = [(300, 70), (300,), (10, 300), (10,)]
+    ends = []
+    for device in ("cpu", "cuda"):
+        params = [torch.nn.Parameter(random(s, torch.float32, i).to(device)) for i, s in enumerate(shapes)]
+        opt = torch_ssam.SSAM(params, lr=0.1, noise_std=0.02, momentum=0.9, seed=5)
+        for step in range(4):
+            with opt.perturb():
+                for i, p in enumerate(params):
+                    p.grad = random(tuple(p.shape), torch.float32, 10 * step + i).to(device)
+            opt.step()
+        ends.append(params)
+    for a, b in zip(ends[1], ends[0], strict=True):
+        assert_same_bits(a, b)
+
+
+def test_another_device_than_the_current_one_is_used() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NOT TESTED here: one GPU only")
+    weights = random(5000, torch.float32, 1)
+    with torch.cuda.device(0):
+        out = ops.perturbed(weights.to("cuda:1"), generator("cuda:1"), 0, STD)
+        assert torch.cuda.current_device() == 0
+    assert out.device.index == 1
+    assert_same_bits(out, ops.perturbed(weights, generator("cpu"), 0, STD))
+    with pytest.raises(Exception, match="different devices"):
+        ops.perturb_from_clean_([out], [weights.to("cuda:0")], generator("cuda:1"), [0], STD)
+
+
+def test_elements_beyond_two_to_the_thirty_one_are_written() -> None:
+    n = (1 << 31) + 4097
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * n:
+        pytest.skip("NOT TESTED here: less than 13 GB of free GPU memory")
+    weights = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    out = ops.perturbed(weights, generator(), 0, STD)
+    tail = slice(n - 8192, n)
+    assert (out[tail] != 0).all()
+    assert_same_bits(out[tail], _noise_from(n - 8192, 8192).mul_(STD).bfloat16())
+
+
+def _noise_from(begin: int, count: int) -> torch.Tensor:
+    """Gaussian noise of elements begin, begin + 1, ... of place 0, from the reference."""
+    first_block = begin // 64
+    blocks = (begin + count + 63) // 64 - first_block
+    counters = (np.uint64(16 * first_block) + np.arange(16 * blocks, dtype=np.uint64)).astype(np.uint64)
+    words = reference.noise_words(1234567890123, 42, 0, 0, counters)
+    a, b = reference.gaussian_pair(words[0], words[1]), reference.gaussian_pair(words[2], words[3])
+    values = np.stack([a[0], a[1], b[0], b[1]]).reshape(4, blocks, 16).transpose(1, 0, 2).reshape(-1)
+    offset = begin - 64 * first_block
+    return torch.from_numpy(values[offset : offset + count].copy())

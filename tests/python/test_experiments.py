@@ -1,0 +1,117 @@
+"""The experiments with quick settings: each runs, confirms its claim, saves its files; the report is self-contained."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+pytest.importorskip("tqdm")
+
+from torch_ssam import experiments, theory
+from torch_ssam.experiments import correlated, deep_linear
+from torch_ssam.experiments.__main__ import main
+
+FAST = ("landscape", "starts", "signatures", "stationary", "correlated", "geometry")
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_quick_experiment_confirms_its_claim_and_saves_its_files(name: str, tmp_path: Path) -> None:
+    result = experiments.run(name, quick=True, out=tmp_path)
+    assert result.confirmed, result.text()
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / f"{name}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(result.rows) > 1
+    for part in ("Claim:", "Theory:", "Measured:", "Verdict:  CONFIRMED"):
+        assert part in result.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(experiments.NAMES) - set(FAST)))
+def test_longer_experiment_confirms_its_claim(name: str, tmp_path: Path) -> None:
+    result = experiments.run(name, quick=True, out=tmp_path)
+    assert result.confirmed, result.text()
+
+
+def test_results_depend_on_the_seed_alone() -> None:
+    first, again, other = (experiments.run("signatures", quick=True, seed=s) for s in (3, 3, 4))
+    assert first.rows == again.rows
+    assert first.confirmed
+    assert other.confirmed
+
+
+def test_command_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signatures", "--quick", "--out", str(tmp_path)]) == 0
+    assert "Verdict:" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["signatures.csv", "signatures.png"]
+
+
+def test_command_refuses_unknown_names() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch_ssam.experiments", "nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "landscape" in done.stderr
+    with pytest.raises(ValueError, match="unknown experiment 'nonsense'; expected one of landscape"):
+        experiments.run("nonsense")
+
+
+def test_report_is_one_file_that_needs_no_other(tmp_path: Path) -> None:
+    results = {name: experiments.run(name, quick=True) for name in ("signatures", "starts")}
+    path = tmp_path / "deep" / "report.html"
+    experiments.write_report(results, path, quick=True, seed=0)
+    page = path.read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("<section") == page.count("</section>") == 2
+    assert "Quick settings" in page
+    for result in results.values():
+        assert result.verdict.split(",")[0] in page
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from torch_ssam.experiments.__main__ import main; main(['signatures', '--quick'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the experiments need matplotlib: pip install 'torch_ssam[demo]'" in done.stderr
+
+
+@pytest.mark.parametrize("correlation", correlated.CORRELATIONS)
+def test_fixed_point_map_is_the_lasso_of_scikit_learn(correlation: float) -> None:
+    sigma = correlated.design(correlation)
+    limit = theory.limit_product(correlated.TARGET, correlated.ETA, 2, sigma)
+    np.testing.assert_allclose(limit, correlated.lasso(sigma), atol=1e-9)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_regularized_loss_of_aligned_matrices_is_the_mean_loss_under_noise(depth: int) -> None:
+    # All signs of 2 x 2 layers: exact expectations, since only mean, variance and independence of the noise enter.
+    import itertools
+
+    import torch
+
+    torch.manual_seed(depth)
+    values = torch.rand(depth, 2, dtype=torch.float64)
+    singular = torch.tensor([1.5, 0.4], dtype=torch.float64)
+    layers, eta, total = [torch.diag(row) for row in values], 0.3, 0.0
+    for signs in itertools.product((-eta, eta), repeat=4 * depth):
+        product = torch.eye(2, dtype=torch.float64)
+        for layer, noise in zip(
+            layers, torch.tensor(signs, dtype=torch.float64).view(depth, 2, 2), strict=True
+        ):
+            product = (layer + noise) @ product
+        total += float((torch.diag(singular) - product).square().sum()) / 2 ** (4 * depth)
+    assert float(deep_linear.aligned_loss(values, singular, eta)) == pytest.approx(total, rel=1e-12)

@@ -1,0 +1,481 @@
+"""torch_ssam.simulate: against plain NumPy recursions, against SSAM itself, and against theory; bits, failures, Ctrl-C.
+
+False alarms: the statistical tests use bounds at 5 standard deviations, together below 1e-5 a seed; seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import reference
+import torch
+
+import torch_ssam
+from torch_ssam import theory
+from torch_ssam.simulate import Simulation, simulate
+
+Floats = npt.NDArray[np.float64]
+
+
+def by_hand(
+    target: Floats,
+    start: Floats,
+    *,
+    noise_std: Any,
+    lr: float,
+    steps: int,
+    seed: int,
+    distribution: str = "gaussian",
+    harmonic: bool = False,
+    radius: float | None = None,
+    covariance: Floats | None = None,
+    data: tuple[Floats, Floats] | None = None,
+    batches: list[npt.NDArray[np.int64]] | None = None,
+) -> Floats:
+    """The recursion as it is written in THEORY.md, start and result (replicates, depth, d)."""
+    w = start.copy()
+    replicates, depth, d = w.shape
+    eta = np.broadcast_to(
+        np.reshape(noise_std, np.shape(noise_std) + (1,) * (np.ndim(noise_std) == 1)), (depth, d)
+    )
+    for k in range(steps):
+        layers = [
+            reference.noise(replicates * d, seed=seed, draw=k, place=l, distribution=distribution)
+            for l in range(depth)
+        ]
+        v = w + eta * np.stack(layers, axis=0).reshape(depth, replicates, d).transpose(1, 0, 2)
+        p = v.prod(axis=1)
+        if data is not None:
+            chosen = [np.arange(len(data[1]))] * replicates if batches is None else list(batches[k])
+            pull = np.stack(
+                [(data[1][i] - data[0][i] @ q) @ data[0][i] / len(i) for i, q in zip(chosen, p, strict=True)]
+            )
+        else:
+            pull = (target - p) @ (np.eye(d) if covariance is None else covariance)
+        others = np.stack([np.delete(v, l, axis=1).prod(axis=1) for l in range(depth)], axis=1)
+        w = w + (lr / (k + 1) if harmonic else lr) * 2 * pull[:, None] * others
+        if radius is not None:
+            norm = np.sqrt((w**2).sum(axis=(1, 2), keepdims=True))
+            w = np.where(norm > radius, w * radius / norm, w)
+    return w
+
+
+def problem(d: int = 7, depth: int = 3, replicates: int = 4) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(5)
+    return rng.normal(size=d), rng.normal(size=(replicates, depth, d))
+
+
+def correlated(d: int) -> Floats:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(2 * d, d))
+    return np.asarray(x.T @ x / (2 * d))
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("d", [1, 7, 64, 100])
+def test_follows_a_plain_loop_with_the_noise_of_the_contract(d: int, distribution: str) -> None:
+    target, start = problem(d)
+    options: dict[str, Any] = {
+        "noise_std": 0.25,
+        "lr": 0.02,
+        "steps": 30,
+        "seed": -(2**40) + 3,
+        "distribution": distribution,
+    }
+    run = simulate(target, 3, init=start, replicates=4, **options)
+    np.testing.assert_allclose(run.weights[-1], by_hand(target, start, **options), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise_std": [0.1, 0.2, 0.4]},
+        {"noise_std": np.linspace(0.05, 0.3, 21).reshape(3, 7)},
+        {"noise_std": 0.2, "harmonic": True},
+        {"noise_std": 0.2, "radius": 2.0},
+        {"noise_std": 0.2, "covariance": correlated(7)},
+        {"noise_std": 0.2, "covariance": correlated(7), "radius": 2.0, "harmonic": True},
+    ],
+)
+def test_every_option_follows_the_plain_loop(options: dict[str, Any]) -> None:
+    target, start = problem()
+    common: dict[str, Any] = {"lr": 0.02, "steps": 40, "seed": 9}
+    expected = by_hand(target, start, **common, **options)
+    options = dict(options)
+    decay = "harmonic" if options.pop("harmonic", False) else None
+    run = simulate(target, 3, init=start, replicates=4, lr_decay=decay, **common, **options)
+    np.testing.assert_allclose(run.weights[-1], expected, rtol=1e-11, atol=1e-12)
+
+
+def test_mini_batches_are_drawn_as_documented() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(50, 7)), rng.normal(size=50)
+    _, start = problem()
+    steps, size = 25, 6
+    batches = []
+    for k in range(steps):
+        words = reference.noise_words(
+            9, k, 2**32 - 1, 0, np.arange(4 * size // 4, dtype=np.uint64)
+        ).T.reshape(-1)
+        batches.append(
+            (words.astype(np.uint64) * np.uint64(50) >> np.uint64(32)).astype(np.int64).reshape(4, size)
+        )
+    options: dict[str, Any] = {"noise_std": 0.2, "lr": 0.01, "steps": steps, "seed": 9, "data": (x, y)}
+    run = simulate(None, 3, init=start, replicates=4, batch_size=size, **options)
+    np.testing.assert_allclose(
+        run.weights[-1], by_hand(np.zeros(7), start, batches=batches, **options), rtol=1e-11
+    )
+    assert len(np.unique(np.concatenate(batches))) > 40
+    whole = simulate(None, 3, init=start, replicates=4, **options)
+    np.testing.assert_allclose(whole.weights[-1], by_hand(np.zeros(7), start, **options), rtol=1e-11)
+    errors = ((y - whole.product[-1] @ x.T) ** 2).mean(axis=1)
+    np.testing.assert_allclose(whole.loss[-1], errors, rtol=1e-12)
+
+
+def test_it_is_ssam_on_a_batch_of_networks() -> None:
+    target, start = problem(replicates=3)
+    run = simulate(
+        target, 3, init=start, replicates=3, noise_std=0.25, lr=0.02, steps=20, seed=77, radius=None
+    )
+    layers = [torch.tensor(start[:, l]).requires_grad_() for l in range(3)]
+    optimizer = torch_ssam.SSAM(layers, lr=0.02, noise_std=0.25, seed=77)
+    for _ in range(20):
+        optimizer.zero_grad()
+        with optimizer.perturb():
+            (torch.tensor(target) - layers[0] * layers[1] * layers[2]).square().sum().backward()
+        optimizer.step()
+    ends = np.stack([layer.detach().numpy() for layer in layers], axis=1)
+    np.testing.assert_allclose(run.weights[-1], ends, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("covariance", [None, np.linspace(0.5, 2.0, 7), correlated(7)])
+@pytest.mark.parametrize("noise_std", [0.3, 1e-4, [0.1, 0.3, 0.5]])
+def test_expected_dynamics_are_descent_on_the_regularized_loss(covariance: Any, noise_std: Any) -> None:
+    target, w = problem(replicates=2)
+    run = simulate(target, 3, init=w, replicates=2, noise_std=noise_std, lr=0.01, steps=200, expected=True,
+                   covariance=covariance)  # fmt: skip
+    for _ in range(200):
+        w = w - 0.01 * theory.regularized_gradient(w, target, noise_std, covariance)
+    np.testing.assert_allclose(run.weights[-1], w, rtol=1e-10, atol=1e-12)
+
+
+def test_expected_dynamics_on_data_are_descent_with_their_covariance() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(50, 4)), rng.normal(size=50)
+    sigma, solution = x.T @ x / 50, np.linalg.lstsq(x, y, rcond=None)[0]
+    options: dict[str, Any] = {"noise_std": 0.3, "lr": 0.01, "steps": 100, "expected": True}
+    on_data = simulate(None, 2, data=(x, y), **options)
+    on_covariance = simulate(solution, 2, covariance=sigma, **options)
+    np.testing.assert_allclose(on_data.weights, on_covariance.weights, rtol=1e-10)
+    np.testing.assert_allclose(on_data.step_size_bound, on_covariance.step_size_bound, rtol=1e-10)
+    floor = ((y - x @ solution) ** 2).mean()
+    np.testing.assert_allclose(on_data.loss, on_covariance.loss + floor, rtol=1e-10)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+def test_the_mean_step_is_the_gradient_of_the_regularized_loss(distribution: str) -> None:
+    # 21 means at 5 standard errors each: one false alarm in about 1e5 seeds. The variance is the theory's, too.
+    target, start = problem()
+    n = 40_000
+    run = simulate(target, 3, init=start[0], replicates=n, noise_std=0.4, lr=1.0, steps=1, seed=3,
+                   distribution=distribution)  # fmt: skip
+    gradients = run.weights[0] - run.weights[1]
+    error = gradients.std(axis=0) / np.sqrt(n)
+    assert (
+        np.abs(gradients.mean(axis=0) - theory.regularized_gradient(start[0], target, 0.4)) < 5 * error
+    ).all()
+    spread = (gradients - gradients.mean(axis=0)) ** 2
+    variance = theory.gradient_variance(start[0], target, 0.4, distribution)
+    assert (np.abs(spread.mean(axis=0) - variance) < 5 * spread.std(axis=0) / np.sqrt(n) + 1e-9).all()
+
+
+def test_replicates_and_coordinates_are_independent() -> None:
+    # 45 correlations of 20,000 steps at 5 standard deviations.
+    run = simulate(np.ones(5), 2, replicates=2, noise_std=1.0, lr=1.0, steps=1, seed=1, init=1.0)
+    several = [
+        simulate(np.ones(5), 2, replicates=2, noise_std=1.0, lr=1.0, steps=1, seed=s).weights[-1]
+        for s in range(20)
+    ]
+    assert len({part.tobytes() for part in several}) == 20
+    many = simulate(np.ones(10), 2, replicates=20_000, noise_std=1.0, lr=1.0, steps=1, seed=1).weights[-1][
+        :, 0
+    ]
+    correlations = np.corrcoef(many.T)[np.triu_indices(10, 1)]
+    assert (np.abs(correlations) < 5 / np.sqrt(20_000)).all()
+    assert not np.array_equal(run.weights[-1, 0], run.weights[-1, 1])
+
+
+@pytest.mark.parametrize("kind", ["separable", "covariance", "radius", "data", "expected"])
+def test_any_number_of_threads_gives_the_same_bits(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    options: dict[str, Any] = {
+        "separable": {},
+        "covariance": {"covariance": correlated(33)},
+        "radius": {"radius": 4.0},
+        "data": {"data": (rng.normal(size=(40, 33)), rng.normal(size=40)), "batch_size": 3},
+        "expected": {"expected": True},
+    }[kind]
+    runs = [
+        simulate(np.ones(33), 3, replicates=21, noise_std=0.3, lr=0.01, steps=70, threads=n, **options)
+        for n in (1, 2, 5)
+    ]
+    for run in runs[1:]:
+        assert reference.same_bits(torch.tensor(run.weights), torch.tensor(runs[0].weights))
+        assert np.array_equal(run.loss, runs[0].loss)
+
+
+@pytest.mark.parametrize("variant", ["plain", "avx2", "avx512"])
+def test_every_cpu_variant_gives_the_same_bits(variant: str) -> None:
+    code = (
+        "import hashlib, numpy as np; from torch_ssam.simulate import _C, simulate\n"
+        "run = simulate(np.linspace(-1, 2, 70), 3, replicates=3, noise_std=0.3, lr=0.01, steps=50, seed=4)\n"
+        "print(_C.simulate_capability(), hashlib.sha256(run.weights.tobytes()).hexdigest())"
+    )
+    environment = {**os.environ, "TORCH_SSAM_CPU_CAPABILITY": variant}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    chosen, digest = done.stdout.split()
+    if chosen != variant:
+        pytest.skip(f"NOT TESTED here: this processor or build lacks {variant}")
+    run = simulate(np.linspace(-1, 2, 70), 3, replicates=3, noise_std=0.3, lr=0.01, steps=50, seed=4)
+    import hashlib
+
+    assert digest == hashlib.sha256(run.weights.tobytes()).hexdigest()
+
+
+def test_records_are_the_steps_asked_for_and_do_not_change_the_run() -> None:
+    options: dict[str, Any] = {"noise_std": 0.3, "lr": 0.01, "steps": 105, "replicates": 2}
+    dense = simulate([1.0, 2.0], 2, record_every=1, **options)
+    sparse = simulate([1.0, 2.0], 2, record_every=10, **options)
+    assert dense.steps.tolist() == list(range(106))
+    assert sparse.steps.tolist() == [*range(0, 105, 10), 105]
+    assert np.array_equal(sparse.weights, dense.weights[sparse.steps])
+    assert sparse.weights.shape == (12, 2, 2, 2)
+    assert sparse.loss.shape == sparse.balance_gap.shape == (12, 2)
+    np.testing.assert_allclose(sparse.product, sparse.weights.prod(axis=2), rtol=1e-15)
+    squares = sparse.weights**2
+    np.testing.assert_allclose(sparse.balance_gap, np.ptp(squares, axis=2).max(axis=-1), atol=1e-15)
+    np.testing.assert_allclose(
+        sparse.loss, ((np.array([1.0, 2.0]) - sparse.product) ** 2).sum(axis=-1), rtol=1e-12
+    )
+    assert len(simulate(1.0, steps=0, noise_std=0.1, lr=0.1).steps) == 1
+    assert 90 <= len(simulate(1.0, steps=12_345, noise_std=0.1, lr=0.001).steps) <= 102
+
+
+def test_init_of_every_shape_means_what_it_says() -> None:
+    full = np.broadcast_to(np.array([2.0, 0.5])[None, :, None], (3, 2, 4))
+    options: dict[str, Any] = {"noise_std": 0.1, "lr": 0.01, "steps": 5, "replicates": 3}
+    runs = [simulate(np.ones(4), 2, init=init, **options) for init in ([2.0, 0.5], full[0], full)]
+    for run in runs:
+        assert np.array_equal(run.weights[0], full)
+        assert np.array_equal(run.weights, runs[0].weights)
+
+
+# --- Failure signatures -------------------------------------------------------------------------------------------------
+
+
+def flags(run: Simulation) -> dict[str, float]:
+    return {
+        name: float(getattr(run, name).mean())
+        for name in ("diverged", "collapsed", "oscillating", "unbalanced")
+    }
+
+
+NONE = {"diverged": 0.0, "collapsed": 0.0, "oscillating": 0.0, "unbalanced": 0.0}
+
+
+def test_a_healthy_run_shows_no_failure() -> None:
+    run = simulate(
+        [1.0, -2.0], 2, noise_std=0.5, lr=0.005, steps=5000, replicates=30, init=[[1.0, -1.0], [1.0, 1.0]]
+    )
+    assert flags(run) == NONE
+    assert run.explanations == [""] * 30
+    assert run.explain() == "no failure recognised"
+
+
+def test_divergence_is_named_with_the_step_size_bound() -> None:
+    run = simulate(1.0, 2, noise_std=0.5, lr=2.0, steps=300, init=2.0, replicates=4, record_every=1)
+    assert run.diverged.all()
+    assert np.isnan(run.weights[-1]).all()
+    for replicate, step in enumerate(run.diverged_at):
+        assert np.isfinite(run.weights[step - 1, replicate]).all()
+        assert np.isnan(run.weights[step:, replicate]).all()
+    assert run.step_size_bound[0] == theory.step_size_bound([[2.0], [2.0]], [1.0], 0.5)
+    assert f"lr < {run.step_size_bound[0]:.4g}" in run.explanations[0]
+    assert f"radius={theory.projection_radius([1.0], 0.5, 2):.4g}" in run.explanations[0]
+    projected = simulate(1.0, 2, noise_std=0.5, lr=2.0, steps=300, init=2.0, radius=1.5)
+    assert not projected.diverged.any()
+    assert np.sqrt((projected.weights[1:] ** 2).sum(axis=(1, 2, 3))).max() <= 1.5 * (1 + 1e-12)
+
+
+def test_collapse_is_named_with_the_threshold_on_its_side() -> None:
+    below = simulate([1.0, 0.2], 2, noise_std=0.5, lr=0.01, steps=8000, replicates=5)
+    assert flags(below) == {**NONE, "collapsed": 1.0}
+    assert "coordinate 1, where" in below.explanations[0]
+    assert f"existence threshold {theory.existence_threshold(0.5, 2):.4g}" in below.explanations[0]
+    trapped = simulate(0.3, 3, noise_std=0.4, lr=0.005, steps=4000, init=0.01, replicates=5)
+    assert trapped.collapsed.all()
+    assert "zero is a minimum too" in trapped.explanations[0]
+    zero = simulate([0.0, 1.0], 2, noise_std=0.3, lr=0.005, steps=4000)
+    assert not zero.collapsed.any()  # a target of zero is reached, not lost
+
+
+def test_missing_balance_is_named_with_its_rate() -> None:
+    short = simulate(1.0, 2, noise_std=0.3, lr=0.002, steps=500, init=[2.0, 0.5])
+    assert flags(short) == {**NONE, "unbalanced": 1.0}
+    assert f"never below {theory.balancing_rate_bound(0.3, 2):.4g}" in short.explanations[0]
+    silent = simulate(1.0, 2, noise_std=0.0, lr=0.01, steps=3000, init=[2.0, 0.2])
+    assert silent.unbalanced.all()
+    assert "Without noise" in silent.explanations[0]
+    by_design = simulate(1.0, 2, noise_std=[0.25, 1.0], lr=0.002, steps=20_000, init=[0.5, 2.0])
+    assert not by_design.unbalanced.any()  # equal |w_l| / noise_std_l is balance
+
+
+def test_oscillation_is_named_with_the_limit_of_the_curvature() -> None:
+    limit = 2 / theory.critical_points(1.0, 0.5, 2).minimum_eigenvalues.max()
+    above = simulate(1.0, 2, noise_std=0.5, lr=1.1 * limit, steps=2000, expected=True, init=0.87)
+    assert flags(above) == {**NONE, "oscillating": 1.0}
+    assert "Oscillating" in above.explanations[0]
+    below = simulate(1.0, 2, noise_std=0.5, lr=0.9 * limit, steps=2000, expected=True, init=0.87)
+    assert flags(below) == NONE
+
+
+# --- Progress, Ctrl-C, bad input ----------------------------------------------------------------------------------------
+
+
+def test_progress_calls_come_in_order_and_reach_the_end() -> None:
+    seen: list[tuple[int, int]] = []
+    simulate(
+        np.ones(500),
+        3,
+        noise_std=0.1,
+        lr=0.01,
+        steps=4000,
+        replicates=20,
+        progress=lambda a, b: seen.append((a, b)),
+    )
+    assert seen[-1] == (4000, 4000)
+    assert seen == sorted(seen)
+
+
+def test_progress_true_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    simulate(1.0, noise_std=0.1, lr=0.01, steps=100, progress=True)
+    assert "100%" in capsys.readouterr().err
+
+
+def test_an_exception_in_progress_stops_the_run() -> None:
+    def stop(done: int, steps: int) -> None:
+        raise RuntimeError("that will do")
+
+    with pytest.raises(RuntimeError, match="that will do"):
+        simulate(np.ones(64), 3, noise_std=0.1, lr=0.01, steps=10**9, record_every=10**9, progress=stop)
+
+
+def test_ctrl_c_stops_it_and_raises_keyboard_interrupt() -> None:
+    code = (
+        "from torch_ssam.simulate import simulate\n"
+        "print('ready', flush=True)\n"
+        "try:\n"
+        "    simulate([1.0] * 100, 3, noise_std=0.1, lr=0.01, steps=2 * 10**9, record_every=10**9, replicates=8,\n"
+        "             covariance=[1.0] * 100, radius=50.0)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert output == "interrupted\n"
+    assert process.returncode == 0
+
+
+def test_other_python_threads_run_meanwhile() -> None:
+    import threading
+
+    ticks = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            ticks.append(1)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    seen: list[int] = []
+
+    def progress(done: int, steps: int) -> None:
+        seen.append(len(ticks))
+        if len(seen) == 4:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        simulate(np.ones(64), 3, noise_std=0.1, lr=0.01, steps=10**9, record_every=10**9, progress=progress)
+    stop.set()
+    thread.join()
+    assert seen[-1] > seen[0]
+
+
+GOOD: dict[str, Any] = {"target": [1.0, 2.0], "noise_std": 0.1, "lr": 0.1, "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": None}, "target must be given unless"),
+        ({"target": []}, "target must be a number or have shape"),
+        ({"target": [[1.0]]}, r"shape \(1, 1\)"),
+        ({"target": [1.0, np.nan]}, "target must be finite, got nan at flat index 1"),
+        ({"depth": 1}, "depth must be at least 2, got 1"),
+        ({"noise_std": -0.1}, "noise_std must be a finite number >= 0, got -0.1"),
+        (
+            {"noise_std": [0.1, 0.2, 0.3]},
+            r"noise_std must be a number or have one of the shapes \(2,\), \(2, 2\)",
+        ),
+        ({"lr": -1.0}, "lr must be a finite number >= 0"),
+        ({"lr": np.inf}, "lr must be a finite number"),
+        ({"steps": -1}, "steps must be an integer >= 0, got -1"),
+        ({"init": [1.0, 2.0, 3.0]}, "init must be a number or have one of the shapes"),
+        ({"init": np.nan}, "init must be finite"),
+        ({"replicates": 0}, "replicates must be an integer >= 1, got 0"),
+        ({"seed": 2**63}, "seed must be a 64-bit integer"),
+        ({"covariance": np.eye(3)}, r"covariance must have shape \(2, 2\) or \(2,\) for 2 targets"),
+        ({"covariance": [[1.0, 2.0], [2.0, 1.0]]}, "positive semidefinite"),
+        ({"covariance": [1.0, -1.0]}, "variances >= 0"),
+        ({"distribution": "cauchy"}, "'gaussian' or 'rademacher', got 'cauchy'"),
+        ({"lr_decay": "cosine"}, "lr_decay must be None or 'harmonic', got 'cosine'"),
+        ({"radius": 0.0}, "radius must be a finite number > 0"),
+        ({"record_every": 0}, "record_every must be None or an integer >= 1, got 0"),
+        ({"threads": 0}, "threads must be None or an integer >= 1"),
+        ({"batch_size": 2}, "batch_size 2 needs data"),
+        ({"data": (np.ones((3, 3)), np.ones(3))}, "one value per column of X, got 2"),
+        ({"data": (np.ones((3, 2)), np.ones(4))}, "data must be X of shape"),
+        ({"data": 3}, "data must be a pair"),
+        ({"data": (np.full((3, 2), np.inf), np.ones(3))}, "data inputs must be finite"),
+        ({"data": (np.ones((3, 2)), np.ones(3)), "covariance": np.eye(2)}, "exclude each other"),
+        ({"steps": 10**8, "record_every": 1, "replicates": 10**6}, "raise record_every"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_expected(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 1.5}, {"target": "abc"}, {"depth": "2"}, {"progress": 3}, {"distribution": 1}]
+)
+def test_arguments_of_a_wrong_type_raise_type_error(change: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        simulate(**{**GOOD, **change})

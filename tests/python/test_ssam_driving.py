@@ -1,0 +1,513 @@
+"""The ways to drive SSAM: the context, the closure, the loop over perturbations, gradient accumulation, and what is
+refused. Inside a pass the parameters must hold exactly clean + noise of the draw in use; outside, exactly the clean
+bits. PEERS.md lines 7, 8, 12, 15, 17 and 25.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from typing import Any
+
+import front_helpers as front
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_ssam
+
+
+def test_inside_perturb_the_parameters_hold_clean_plus_noise_and_outside_the_clean_bits() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    for draw in range(3):
+        clean, expected = front.snapshot(model), list(front.perturbed_copies(opt))
+        assert opt.draw == draw
+        with opt.perturb():
+            assert front.same_bits(model.parameters(), expected)
+            assert not any(bool((p == w).any()) for p, w in zip(model.parameters(), clean, strict=True))
+        assert front.same_bits(model.parameters(), clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_restoring_is_exact_for_every_value_and_layout(dtype: torch.dtype) -> None:
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, 6e4, -1.0]).to(dtype)
+    params = [
+        nn.Parameter(special.clone()),
+        nn.Parameter(torch.randn(6, 4).to(dtype).t()),
+        nn.Parameter(torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last)),
+        nn.Parameter(torch.randn(0, 3).to(dtype)),
+        nn.Parameter(torch.randn(9, 9).to(dtype)[::2, 1::3]),
+    ]
+    clean = front.snapshot(params)
+    opt = torch_ssam.SSAM(params, noise_std=10.0, seed=1)
+    for _ in range(3):
+        with opt.perturb():
+            assert not front.same_bits(params[:1], clean[:1])
+        assert front.same_bits(params, clean)
+
+
+@pytest.mark.parametrize("first", sorted(front.ONE_PASS))
+def test_all_ways_of_driving_end_in_the_same_bits(first: str) -> None:
+    results = []
+    for way in (first, "perturb"):
+        model = front.Net()
+        opt = front.ssam(model)
+        front.ONE_PASS[way](opt, model, front.batches(4))
+        results.append([*front.snapshot(model), *front.optimizer_bits(opt)])
+        assert opt.draw == 4
+    assert front.same_bits(*results)
+
+
+def test_several_backward_passes_inside_one_perturb_accumulate() -> None:
+    model = front.Net(dtype=torch.float64)
+    opt = front.ssam(model, momentum=0.0)
+    x, y = front.data(dtype=torch.float64)
+    with opt.perturb():
+        for part in range(3):
+            front.loss_of(model, x[4 * part : 4 * part + 4], y[4 * part : 4 * part + 4]).div(3).backward()
+    together = front.Net(dtype=torch.float64)
+    other = front.ssam(together, momentum=0.0)
+    with other.perturb():
+        front.loss_of(together, x, y).backward()
+    for p, q in zip(model.parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_several_perturbs_before_one_step_accumulate_with_a_draw_each() -> None:
+    model = front.Net(dtype=torch.float64)
+    opt = front.ssam(model)
+    parts = front.batches(3, dtype=torch.float64)
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    for draw, (x, y) in enumerate(parts):
+        assert opt.draw == draw
+        noisy = front.Net(dtype=torch.float64)
+        with torch.no_grad():
+            for q, w in zip(noisy.parameters(), front.perturbed_copies(opt), strict=True):
+                q.copy_(w)
+        front.loss_of(noisy, x, y).backward()
+        for total, q in zip(expected, noisy.parameters(), strict=True):
+            total += q.grad  # type: ignore[operator]
+        with opt.perturb():
+            front.loss_of(model, x, y).backward()
+    for p, g in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-13, atol=1e-13)
+    opt.step()
+    assert opt.draw == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"samples": 3}, {"antithetic": True, "clean_weight": 0.25}], ids=str)
+def test_perturbations_add_the_mean_to_what_p_grad_held(options: dict[str, Any]) -> None:
+    x, y = front.data(dtype=torch.float64)
+    held = [torch.full_like(p, 0.5) for p in front.Net(dtype=torch.float64).parameters()]
+    grads = []
+    for start in (None, held):
+        model = front.Net(dtype=torch.float64)
+        opt = front.ssam(model, **options)
+        if start is not None:
+            for p, g in zip(model.parameters(), start, strict=True):
+                p.grad = g.clone()
+        for k, number in enumerate(opt.perturbations()):
+            assert k == number
+            front.loss_of(model, x, y).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for mean, total, before in zip(*grads, held, strict=True):
+        torch.testing.assert_close(total, mean + before, rtol=1e-13, atol=1e-13)
+
+
+def test_the_passes_of_a_step_are_the_samples_their_mirror_images_and_the_clean_weights() -> None:
+    model = front.Net()
+    opt = front.ssam(model, samples=2, antithetic=True, clean_weight=0.5)
+    clean = front.snapshot(model)
+    for step in range(2):
+        seen = [front.snapshot(model) for _ in opt.perturbations()]
+        expected = [
+            [
+                front.expected_noise(w, 7, step, place, 0.3, sample=sample, negate=negate)
+                for place, w in enumerate(clean)
+            ]
+            for sample in (0, 1)
+            for negate in (False, True)
+        ]
+        assert len(seen) == 5
+        for got, want in zip(seen, [*expected, clean], strict=True):
+            assert front.same_bits(got, want)
+        assert front.same_bits(model.parameters(), clean)
+        assert opt.draw == step + 1
+
+
+def test_inputs_in_dicts_tuples_and_lists_are_split_alike() -> None:
+    model = front.Net()
+    opt = front.ssam(model, samples=3)
+    x = torch.arange(10.0)
+    inputs = {"a": x, "b": [x, (x + 1, x + 2)]}
+    parts = list(opt.perturbations(inputs))
+    assert torch.equal(torch.cat([part["a"] for part in parts]), x)
+    assert torch.equal(torch.cat([part["b"][1][1] for part in parts]), x + 2)
+    assert isinstance(parts[0]["b"][1], tuple)
+    assert [len(part["a"]) for part in parts] == [3, 3, 4]
+
+
+def test_fewer_examples_than_passes_use_the_first_passes() -> None:
+    model = front.Net()
+    opt = front.ssam(model, samples=5)
+    assert [len(x) for x in opt.perturbations(torch.ones(2, 5))] == [1, 1]
+    assert opt.draw == 1
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 3])
+def test_breaking_out_of_the_loop_restores_the_weights(broken_at: int) -> None:
+    model = front.Net()
+    opt = front.ssam(model, samples=4)
+    clean = front.snapshot(model)
+    for k in opt.perturbations():
+        front.loss_of(model, *front.data()).backward()
+        if k == broken_at:
+            break
+    gc.collect()
+    assert front.same_bits(model.parameters(), clean)
+    assert opt.draw == 1
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+# -- the closure -----------------------------------------------------------------------------------------------
+
+
+def test_the_closure_runs_at_perturbed_weights_with_gradients_enabled_also_under_no_grad() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    expected = list(front.perturbed_copies(opt))
+
+    def closure() -> Tensor:
+        assert torch.is_grad_enabled()
+        assert front.same_bits(model.parameters(), expected)
+        opt.zero_grad()
+        loss = front.loss_of(model, *front.data())
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = opt.step(closure)
+    assert isinstance(loss, Tensor)
+    assert opt.draw == 1
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("options", [{}, {"samples": 2, "clean_weight": 0.5}], ids=str)
+def test_the_closure_may_clear_gradients_either_way_or_not_at_all(
+    set_to_none: bool, options: dict[str, Any]
+) -> None:
+    x, y = front.data(dtype=torch.float64)
+    ends = []
+    for clears in ("before", "inside"):
+        model = front.Net(dtype=torch.float64)
+        opt = front.ssam(model, **options)
+        for _ in range(3):
+            if clears == "before":
+                opt.zero_grad(set_to_none)
+
+            def closure(model: nn.Module = model, opt: Any = opt, inside: bool = clears == "inside") -> Tensor:
+                if inside:
+                    opt.zero_grad(set_to_none)
+                loss = front.loss_of(model, x, y)
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+        ends.append(front.snapshot(model))
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_closure_may_return_a_number_or_nothing() -> None:
+    model = front.Net()
+    opt = front.ssam(model, samples=2)
+    opt.zero_grad()
+
+    def backward() -> None:
+        front.loss_of(model, *front.data()).backward()
+
+    assert opt.step(backward) is None
+    assert opt.step(lambda: [backward(), 2.5][1]) == 2.5
+
+
+# -- order ------------------------------------------------------------------------------------------------------
+
+
+def refused(match: str) -> Any:
+    return pytest.raises(RuntimeError, match=match)
+
+
+def test_a_step_without_a_perturbed_gradient_is_refused_and_names_the_ways() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean = front.snapshot(model)
+    front.loss_of(model, *front.data()).backward()
+    with refused(r"opt\.perturb\(\).*opt\.step\(closure\).*opt\.perturbations\(\).*opt\.train\(\)"):
+        opt.step()
+    assert front.same_bits(model.parameters(), clean)
+    opt.zero_grad()
+    front.by_perturb(opt, model, front.batches(1))
+    front.loss_of(model, *front.data()).backward()
+    with refused("without a gradient at perturbed weights"):
+        opt.step()
+
+
+def test_zero_grad_takes_the_perturbed_gradient_away() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    with opt.perturb():
+        front.loss_of(model, *front.data()).backward()
+    opt.zero_grad()
+    front.loss_of(model, *front.data()).backward()
+    with refused("without a gradient at perturbed weights"):
+        opt.step()
+
+
+def test_a_pass_that_fails_gives_no_leave_to_step() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    with pytest.raises(KeyError), opt.perturb():
+        raise KeyError("x")
+    with refused("without a gradient at perturbed weights"):
+        opt.step()
+
+
+def test_without_noise_a_stock_loop_needs_nothing() -> None:
+    model, plain = front.Net(), front.Net()
+    opt = front.ssam(model, noise_std=0.0)
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    front.by_stock_loop(opt, model, front.batches(3))
+    front.by_stock_loop(sgd, plain, front.batches(3))
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+def test_step_perturb_and_loops_inside_a_pass_are_refused_and_change_nothing() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean, expected = front.snapshot(model), list(front.perturbed_copies(opt))
+    with opt.perturb():
+        with refused(r"step\(\) inside perturb"):
+            opt.step()
+        with refused(r"step\(\) inside perturb"):
+            opt.step(lambda: 0.0)
+        with refused(r"perturb\(\) inside perturb"), opt.perturb():
+            pass
+        with refused(r"perturb\(\) inside perturb"):
+            next(iter(opt.perturbations()))
+        with refused(r"load_state_dict\(\) inside perturb"):
+            opt.load_state_dict(opt.state_dict())
+        opt.train()
+        opt.eval()
+        assert front.same_bits(model.parameters(), expected)
+        assert opt.draw == 0
+    assert front.same_bits(model.parameters(), clean)
+    assert opt.draw == 1
+
+
+def test_the_same_context_inside_itself_is_refused_and_stays_usable() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean = front.snapshot(model)
+    context = opt.perturb()
+    with context:
+        expected = front.snapshot(model)
+        with refused("inside perturb"), context:
+            pass
+        assert front.same_bits(model.parameters(), expected)
+    assert front.same_bits(model.parameters(), clean)
+    with context:
+        assert not front.same_bits(model.parameters(), clean)
+    assert front.same_bits(model.parameters(), clean)
+
+
+def test_the_context_works_from_an_exit_stack_and_by_hand() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean = front.snapshot(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(opt.perturb())
+        assert not front.same_bits(model.parameters(), clean)
+    assert front.same_bits(model.parameters(), clean)
+    with pytest.raises(KeyError), contextlib.ExitStack() as stack:
+        stack.enter_context(opt.perturb())
+        raise KeyError("x")
+    assert front.same_bits(model.parameters(), clean)
+    context = opt.perturb()
+    context.__enter__()
+    assert not front.same_bits(model.parameters(), clean)
+    context.__exit__(None, None, None)
+    assert front.same_bits(model.parameters(), clean)
+    assert opt.draw == 3
+
+
+@pytest.mark.parametrize("options", [{"samples": 2}, {"antithetic": True}, {"clean_weight": 0.1}], ids=str)
+def test_perturb_is_refused_where_more_than_one_pass_is_asked_for(options: dict[str, Any]) -> None:
+    opt = front.ssam(front.Net(), **options)
+    with refused(r"one pass.*opt\.perturbations\(\)"):
+        opt.perturb()
+
+
+def test_train_and_eval_move_nothing_without_keep_perturbed() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean = front.snapshot(model)
+    opt.train()
+    assert front.same_bits(model.parameters(), clean)
+    opt.eval()
+    opt.train(False)
+    assert front.same_bits(model.parameters(), clean)
+
+
+# -- being a torch.optim.Optimizer ---------------------------------------------------------------------------------
+
+
+def test_step_hooks_run_once_a_step_around_the_closure() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    seen: list[str] = []
+    opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    opt.register_step_post_hook(lambda *_: seen.append("after"))
+    opt.step(lambda: seen.append("closure"))
+    assert seen == ["before", "closure", "after"]
+
+
+def test_state_dict_hooks_see_the_noise_state() -> None:
+    opt = front.ssam(front.Net())
+    seen: dict[str, Any] = {}
+
+    def post(_: Any, state_dict: dict[str, Any]) -> None:
+        seen.update(state_dict["param_groups"][0])
+
+    opt.register_state_dict_pre_hook(lambda _: seen.update(pre=True))
+    opt.register_state_dict_post_hook(post)
+    opt.state_dict()
+    assert seen["pre"]
+    assert (seen["seed"], seen["draw"]) == (7, 0)
+    opt.register_state_dict_post_hook(lambda *_: {"other": 1})
+    assert opt.state_dict() == {"other": 1}
+
+
+def test_load_state_dict_hooks_may_rewrite_what_is_loaded() -> None:
+    opt = front.ssam(front.Net())
+    state_dict = opt.state_dict()
+    seen: list[int] = []
+
+    def unwrap(_: Any, wrapped: dict[str, Any]) -> Any:
+        return wrapped["inner"]
+
+    opt.register_load_state_dict_pre_hook(unwrap)
+    opt.register_load_state_dict_post_hook(lambda one: seen.append(one.draw))
+    state_dict["param_groups"][0]["draw"] = 41
+    opt.load_state_dict({"inner": state_dict})
+    assert seen == [41]
+
+
+def test_repr_names_every_option() -> None:
+    text = repr(front.ssam(front.Net(), radius=2.0))
+    assert text.startswith("SSAM (")
+    for option in ("noise_std: 0.3", "distribution: gaussian", "radius: 2.0", "momentum: 0.9", "samples: 1"):
+        assert option in text
+
+
+def test_an_added_group_is_perturbed_with_the_next_places() -> None:
+    model = front.Net()
+    first, *rest = model.parameters()
+    opt = torch_ssam.SSAM([first], lr=0.1, noise_std=0.3, seed=7)
+    front.by_perturb(opt, model, front.batches(1))
+    opt.add_param_group({"params": rest, "noise_std": 0.1, "distribution": "rademacher"})
+    expected = list(front.perturbed_copies(opt))
+    with opt.perturb():
+        assert front.same_bits(model.parameters(), expected)
+        front.loss_of(model, *front.data()).backward()
+    opt.step()
+
+
+def test_frozen_parameters_keep_their_place_and_their_bits() -> None:
+    model = front.Net()
+    frozen = list(model.parameters())[1]
+    frozen.requires_grad_(False)
+    opt = front.ssam(model)
+    clean = frozen.detach().clone()
+    expected = list(front.perturbed_copies(opt))
+    assert front.same_bits([expected[1]], [clean])
+    with opt.perturb():
+        assert front.same_bits(model.parameters(), expected)
+        front.loss_of(model, *front.data()).backward()
+    opt.step()
+    assert front.same_bits([frozen], [clean])
+
+
+def test_tied_weights_are_perturbed_and_updated_once() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
+    model[0].weight = model[2].weight = weight
+    for params in (list(model.parameters()), [weight, weight]):
+        opt = torch_ssam.SSAM(params, lr=0.5, noise_std=0.3, seed=3)
+        clean = weight.detach().clone()
+        expected = front.expected_noise(weight, 3, 0, 0, 0.3)
+        with opt.perturb():
+            assert front.same_bits([weight], [expected])
+            weight.sum().backward()
+        assert front.same_bits([weight], [clean])
+        opt.step()
+        torch.testing.assert_close(weight.detach(), clean - 0.5)
+        opt.zero_grad()
+        assert len(opt.param_groups[0]["params"]) == 1
+
+
+def test_views_of_one_flat_buffer_are_fine() -> None:
+    flat = torch.randn(100)
+    params = [nn.Parameter(flat[:33]), nn.Parameter(flat[33:40]), nn.Parameter(flat[40:].view(6, 10).t())]
+    clean = flat.clone()
+    opt = torch_ssam.SSAM(params, noise_std=0.3, seed=3)
+    with opt.perturb():
+        assert bool((flat != clean).all())
+    assert front.same_bits([flat], [clean])
+
+
+def test_batch_norm_statistics_are_gathered_once_a_pass() -> None:
+    norm = nn.BatchNorm1d(5)
+    opt = torch_ssam.SSAM(norm.parameters(), noise_std=0.1, seed=0)
+    with opt.perturb():
+        norm(front.data()[0]).square().mean().backward()
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_a_graph_from_before_the_perturbation_is_refused_by_autograd() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    loss = front.loss_of(model, *front.data())
+    with opt.perturb(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_perturb_works_under_no_grad_and_inference_mode_and_leaves_nothing_of_it_behind() -> None:
+    model = front.Net()
+    opt = front.ssam(model)
+    clean = front.snapshot(model)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode(), opt.perturb():
+            assert not front.same_bits(model.parameters(), clean)
+        assert front.same_bits(model.parameters(), clean)
+    front.by_perturb(opt, model, front.batches(2))
+    opt.load_state_dict(opt.state_dict())
+    assert opt.draw == 4
+
+
+def test_the_seed_comes_from_the_default_generator_and_manual_seed_decides_it() -> None:
+    def seeds() -> list[int]:
+        torch.manual_seed(5)
+        return [torch_ssam.SSAM(front.Net().parameters()).seed for _ in range(2)]
+
+    assert seeds() == seeds()
+    assert len(set(seeds())) == 2
+
+
+def test_optimizers_and_models_can_be_built_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        layer = torch_ssam.DiagonalLinear(3)
+        opt = torch_ssam.SSAM(layer.parameters(), noise_std=0.1)
+    assert layer.weight.is_meta
+    assert opt.draw == 0

@@ -1,0 +1,230 @@
+"""wrap: any torch optimizer with its gradients taken at perturbed weights, as if one optimizer. The reference takes the
+gradient at a separate, perturbed copy of the model and hands it to the plain base. PEERS.md lines 5, 13 and 14.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import front_helpers as front
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_ssam
+
+BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=0.02),
+    "AdamW foreach amsgrad": lambda params: torch.optim.AdamW(params, lr=0.02, amsgrad=True, foreach=True),
+    "Adam fused": lambda params: torch.optim.Adam(params, lr=0.02, fused=True),
+    "Adagrad": lambda params: torch.optim.Adagrad(params, lr=0.05),
+    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01, momentum=0.5),
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True),
+    "Rprop": lambda params: torch.optim.Rprop(params, lr=0.01),
+}
+
+
+def reference(base_name: str, steps: int) -> list[Tensor]:
+    model, noisy = front.Net(), front.Net()
+    base = BASES[base_name](model.parameters())
+    for draw, (x, y) in enumerate(front.batches(steps)):
+        with torch.no_grad():
+            for place, (p, q) in enumerate(zip(model.parameters(), noisy.parameters(), strict=True)):
+                q.copy_(front.expected_noise(p, 7, draw, place, 0.3))
+        noisy.zero_grad()
+        front.loss_of(noisy, x, y).backward()
+        for p, q in zip(model.parameters(), noisy.parameters(), strict=True):
+            p.grad = q.grad
+        base.step()
+    return [*front.snapshot(model), *front.optimizer_bits(base)]
+
+
+@pytest.mark.parametrize("base_name", sorted(BASES))
+@pytest.mark.parametrize("way", [*sorted(front.ONE_PASS), "kept"])
+def test_every_base_and_way_of_driving_follows_the_plain_base_on_noisy_gradients(base_name: str, way: str) -> None:
+    model = front.Net()
+    opt = torch_ssam.wrap(BASES[base_name](model.parameters()), 0.3, seed=7, keep_perturbed=way == "kept")
+    opt.train()
+    (front.by_stock_loop if way == "kept" else front.ONE_PASS[way])(opt, model, front.batches(4))
+    opt.eval()
+    assert front.same_bits([*front.snapshot(model), *front.optimizer_bits(opt)], reference(base_name, 4))
+
+
+def test_groups_and_state_are_the_base_s_own() -> None:
+    model = front.Net()
+    base = torch.optim.AdamW(model.parameters(), lr=0.1)
+    opt = torch_ssam.wrap(base, 0.3)
+    assert isinstance(opt, torch.optim.Optimizer)
+    assert opt.param_groups is base.param_groups
+    assert opt.state is base.state
+    assert opt.defaults is base.defaults
+    assert base.param_groups[0]["noise_std"] == 0.3
+    assert opt.base is base
+    assert repr(opt).startswith("wrap(AdamW")
+
+
+@pytest.mark.parametrize("on", ["wrapper", "base"])
+def test_a_scheduler_may_hold_either_of_the_two(on: str, recwarn: pytest.WarningsRecorder) -> None:
+    model = front.Net()
+    base = torch.optim.AdamW(model.parameters(), lr=0.1)
+    opt = torch_ssam.wrap(base, 0.3, seed=7)
+    scheduler = torch.optim.lr_scheduler.StepLR(opt if on == "wrapper" else base, 1, gamma=0.5)
+    for _ in range(3):
+        front.by_perturb(opt, model, front.batches(1))
+        scheduler.step()
+    assert opt.param_groups[0]["lr"] == base.param_groups[0]["lr"] == 0.0125
+    assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
+
+
+def test_one_cycle_moves_momentum_and_noise_schedules_see_the_groups() -> None:
+    model = front.Net()
+    opt = torch_ssam.wrap(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), 0.2)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=10)
+    noise = torch_ssam.schedules.LambdaNoiseStd(opt, lambda k: 1.0 / (k + 1))
+    front.by_perturb(opt, model, front.batches(1))
+    cycle.step()
+    noise.step()
+    assert opt.base.param_groups[0]["noise_std"] == 0.1
+
+
+def test_the_noise_options_may_differ_by_group_of_the_base() -> None:
+    model = front.Net()
+    first, *rest = model.parameters()
+    base = torch.optim.AdamW([{"params": [first], "noise_std": 0.0}, {"params": rest}], lr=0.1)
+    opt = torch_ssam.wrap(base, 0.3, seed=7)
+    clean, expected = front.snapshot(model), list(front.perturbed_copies(opt))
+    with opt.perturb():
+        assert front.same_bits(model.parameters(), expected)
+        assert front.same_bits([first], clean[:1])
+
+
+@pytest.mark.parametrize("through", ["wrapper", "base"])
+def test_a_group_added_through_either_is_perturbed(through: str) -> None:
+    model = front.Net()
+    first, *rest = model.parameters()
+    base = torch.optim.AdamW([first], lr=0.1)
+    opt = torch_ssam.wrap(base, 0.3, seed=7)
+    (opt if through == "wrapper" else base).add_param_group({"params": rest})
+    expected = list(front.perturbed_copies(opt))
+    with opt.perturb():
+        assert front.same_bits(model.parameters(), expected)
+        front.loss_of(model, *front.data()).backward()
+    opt.step()
+
+
+def test_hooks_of_both_run_around_a_step() -> None:
+    model = front.Net()
+    base = torch.optim.AdamW(model.parameters(), lr=0.1)
+    opt = torch_ssam.wrap(base, 0.3)
+    seen: list[str] = []
+    opt.register_step_pre_hook(lambda *_: seen.append("wrapper before"))
+    opt.register_step_post_hook(lambda *_: seen.append("wrapper after"))
+    base.register_step_pre_hook(lambda *_: seen.append("base before"))
+    base.register_step_post_hook(lambda *_: seen.append("base after"))
+    opt.register_state_dict_pre_hook(lambda *_: seen.append("state"))
+    opt.register_state_dict_post_hook(lambda *_: seen.append("state after"))
+    front.by_perturb(opt, model, front.batches(1))
+    opt.state_dict()
+    assert seen == ["wrapper before", "base before", "base after", "wrapper after", "state", "state after"]
+
+
+def test_copies_and_pickles_have_a_base_of_their_own() -> None:
+    model = front.Net()
+    opt = torch_ssam.wrap(torch.optim.AdamW(model.parameters(), lr=0.1), 0.3, seed=7)
+    front.by_perturb(opt, model, front.batches(1))
+    for other, twin in (copy.deepcopy((model, opt)), pickle.loads(pickle.dumps((model, opt)))):
+        assert twin.base is not opt.base
+        assert twin.param_groups is twin.base.param_groups
+        assert twin.state is twin.base.state
+        front.by_perturb(twin, other, front.batches(1))
+        assert twin.draw == 2
+    assert opt.draw == 1
+
+
+class WithModes(torch.optim.SGD):
+    """Like schedule_free's optimizers: refuses to step in eval, and moves the weights when its mode changes."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        self.mode, self.moves = "eval", 0
+
+    def _move(self, factor: float) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.mul_(factor)
+
+    def train(self) -> None:
+        if self.mode == "eval":
+            self._move(2.0)
+        self.mode = "train"
+
+    def eval(self) -> None:
+        if self.mode == "train":
+            self._move(0.5)
+        self.mode = "eval"
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.mode == "train"
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_base_with_modes_of_its_own_has_them_switched_around_the_noise(kept: bool) -> None:
+    model = front.Net()
+    base = WithModes(model.parameters(), lr=0.0)
+    opt = torch_ssam.wrap(base, 0.3, seed=7, keep_perturbed=kept)
+    clean = front.snapshot(model)
+    for _ in range(2):
+        opt.train()
+        opt.train()
+        assert base.mode == "train"
+        (front.by_stock_loop if kept else front.by_perturb)(opt, model, front.batches(2))
+        opt.eval()
+        opt.eval()
+        assert base.mode == "eval"
+        assert front.same_bits(model.parameters(), clean)
+
+
+def test_loading_leaves_the_modes_of_the_base_alone() -> None:
+    model = front.Net()
+    base = WithModes(model.parameters(), lr=0.0)
+    opt = torch_ssam.wrap(base, 0.3, keep_perturbed=True)
+    opt.train()
+    clean = [p * 2 for p in front.snapshot(front.Net())]
+    opt.load_state_dict(opt.state_dict())
+    assert base.mode == "train"
+    opt.train()
+    NoiseOff = opt.state_dict()["state"]
+    assert front.same_bits([NoiseOff[k]["clean"] for k in sorted(NoiseOff)], clean)
+
+
+def test_a_custom_optimizer_that_uses_p_grad_can_be_wrapped() -> None:
+    class SignSGD(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.01})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(p.grad.sign(), alpha=group["lr"])
+
+    model = front.Net()
+    opt = torch_ssam.wrap(SignSGD(model.parameters()), 0.3)
+    clean = front.snapshot(model)
+    front.by_perturb(opt, model, front.batches(1))
+    for p, w in zip(model.parameters(), clean, strict=True):
+        torch.testing.assert_close((p - w).abs(), torch.full_like(p, 0.01))
+
+
+def test_wrapping_anew_after_a_refusal_uses_the_new_options() -> None:
+    model = nn.Linear(2, 2)
+    base = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="noise_std"):
+        torch_ssam.wrap(base, -1.0)
+    assert "noise_std" not in base.param_groups[0]
+    assert torch_ssam.wrap(base, 0.5).param_groups[0]["noise_std"] == 0.5

@@ -1,0 +1,218 @@
+"""Options and state of a noise optimizer: groups checked as they come, state_dict, loading, pickling.
+
+Seed and draw travel in the groups of a state_dict, and clean weights in its state while the parameters hold
+perturbed ones, so that it is clean whenever a framework takes it. _driver.py builds the ways to drive on this
+class. Tests: test_checkpoints.py, test_keep_perturbed.py, test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import _options
+from ._noise import NoiseState, PerturbedWeightsChanged
+
+NOISE_DEFAULTS: dict[str, Any] = {
+    "noise_std": 0.0,
+    "distribution": "gaussian",
+    "scale": "isotropic",
+    "samples": 1,
+    "antithetic": False,
+    "clean_weight": 0.0,
+    "keep_perturbed": False,
+}
+
+
+class NoiseOptimizer(Optimizer):
+    """An Optimizer with the noise options in its groups and the noise's state in its checkpoints."""
+
+    _noise: NoiseState
+    _inside_pass: bool
+    _fresh: bool
+    _training: bool
+    _pending_clean: dict[Tensor, Tensor]
+
+    def _init_driver(self, seed: int | None) -> None:
+        self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
+        self._inside_pass = False
+        self._fresh = False
+        self._training = False
+        self._pending_clean = {}
+
+    # -- options ---------------------------------------------------------------------------------------------
+
+    def _option(self, name: str) -> Any:
+        return self.param_groups[0][name] if self.param_groups else self.defaults[name]
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        _options.check_noise(group)
+
+    def _check_group(self, param_group: dict[str, Any]) -> dict[str, Any]:
+        """The group to add, with every tensor once and options filled in, after checking all of it."""
+        params = _options.group_params(param_group)
+        group = {**self.defaults, **param_group}
+        self._check_options(group)
+        if self.param_groups:
+            _options.check_common(group, self.param_groups[0])
+        _options.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
+        return {**param_group, "params": params}
+
+    @property
+    def seed(self) -> int:
+        """The seed of the noise."""
+        return self._noise.seed
+
+    @property
+    def draw(self) -> int:
+        """Number of the draw in use (perturbed) or next (clean)."""
+        return self._noise.draw
+
+    def _noisy(self) -> bool:
+        return any(float(group["noise_std"]) > 0 for group in self.param_groups)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _plain_state_dict(self) -> dict[str, Any]:
+        """The state_dict of the optimizer below, without post hooks of this one."""
+        raise NotImplementedError
+
+    def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads into the optimizer below, without post hooks of this one."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's, with seed and draw in every group.
+
+        While weights are kept perturbed, the state carries the clean ones.
+        """
+        state_dict = self._plain_state_dict()
+        draw = self._noise.draw
+        groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]
+        # The entries are the live state: ours go into copies.
+        state = dict(state_dict["state"])
+        place = self._noise.place_of() if self._noise.active or self._pending_clean else {}
+        for p, weights in {**self._noise.applied_clean(), **self._pending_clean}.items():
+            state[place[p]] = {**state.get(place[p], {}), "clean": weights}
+        state_dict = {**state_dict, "state": state, "param_groups": groups}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads options, state, seed and draw; afterwards the optimizer is in eval.
+
+        Clean weights that it carries are written by the next `train()`, `eval()`, `perturb()` or `step()`, so
+        that model and optimizer load in any order.
+        The state_dict of a plain optimizer loads too: the noise options stay as they are.
+
+        Raises:
+            ValueError: groups, options or clean weights do not fit; nothing has changed then.
+            RuntimeError: inside `perturb()`.
+        """
+        if self._inside_pass:
+            raise RuntimeError("load_state_dict() inside perturb(): leave the context first.")
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        groups = self._checked_groups(state_dict)
+        state, clean = self._split_state(state_dict)
+        if self._training:
+            self._training = False
+            # A model loaded before its optimizer has written to the weights: go on with those.
+            with suppress(PerturbedWeightsChanged):
+                self._noise.restore_surely()
+        self._noise.drop_buffers()
+        self._plain_load_state_dict({**state_dict, "state": state, "param_groups": groups})
+        for group in self.param_groups:
+            seed, draw = group.pop("seed", None), group.pop("draw", None)
+            if seed is not None and draw is not None:
+                self._noise.set_generator(int(seed), int(draw))
+        self._pending_clean = clean
+        self._fresh = False
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _checked_groups(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """The groups to load, with our options where they have none, as a plain optimizer's have."""
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError(
+                f"load_state_dict() got {_keys_or_type(state_dict)}; expected what an optimizer's "
+                'state_dict() returns, a dict with "state" and "param_groups".'
+            )
+        groups = state_dict["param_groups"]
+        came, expected = ([len(group["params"]) for group in side] for side in (groups, self.param_groups))
+        if came != expected:
+            raise ValueError(
+                f"load_state_dict() got parameter groups of {came} tensors; this optimizer has {expected}. "
+                "Build it from the same parameters, in the same groups, as the one that was saved."
+            )
+        merged = []
+        for own, group in zip(self.param_groups, groups, strict=True):
+            kept = {k: v for k, v in own.items() if k in self.defaults and k not in group}
+            merged.append({**group, **kept})
+            self._check_options(merged[-1])
+            _options.check_common(merged[-1], merged[0])
+        return merged
+
+    def _split_state(self, state_dict: dict[str, Any]) -> tuple[dict[Any, Any], dict[Tensor, Tensor]]:
+        """State for the optimizer below, which must not see clean weights, and the clean weights."""
+        state, clean = dict(state_dict["state"]), {}
+        params = (p for group in self.param_groups for p in group["params"])
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        for key, p in zip(keys, params, strict=True):
+            entry = state.get(key)
+            if not isinstance(entry, dict):
+                continue
+            weights = entry.get("clean")
+            if weights is not None:
+                if weights.shape != p.shape:
+                    raise ValueError(
+                        f"load_state_dict() got clean weights of shape {tuple(weights.shape)} for parameter "
+                        f"{key} of shape {tuple(p.shape)}; expected the same."
+                    )
+                clean[p] = weights.to(dtype=p.dtype, device=p.device)
+            state[key] = {name: value for name, value in entry.items() if name != "clean"}
+            if all(value is None for value in state[key].values()):
+                del state[key]  # as plain SGD writes it without momentum
+        return state, clean
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._inside_pass:
+            raise RuntimeError(
+                "The optimizer cannot be pickled or copied inside perturb(): leave the context first."
+            )
+        state: dict[str, Any] = super().__getstate__()
+        state.update(
+            _noise=self._noise,
+            _inside_pass=False,
+            _fresh=self._fresh,
+            _training=self._training,
+            _pending_clean=self._pending_clean,
+        )
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_noise" in state:
+            self._noise.bind(lambda: self.param_groups)
+
+    def _settle(self) -> None:
+        """Writes clean weights that a loaded state_dict carried."""
+        if not self._pending_clean:
+            return
+        for p, clean in self._pending_clean.items():
+            p.detach().copy_(clean)
+        self._pending_clean = {}
+
+
+def _keys_or_type(value: Any) -> str:
+    return (
+        f"a dict with keys {sorted(map(str, value))[:5]}"
+        if isinstance(value, dict)
+        else f"a {type(value).__name__}"
+    )
