@@ -6,6 +6,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MAX_JOBS := $(JOBS)
 export TORCH_SSAM_BUILD_DIR := $(CURDIR)/build/package
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
+# In a checkout CUDA kernels are built where the PyTorch in use has CUDA; `pip install .` builds them where nvcc is found.
+export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
 .PHONY: all demo test test-cpp test-python lint format bench asan tsan ptx docs wheel clean build bootstrap

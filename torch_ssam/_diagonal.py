@@ -279,7 +279,7 @@ class DiagonalLinear(nn.Module):
             self.generator[1] += 1
             return state
         recomputing = torch._C._current_graph_task_id() != -1
-        may_recompute = (
+        may_recompute = not _transforms_active() and (
             not torch.is_grad_enabled()
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )

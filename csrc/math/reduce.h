@@ -1,5 +1,5 @@
-// Sums with one fixed order, the same on every device: kLanes running sums over the elements l, l + 16, ..., added up as
-// a tree. The squared norm of stacked weights takes pieces of kNormPiece elements and adds the pieces in order; the
+// Sums with one fixed order, the same on every device: kLanes running sums over the elements l, l + 16, ..., added up
+// as a tree. The squared norm of stacked weights takes pieces of kNormPiece elements and adds the pieces in order; the
 // projection onto a ball ([CLS] Theorem 4.4) is w * radius / norm where the norm exceeds the radius.
 // The readout of the diagonal product uses the same lanes (diagonal.h). Tests: test_kernels.cpp, test_cuda_on_host.cpp.
 #pragma once
@@ -12,15 +12,19 @@ inline constexpr int64_t kNormPiece = 4096;
 
 TORCH_SSAM_BODY double accumulate_square(double sum, double value) { return fused_multiply_add(value, value, sum); }
 
-// lanes[l] += lanes[l + width] for width 8, 4, 2, 1; the sum is returned and the lanes are spent.
+template <int kWidth, typename opmath_t>
+TORCH_SSAM_BODY void add_upper_lanes(opmath_t (&lanes)[kLanes]) {
+  TORCH_SSAM_UNROLL
+  for (int l = 0; l < kWidth; ++l) lanes[l] += lanes[l + kWidth];
+}
+
+// The sum as a tree of widths 8, 4, 2, 1; the lanes are spent. Written out, so that a GPU keeps them in registers.
 template <typename opmath_t>
 TORCH_SSAM_BODY opmath_t add_lanes(opmath_t (&lanes)[kLanes]) {
-  TORCH_SSAM_UNROLL
-  for (int halving = 1; halving <= 4; ++halving) {
-    const int width = static_cast<int>(kLanes) >> halving;
-    TORCH_SSAM_UNROLL
-    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  }
+  add_upper_lanes<8>(lanes);
+  add_upper_lanes<4>(lanes);
+  add_upper_lanes<2>(lanes);
+  add_upper_lanes<1>(lanes);
   return lanes[0];
 }
 

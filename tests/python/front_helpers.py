@@ -1,8 +1,8 @@
 """What the tests of the Python fronts share: small models that are never at a zero gradient, bit comparisons, and one
 training loop for each way of driving an optimizer.
 
-`drive` is the claim "all ways of driving are one": every way must end in the same bits. Used by test_ssam_*.py,
-test_keep_perturbed.py, test_checkpoints.py, test_exceptions.py, test_wrap.py.
+`drive` is the claim "all ways of driving are one": every way must end in the same bits. Used by
+test_ssam_*.py, test_keep_perturbed.py, test_checkpoints.py, test_exceptions.py, test_wrap.py.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def snapshot(source: nn.Module | Iterable[Tensor]) -> list[Tensor]:
 def same_bits(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
     """Equal as bits: -0 differs from 0, and NaN equals itself."""
     pairs = list(zip(first, second, strict=True))
-    return all(
-        a.shape == b.shape and a.dtype == b.dtype and _bytes(a) == _bytes(b) for a, b in pairs
-    )
+    return all(a.shape == b.shape and a.dtype == b.dtype and _bytes(a) == _bytes(b) for a, b in pairs)
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return (
+        tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    )
 
 
 def optimizer_bits(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -128,17 +128,30 @@ ONE_PASS: dict[str, Drive] = {
 def ssam(model: nn.Module, **options: Any) -> torch_ssam.SSAM:
     """Defaults under which everything matters: momentum, decay, noise as large as the weights."""
     return torch_ssam.SSAM(
-        model.parameters(), **{"lr": 0.05, "noise_std": 0.3, "momentum": 0.9, "weight_decay": 0.01, "seed": 7, **options}
+        model.parameters(),
+        **{"lr": 0.05, "noise_std": 0.3, "momentum": 0.9, "weight_decay": 0.01, "seed": 7, **options},
     )
 
 
 def expected_noise(
-    weights: Tensor, seed: int, draw: int, place: int, noise_std: float, distribution: str = "gaussian", **how: Any
+    weights: Tensor,
+    seed: int,
+    draw: int,
+    place: int,
+    noise_std: float,
+    distribution: str = "gaussian",
+    **how: Any,
 ) -> Tensor:
     """clean + noise by the operator that the generator's own tests check."""
     generator = torch.tensor([seed, draw], dtype=torch.int64)
     perturbed: Tensor = torch.ops.torch_ssam.perturbed(
-        weights.detach(), generator, place, noise_std, distribution, how.get("sample", 0), how.get("negate", False)
+        weights.detach(),
+        generator,
+        place,
+        noise_std,
+        distribution,
+        how.get("sample", 0),
+        how.get("negate", False),
     )
     return perturbed
 

@@ -70,7 +70,9 @@ class ReferenceSSAM:
                     )
         return result
 
-    def gradient(self, losses: list[Callable[[list[Tensor]], Tensor]], shares: list[float] | None = None) -> Any:
+    def gradient(
+        self, losses: list[Callable[[list[Tensor]], Tensor]], shares: list[float] | None = None
+    ) -> Any:
         """Weighted mean gradient and loss; one loss function for all passes, or one for each with its share."""
         weights = [weight for _, _, weight in self.passes]
         if shares is not None:

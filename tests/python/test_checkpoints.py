@@ -234,11 +234,18 @@ def test_schedulers_resume_with_the_optimizer() -> None:
         for k, batch in enumerate(front.batches(6)):
             if k == resume_at:
                 saved = through_a_file(
-                    {"m": model.state_dict(), "o": opt.state_dict(), "s": [plan.state_dict() for plan in plans]}
+                    {
+                        "m": model.state_dict(),
+                        "o": opt.state_dict(),
+                        "s": [plan.state_dict() for plan in plans],
+                    }
                 )
                 model = front.Net(seed=8)
                 opt = front.ssam(model, seed=None)
-                plans = [torch_ssam.schedules.harmonic_lr(opt), torch_ssam.schedules.CosineNoiseStd(opt, 6, 3.0)]
+                plans = [
+                    torch_ssam.schedules.harmonic_lr(opt),
+                    torch_ssam.schedules.CosineNoiseStd(opt, 6, 3.0),
+                ]
                 for plan, state in zip(plans, saved["s"], strict=True):
                     plan.load_state_dict(state)
                 opt.load_state_dict(saved["o"])

@@ -111,20 +111,20 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
     opt.train()
     for _ in range(case["steps"]):
         if mode == "closure":
-            losses.append(float(opt.step(closure)))
+            losses.append(opt.step(closure).item())
             continue
         opt.zero_grad()
         if mode == "perturb":
             with opt.perturb():
-                losses.append(float(backward(x, y)))
+                losses.append(backward(x, y).item())
         elif mode == "passes":
             for _ in opt.perturbations():
-                losses.append(float(backward(x, y)))
+                losses.append(backward(x, y).item())
         elif mode == "split":
             for x_k, y_k in opt.perturbations(x, y):
-                losses.append(float(backward(x_k, y_k)))
+                losses.append(backward(x_k, y_k).item())
         else:
-            losses.append(float(backward(x, y)))
+            losses.append(backward(x, y).item())
         opt.step()
     state = opt.state_dict()
     opt.eval()

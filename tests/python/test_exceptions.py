@@ -1,6 +1,7 @@
-"""Whatever interrupts a pass, the exact clean bits are back before any handler runs: exceptions, a real SIGINT, timers
-that fire at arbitrary moments, and, exhaustively, an interrupt at every point of this package's code where Python looks
-for signals. Parameters that others write to meanwhile are named. PEERS.md line 16.
+"""Whatever interrupts a pass, the exact clean bits are back before any handler runs: exceptions, a real
+SIGINT, timers that fire at arbitrary moments, and, exhaustively, an interrupt at every point of this
+package's code where Python looks for signals. Parameters that others write to meanwhile are named. PEERS.md
+line 16.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def wrapped(model: nn.Module, **options: Any) -> Any:
     return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
 
 
-# -- exceptions ------------------------------------------------------------------------------------------------
+# -- exceptions ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
@@ -106,7 +107,7 @@ def test_nested_contexts_of_two_optimizers_and_of_weight_noise_unwind_in_order()
         assert front.same_bits(model.parameters(), weights)
 
 
-# -- written to from outside -----------------------------------------------------------------------------------
+# -- written to from outside ---------------------------------------------------------------------------------
 
 
 def fill(model: front.Net) -> None:
@@ -135,7 +136,9 @@ def test_parameters_written_to_inside_are_named_kept_and_taken_as_clean(
     expected = front.snapshot(model)
     expected[1] = torch.full((7,), 5.0)
     with (
-        pytest.raises(torch_ssam.PerturbedWeightsChanged, match=r"Parameter 1 of shape \(7,\) was written to"),
+        pytest.raises(
+            torch_ssam.PerturbedWeightsChanged, match=r"Parameter 1 of shape \(7,\) was written to"
+        ),
         opt.perturb(),
     ):
         write(model)
@@ -148,7 +151,10 @@ def test_parameters_written_to_inside_are_named_kept_and_taken_as_clean(
 def test_a_model_loaded_inside_is_named_whole_and_kept() -> None:
     model = front.Net()
     opt = front.ssam(model)
-    with pytest.raises(torch_ssam.PerturbedWeightsChanged, match=r"Parameters 0 .*, 1 .*, 2 .*, 3 .* were"), opt.perturb():
+    with (
+        pytest.raises(torch_ssam.PerturbedWeightsChanged, match=r"Parameters 0 .*, 1 .*, 2 .*, 3 .* were"),
+        opt.perturb(),
+    ):
         load(model)
     assert front.same_bits([model.bias], [torch.full((7,), 5.0)])
 
@@ -156,7 +162,11 @@ def test_a_model_loaded_inside_is_named_whole_and_kept() -> None:
 def test_many_written_parameters_are_counted() -> None:
     params = [nn.Parameter(torch.ones(2)) for _ in range(9)]
     opt = torch_ssam.SSAM(params, noise_std=0.1)
-    with pytest.raises(torch_ssam.PerturbedWeightsChanged, match="and 4 more were"), opt.perturb(), torch.no_grad():
+    with (
+        pytest.raises(torch_ssam.PerturbedWeightsChanged, match="and 4 more were"),
+        opt.perturb(),
+        torch.no_grad(),
+    ):
         torch._foreach_mul_(params, 2.0)
 
 
@@ -177,10 +187,10 @@ def test_weight_noise_names_what_was_written_too() -> None:
         pass
 
 
-# -- every point where a signal can strike ---------------------------------------------------------------------
+# -- every point where a signal can strike -------------------------------------------------------------------
 
-# Python 3.11 looks for signals on entry to a function, after calls into C, and on jumps backwards. The tracer raises
-# at the instruction after those, and on entry.
+# Python 3.11 looks for signals on entry to a function, after calls into C, and on jumps backwards. The tracer
+# raises at the instruction after those, and on entry.
 CHECKS = ("RESUME", "CALL", "JUMP_BACKWARD", "YIELD_VALUE", "SEND")
 _NAMES: dict[Any, dict[int, str]] = {}
 
@@ -280,7 +290,9 @@ BLOCKS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
 }
 
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's")
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's"
+)
 @pytest.mark.parametrize(
     ("block", "error"), [("perturb", Alarm), *((block, KeyboardInterrupt) for block in sorted(BLOCKS))]
 )
@@ -322,7 +334,9 @@ def test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs
     assert 20 < points < 1999
 
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's")
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's"
+)
 @pytest.mark.parametrize("make", [front.ssam, wrapped], ids=["ssam", "wrap"])
 def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_reach(
     make: Callable[..., Any],
@@ -338,7 +352,9 @@ def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_re
         tracer = InterruptAt(n, KeyboardInterrupt())
         with contextlib.suppress(KeyboardInterrupt), _traced(tracer):
             opt.step()
-        carried = [entry["clean"] for _, entry in sorted(opt.state_dict()["state"].items()) if "clean" in entry]
+        carried = [
+            entry["clean"] for _, entry in sorted(opt.state_dict()["state"].items()) if "clean" in entry
+        ]
         assert front.same_bits(carried or model.parameters(), clean), f"at point {n}, {tracer.where}"
         opt.eval()
         assert front.same_bits(model.parameters(), clean), f"at point {n}, {tracer.where}"
@@ -347,7 +363,7 @@ def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_re
     assert n > 20
 
 
-# -- real signals ----------------------------------------------------------------------------------------------
+# -- real signals --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -395,7 +411,7 @@ def test_a_signal_during_the_last_operation_of_the_block_strikes_in_the_exit_and
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
                 with opt.perturb():
-                    big @ big  # noqa: B018
+                    big @ big
                 time.sleep(0.05)
             except Alarm:
                 hits += 1

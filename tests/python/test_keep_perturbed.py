@@ -1,5 +1,6 @@
-"""keep_perturbed: a stock loop that ends in the bits of the perturb() form whatever happens along the way. Every test
-drives the two forms through the same events and compares weights, state and draw. PEERS.md lines 1, 2, 5, 9 and 10.
+"""keep_perturbed: a stock loop that ends in the bits of the perturb() form whatever happens along the way.
+Every test drives the two forms through the same events and compares weights, state and draw. PEERS.md lines
+1, 2, 5, 9 and 10.
 """
 
 from __future__ import annotations
@@ -131,7 +132,14 @@ EVENTS: dict[str, dict[int, Event]] = {
     "momentum off and on": {2: set_option("momentum", 0.0), 4: set_option("momentum", 0.7)},
     "noise changes": {2: change_noise(0.1), 4: change_noise(0.5)},
     "noise off and on": {2: change_noise(0.0), 4: change_noise(0.4)},
-    "other distribution": {3: lambda opt, model: (opt.eval(), set_option("distribution", "rademacher")(opt, model), opt.train(), None)[-1]},
+    "other distribution": {
+        3: lambda opt, model: (
+            opt.eval(),
+            set_option("distribution", "rademacher")(opt, model),
+            opt.train(),
+            None,
+        )[-1]
+    },
     "group added": {3: add_group},
     "frozen and thawed": {2: refreeze, 4: thaw},
     "radius on": {3: set_option("radius", 2.0)},
@@ -216,7 +224,11 @@ def test_step_before_train_is_refused_and_says_so(make: Callable[..., Any]) -> N
     model = front.Net()
     opt = make(model, keep_perturbed=True)
     clean = front.snapshot(model)
-    for event in (lambda: None, lambda: (opt.train(), opt.eval()), lambda: opt.load_state_dict(opt.state_dict())):
+    for event in (
+        lambda: None,
+        lambda: (opt.train(), opt.eval()),
+        lambda: opt.load_state_dict(opt.state_dict()),
+    ):
         event()
         front.loss_of(model, *front.data()).backward()
         with pytest.raises(RuntimeError, match=r"opt\.train\(\)"):
@@ -244,7 +256,7 @@ def _closures() -> list[Tensor]:
     return [*front.snapshot(model), *front.optimizer_bits(opt), torch.tensor([opt.seed, opt.draw])]
 
 
-# -- checkpoints taken in train ------------------------------------------------------------------------------------
+# -- checkpoints taken in train ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [front.ssam, wrapped], ids=["ssam", "wrap"])
@@ -335,7 +347,7 @@ def test_a_checkpoint_of_eval_brings_no_old_clean_weights_back() -> None:
     assert front.same_bits(model.parameters(), best.parameters())
 
 
-# -- automatic mixed precision -------------------------------------------------------------------------------------
+# -- automatic mixed precision -------------------------------------------------------------------------------
 
 
 def train_with_scaler(kept: bool, make: Callable[..., Any], bad_step: int | None) -> tuple[list[Tensor], int]:
@@ -378,7 +390,7 @@ def test_a_step_skipped_by_a_scaler_keeps_weights_and_noise_when_kept_and_uses_a
     assert all(bool(torch.isfinite(w).all()) for w in [*kept, *plain])
 
 
-# -- what goes wrong -----------------------------------------------------------------------------------------------
+# -- what goes wrong -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [front.ssam, wrapped], ids=["ssam", "wrap"])

@@ -1,6 +1,8 @@
-"""torch_ssam.simulate: against plain NumPy recursions, against SSAM itself, and against theory; bits, failures, Ctrl-C.
+"""torch_ssam.simulate: against plain NumPy recursions, against SSAM itself, and against theory; bits,
+failures, Ctrl-C.
 
-False alarms: the statistical tests use bounds at 5 standard deviations, together below 1e-5 a seed; seeds are fixed.
+False alarms: the statistical tests use bounds at 5 standard deviations, together below 1e-5 a seed; seeds
+are fixed.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def by_hand(
     )
     for k in range(steps):
         layers = [
-            reference.noise(replicates * d, seed=seed, draw=k, place=l, distribution=distribution)
-            for l in range(depth)
+            reference.noise(replicates * d, seed=seed, draw=k, place=layer, distribution=distribution)
+            for layer in range(depth)
         ]
         v = w + eta * np.stack(layers, axis=0).reshape(depth, replicates, d).transpose(1, 0, 2)
         p = v.prod(axis=1)
@@ -60,7 +62,7 @@ def by_hand(
             )
         else:
             pull = (target - p) @ (np.eye(d) if covariance is None else covariance)
-        others = np.stack([np.delete(v, l, axis=1).prod(axis=1) for l in range(depth)], axis=1)
+        others = np.stack([np.delete(v, layer, axis=1).prod(axis=1) for layer in range(depth)], axis=1)
         w = w + (lr / (k + 1) if harmonic else lr) * 2 * pull[:, None] * others
         if radius is not None:
             norm = np.sqrt((w**2).sum(axis=(1, 2), keepdims=True))
@@ -145,7 +147,7 @@ def test_it_is_ssam_on_a_batch_of_networks() -> None:
     run = simulate(
         target, 3, init=start, replicates=3, noise_std=0.25, lr=0.02, steps=20, seed=77, radius=None
     )
-    layers = [torch.tensor(start[:, l]).requires_grad_() for l in range(3)]
+    layers = [torch.tensor(start[:, i]).requires_grad_() for i in range(3)]
     optimizer = torch_ssam.SSAM(layers, lr=0.02, noise_std=0.25, seed=77)
     for _ in range(20):
         optimizer.zero_grad()
@@ -160,8 +162,17 @@ def test_it_is_ssam_on_a_batch_of_networks() -> None:
 @pytest.mark.parametrize("noise_std", [0.3, 1e-4, [0.1, 0.3, 0.5]])
 def test_expected_dynamics_are_descent_on_the_regularized_loss(covariance: Any, noise_std: Any) -> None:
     target, w = problem(replicates=2)
-    run = simulate(target, 3, init=w, replicates=2, noise_std=noise_std, lr=0.01, steps=200, expected=True,
-                   covariance=covariance)  # fmt: skip
+    run = simulate(
+        target,
+        3,
+        init=w,
+        replicates=2,
+        noise_std=noise_std,
+        lr=0.01,
+        steps=200,
+        expected=True,
+        covariance=covariance,
+    )
     for _ in range(200):
         w = w - 0.01 * theory.regularized_gradient(w, target, noise_std, covariance)
     np.testing.assert_allclose(run.weights[-1], w, rtol=1e-10, atol=1e-12)
@@ -182,11 +193,21 @@ def test_expected_dynamics_on_data_are_descent_with_their_covariance() -> None:
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 def test_the_mean_step_is_the_gradient_of_the_regularized_loss(distribution: str) -> None:
-    # 21 means at 5 standard errors each: one false alarm in about 1e5 seeds. The variance is the theory's, too.
+    # 21 means at 5 standard errors each: one false alarm in about 1e5 seeds. The variance is the theory's,
+    # too.
     target, start = problem()
     n = 40_000
-    run = simulate(target, 3, init=start[0], replicates=n, noise_std=0.4, lr=1.0, steps=1, seed=3,
-                   distribution=distribution)  # fmt: skip
+    run = simulate(
+        target,
+        3,
+        init=start[0],
+        replicates=n,
+        noise_std=0.4,
+        lr=1.0,
+        steps=1,
+        seed=3,
+        distribution=distribution,
+    )
     gradients = run.weights[0] - run.weights[1]
     error = gradients.std(axis=0) / np.sqrt(n)
     assert (
@@ -280,7 +301,8 @@ def test_init_of_every_shape_means_what_it_says() -> None:
         assert np.array_equal(run.weights, runs[0].weights)
 
 
-# --- Failure signatures -------------------------------------------------------------------------------------------------
+# --- Failure signatures
+# -------------------------------------------------------------------------------------------------
 
 
 def flags(run: Simulation) -> dict[str, float]:
@@ -349,7 +371,8 @@ def test_oscillation_is_named_with_the_limit_of_the_curvature() -> None:
     assert flags(below) == NONE
 
 
-# --- Progress, Ctrl-C, bad input ----------------------------------------------------------------------------------------
+# --- Progress, Ctrl-C, bad input
+# ----------------------------------------------------------------------------------------
 
 
 def test_progress_calls_come_in_order_and_reach_the_end() -> None:
@@ -386,7 +409,8 @@ def test_ctrl_c_stops_it_and_raises_keyboard_interrupt() -> None:
         "from torch_ssam.simulate import simulate\n"
         "print('ready', flush=True)\n"
         "try:\n"
-        "    simulate([1.0] * 100, 3, noise_std=0.1, lr=0.01, steps=2 * 10**9, record_every=10**9, replicates=8,\n"
+        "    simulate([1.0] * 100, 3, noise_std=0.1, lr=0.01, steps=2 * 10**9, record_every=10**9, "
+        "replicates=8,\n"
         "             covariance=[1.0] * 100, radius=50.0)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', flush=True)\n"

@@ -1,6 +1,6 @@
-"""The ways to drive SSAM: the context, the closure, the loop over perturbations, gradient accumulation, and what is
-refused. Inside a pass the parameters must hold exactly clean + noise of the draw in use; outside, exactly the clean
-bits. PEERS.md lines 7, 8, 12, 15, 17 and 25.
+"""The ways to drive SSAM: the context, the closure, the loop over perturbations, gradient accumulation, and
+what is refused. Inside a pass the parameters must hold exactly clean + noise of the draw in use; outside,
+exactly the clean bits. PEERS.md lines 7, 8, 12, 15, 17 and 25.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_breaking_out_of_the_loop_restores_the_weights(broken_at: int) -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 
-# -- the closure -----------------------------------------------------------------------------------------------
+# -- the closure ---------------------------------------------------------------------------------------------
 
 
 def test_the_closure_runs_at_perturbed_weights_with_gradients_enabled_also_under_no_grad() -> None:
@@ -206,7 +206,9 @@ def test_the_closure_may_clear_gradients_either_way_or_not_at_all(
             if clears == "before":
                 opt.zero_grad(set_to_none)
 
-            def closure(model: nn.Module = model, opt: Any = opt, inside: bool = clears == "inside") -> Tensor:
+            def closure(
+                model: nn.Module = model, opt: Any = opt, inside: bool = clears == "inside"
+            ) -> Tensor:
                 if inside:
                     opt.zero_grad(set_to_none)
                 loss = front.loss_of(model, x, y)
@@ -231,7 +233,7 @@ def test_a_closure_may_return_a_number_or_nothing() -> None:
     assert opt.step(lambda: [backward(), 2.5][1]) == 2.5
 
 
-# -- order ------------------------------------------------------------------------------------------------------
+# -- order ---------------------------------------------------------------------------------------------------
 
 
 def refused(match: str) -> Any:
@@ -360,7 +362,7 @@ def test_train_and_eval_move_nothing_without_keep_perturbed() -> None:
     assert front.same_bits(model.parameters(), clean)
 
 
-# -- being a torch.optim.Optimizer ---------------------------------------------------------------------------------
+# -- being a torch.optim.Optimizer ---------------------------------------------------------------------------
 
 
 def test_step_hooks_run_once_a_step_around_the_closure() -> None:

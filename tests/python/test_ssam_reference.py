@@ -1,6 +1,7 @@
-"""SSAM against the slow reference of reference_ssam.py, option by option and way by way, and against torch.optim.SGD
-where noise_std is 0. Weights, momentum and loss are compared after several steps, in float64 to rounding and in
-float32 within its precision; the SGD comparison is 2 units in the last place a step, state included.
+"""SSAM against the slow reference of reference_ssam.py, option by option and way by way, and against
+torch.optim.SGD where noise_std is 0. Weights, momentum and loss are compared after several steps, in float64
+to rounding and in float32 within its precision; the SGD comparison is 2 units in the last place a step, state
+included.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def test_every_option_follows_the_reference_in_every_way_of_driving(
     if options["lr"] > 0:
         assert not any(
             torch.equal(p, q)
-            for p, q in zip(list(model.parameters())[:4], NetWithSpare(dtype=dtype).parameters(), strict=False)
+            for p, q in zip(
+                list(model.parameters())[:4], NetWithSpare(dtype=dtype).parameters(), strict=False
+            )
         )
 
 
@@ -125,7 +128,9 @@ def test_groups_with_different_options_and_frozen_parameters_follow_the_referenc
         frozen=frozenset([1]),
     )
     opt = torch_ssam.SSAM(
-        [{**g, "params": p} for g, p in zip(groups, members, strict=True)], seed=5, keep_perturbed=way == "kept"
+        [{**g, "params": p} for g, p in zip(groups, members, strict=True)],
+        seed=5,
+        keep_perturbed=way == "kept",
     )
     opt.train()
     drive = front.by_stock_loop if way == "kept" else front.ONE_PASS[way]
@@ -271,7 +276,12 @@ def test_a_frozen_parameter_with_a_gradient_is_updated_as_sgd_does() -> None:
 
 def test_tensor_lr_trains_as_a_number_and_may_change_in_place() -> None:
     runs = []
-    for lr in (0.05, torch.tensor(0.05), torch.tensor([0.05], dtype=torch.float64), torch.tensor(0.05).bfloat16()):
+    for lr in (
+        0.05,
+        torch.tensor(0.05),
+        torch.tensor([0.05], dtype=torch.float64),
+        torch.tensor(0.05).bfloat16(),
+    ):
         model = front.Net(dtype=torch.float64)
         opt = front.ssam(model, lr=lr)
         front.by_perturb(opt, model, front.batches(2, dtype=torch.float64))

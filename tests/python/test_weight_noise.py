@@ -16,7 +16,9 @@ import torch_ssam
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("how", [{}, {"sample": 3}, {"negate": True}, {"sample": 2, "negate": True}], ids=str)
-def test_inside_the_tensors_hold_clean_plus_the_noise_of_the_draw(distribution: str, how: dict[str, Any]) -> None:
+def test_inside_the_tensors_hold_clean_plus_the_noise_of_the_draw(
+    distribution: str, how: dict[str, Any]
+) -> None:
     model = front.Net()
     noise = torch_ssam.WeightNoise(model.parameters(), 0.4, distribution=distribution, seed=5)
     clean = front.snapshot(model)
@@ -109,7 +111,10 @@ def test_inside_itself_and_with_nothing_to_perturb_it_is_refused() -> None:
         assert front.same_bits([p], [inside])
     assert not bool(p.any())
     assert noise.draw == 1
-    with pytest.raises(RuntimeError, match="requires_grad_"), torch_ssam.WeightNoise([torch.zeros(3)], 0.4).applied():
+    with (
+        pytest.raises(RuntimeError, match="requires_grad_"),
+        torch_ssam.WeightNoise([torch.zeros(3)], 0.4).applied(),
+    ):
         pass
 
 

@@ -1,5 +1,6 @@
-"""wrap: any torch optimizer with its gradients taken at perturbed weights, as if one optimizer. The reference takes the
-gradient at a separate, perturbed copy of the model and hands it to the plain base. PEERS.md lines 5, 13 and 14.
+"""wrap: any torch optimizer with its gradients taken at perturbed weights, as if one optimizer. The reference
+takes the gradient at a separate, perturbed copy of the model and hands it to the plain base. PEERS.md lines
+5, 13 and 14.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def reference(base_name: str, steps: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("base_name", sorted(BASES))
 @pytest.mark.parametrize("way", [*sorted(front.ONE_PASS), "kept"])
-def test_every_base_and_way_of_driving_follows_the_plain_base_on_noisy_gradients(base_name: str, way: str) -> None:
+def test_every_base_and_way_of_driving_follows_the_plain_base_on_noisy_gradients(
+    base_name: str, way: str
+) -> None:
     model = front.Net()
     opt = torch_ssam.wrap(BASES[base_name](model.parameters()), 0.3, seed=7, keep_perturbed=way == "kept")
     opt.train()

@@ -36,8 +36,8 @@ TORCH_SSAM_BODY void load_layer(const LayerSettings& s, const math::NoiseStream&
     const int64_t noise_block = start / math::kGaussianBlock + block;
     OwnedNoise<1> noise;
     OwnedNoise<1>::make(noise, stream, s.noise.distribution, noise_block, lane);
-    OwnedNoise<1>::to_values(noise, s.noise.distribution, noise_block, 0);
-    OwnedNoise<1>::to_values(noise, s.noise.distribution, noise_block, 2);
+    OwnedNoise<1>::to_values(noise, s.noise.distribution, rademacher_bit(noise_block), 0);
+    OwnedNoise<1>::to_values(noise, s.noise.distribution, rademacher_bit(noise_block), 2);
     TORCH_SSAM_UNROLL
     for (int j = 0; j < 4; ++j) z[j] = math::bits_to_float(noise.word[j][0]);
   } else if (s.noisy) {
@@ -90,8 +90,22 @@ struct ProductBody {
   }
 };
 
-inline constexpr int kRowsAhead = 4;    // rows whose loads are under way together
-inline constexpr int kRowsOwned = 16;   // rows a thread of the multiplication has
+inline constexpr int kRowsOwned = 16;  // rows a thread of the multiplication has
+
+struct MultiplyGrid {
+  int64_t columns;       // groups of kCount coordinates
+  int64_t column_tiles;  // blocks of threads side by side, each `width` columns and kThreads / width rows at a time
+  int width;
+  int64_t blocks;
+};
+
+inline MultiplyGrid multiply_grid(int64_t rows, int64_t features, int count) {
+  const int64_t columns = features / count;
+  const int width = columns < kThreads ? static_cast<int>(columns) : kThreads;
+  const int64_t tiles = (columns + width - 1) / width;
+  const int64_t rows_of_block = kThreads / width * static_cast<int64_t>(kRowsOwned);
+  return {columns, tiles, width, tiles * ((rows + rows_of_block - 1) / rows_of_block)};
+}
 
 // output = input * product, a row a turn; a thread keeps the product of its kCount coordinates.
 template <typename master_t, typename model_t, int kCount>
@@ -102,30 +116,30 @@ struct MultiplyBody {
     const model_t* input;
     model_t* output;
     int64_t rows;
-    int64_t columns;       // groups of kCount coordinates
-    int64_t column_tiles;  // blocks of threads side by side, each `width` columns and kThreads / width rows at a time
-    int width;
+    MultiplyGrid grid;
   };
+  static constexpr int kAhead = sizeof(model_t) == 8 ? 2 : 4;  // rows whose loads are under way together
 
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
-    const int lines = kThreads / params.width;
-    const int64_t column = at.block % params.column_tiles * params.width + at.index % params.width;
-    const int line = at.index / params.width;
-    if (column >= params.columns || line >= lines) return;
-    const int64_t first_row = at.block / params.column_tiles * lines * kRowsOwned + line;
+    const int lines = kThreads / params.grid.width;
+    const int64_t column = at.block % params.grid.column_tiles * params.grid.width + at.index % params.grid.width;
+    const int line = at.index / params.grid.width;
+    if (column >= params.grid.columns || line >= lines) return;
+    const int64_t first_row = at.block / params.grid.column_tiles * lines * kRowsOwned + line;
     math_t product[kCount];
     load_group(params.product + column * kCount, product);
-    for (int turn = 0; turn < kRowsOwned; turn += kRowsAhead) {
-      model_t values[kRowsAhead][kCount];
-      int64_t position[kRowsAhead];
+    TORCH_SSAM_UNROLL_BY(1)
+    for (int turn = 0; turn < kRowsOwned; turn += kAhead) {
+      model_t values[kAhead][kCount];
+      int64_t position[kAhead];
       TORCH_SSAM_UNROLL
-      for (int r = 0; r < kRowsAhead; ++r) {
+      for (int r = 0; r < kAhead; ++r) {
         const int64_t row = first_row + static_cast<int64_t>(turn + r) * lines;
-        position[r] = row < params.rows ? (row * params.columns + column) * kCount : -1;
+        position[r] = row < params.rows ? (row * params.grid.columns + column) * kCount : -1;
         if (position[r] >= 0) load_group(params.input + position[r], values[r]);
       }
       TORCH_SSAM_UNROLL
-      for (int r = 0; r < kRowsAhead; ++r) {
+      for (int r = 0; r < kAhead; ++r) {
         if (position[r] < 0) continue;
         TORCH_SSAM_UNROLL
         for (int l = 0; l < kCount; ++l) {
@@ -145,6 +159,7 @@ struct ReadoutBody {
   using math_t = math::opmath_t<master_t>;
   static constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a chunk
   static constexpr int kTasks = kThreads / kOwners;                        // pairs (row, chunk) of a block of threads
+  static constexpr int kTurns = sizeof(model_t) == 2 ? 2 : 4;              // loads under way together
   struct Params {
     const math_t* product;
     const model_t* input;
@@ -168,7 +183,7 @@ struct ReadoutBody {
     const int64_t begin = task % params.chunks * math::kReadoutChunk;
     const int64_t end = begin + math::kReadoutChunk < params.features ? begin + math::kReadoutChunk : params.features;
     math_t sums[kCount] = {};
-    TORCH_SSAM_UNROLL_BY(4)
+    TORCH_SSAM_UNROLL_BY(kTurns)
     for (int64_t h = begin + lane; h < end; h += math::kLanes) {
       math_t product[kCount];
       model_t x[kCount];
@@ -218,14 +233,15 @@ struct RowsBody {
   using math_t = math::opmath_t<master_t>;
   struct Params {
     const model_t* grad;
-    const model_t* input;    // null where the weight needs no gradient
-    const math_t* product;   // null where the input needs none
+    const model_t* input;   // null where the weight needs no gradient
+    const math_t* product;  // null where the input needs none
     model_t* grad_input;
     math_t* sums;  // (segments, features)
     int64_t rows;
     int64_t features;
     bool spread;
   };
+  static constexpr int kAhead = sizeof(model_t) == 4 ? 4 : 2;  // rows whose loads are under way together
 
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
     const int64_t columns = params.features / kCount;
@@ -237,40 +253,48 @@ struct RowsBody {
     math_t sums[kCount] = {};
     math_t product[kCount] = {};
     if (params.product != nullptr) load_group(params.product + h, product);
-    TORCH_SSAM_UNROLL_BY(4)
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t position = row * params.features + h;
-      model_t g[kCount];
-      model_t x[kCount];
-      if (params.spread) {
-        const model_t one = params.grad[row];
-        TORCH_SSAM_UNROLL
-        for (int l = 0; l < kCount; ++l) g[l] = one;
-      } else {
-        load_group(params.grad + position, g);
+    TORCH_SSAM_UNROLL_BY(1)
+    for (int64_t row = first; row < last; row += kAhead) {
+      model_t g[kAhead][kCount];
+      model_t x[kAhead][kCount];
+      TORCH_SSAM_UNROLL
+      for (int r = 0; r < kAhead; ++r) {
+        if (row + r >= last) continue;
+        const int64_t position = (row + r) * params.features + h;
+        if (params.spread) {
+          const model_t one = params.grad[row + r];
+          TORCH_SSAM_UNROLL
+          for (int l = 0; l < kCount; ++l) g[r][l] = one;
+        } else {
+          load_group(params.grad + position, g[r]);
+        }
+        if (params.input != nullptr) load_group(params.input + position, x[r]);
       }
-      if (params.input != nullptr) {
-        load_group(params.input + position, x);
+      TORCH_SSAM_UNROLL
+      for (int r = 0; r < kAhead; ++r) {
+        if (row + r >= last) continue;
+        if (params.input != nullptr) {
+          TORCH_SSAM_UNROLL
+          for (int l = 0; l < kCount; ++l) {
+            sums[l] = math::diagonal_accumulate(sums[l], static_cast<math_t>(math::load_scalar(g[r][l])),
+                                                static_cast<math_t>(math::load_scalar(x[r][l])));
+          }
+        }
+        if (params.product == nullptr) continue;
         TORCH_SSAM_UNROLL
         for (int l = 0; l < kCount; ++l) {
-          sums[l] = math::diagonal_accumulate(sums[l], static_cast<math_t>(math::load_scalar(g[l])),
-                                              static_cast<math_t>(math::load_scalar(x[l])));
+          g[r][l] = math::Store<model_t>::from(
+              math::diagonal_extend(static_cast<math_t>(math::load_scalar(g[r][l])), product[l]));
         }
-      }
-      if (params.product != nullptr) {
-        TORCH_SSAM_UNROLL
-        for (int l = 0; l < kCount; ++l) {
-          g[l] = math::Store<model_t>::from(
-              math::diagonal_extend(static_cast<math_t>(math::load_scalar(g[l])), product[l]));
-        }
-        store_group(params.grad_input + position, g);
+        store_group(params.grad_input + (row + r) * params.features + h, g[r]);
       }
     }
     if (params.input != nullptr) store_group(params.sums + segment * params.features + h, sums);
   }
 };
 
-// Segments in order, then the gradient of every layer from a suffix going down (kept in a buffer) and a prefix going up.
+// Segments in order, then the gradient of every layer from a suffix going down (kept in a buffer) and a prefix going
+// up.
 template <typename master_t>
 struct FinishBody {
   using math_t = math::opmath_t<master_t>;
@@ -324,8 +348,8 @@ struct FinishBody {
         const int64_t h = first + j * math::kLanes;
         if (h < s.features) {
           const int64_t position = layer * s.features + h;
-          params.grad_weight[position] = math::Store<master_t>::from(
-              math::diagonal_layer_gradient(running[j], params.suffix[position], total[j]));
+          params.grad_weight[position] =
+              math::Store<master_t>::from(math::diagonal_layer_gradient(running[j], params.suffix[position], total[j]));
         }
         running[j] = math::diagonal_extend(running[j], w[j]);
       }

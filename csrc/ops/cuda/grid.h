@@ -1,8 +1,8 @@
 // What kernel bodies know of the machine: the thread they are, 16-byte accesses, numbers that lie in device memory, and
 // the noise of the elements that a thread owns. Plain functions, so that g++ compiles the same bodies and a test walks
 // the launch grid on the host (test_cuda_on_host.cpp); launch.h has the __global__ wrapper.
-// A thread owns C neighbouring lanes (counters) of a block of 64 elements, hence the elements 64 b + 16 j + lane + 0..C-1
-// for j = 0..3: neighbours in memory, four words of every counter used, no shuffles.
+// A thread owns C neighbouring lanes (counters) of a block of 64 elements, hence the elements
+// 64 b + 16 j + lane + 0..C-1 for j = 0..3: neighbours in memory, four words of every counter used, no shuffles.
 #pragma once
 
 #include "../../math/stored.h"
@@ -30,23 +30,61 @@ inline constexpr int kVectorBytes = 16;
 template <typename T>
 inline constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
 
-template <typename T>
-struct alignas(kVectorBytes) Pack {
-  T at[kVector<T>];
+// One access of 16 or 8 bytes. On the device by name: from plain C++ the compiler sometimes makes four narrow ones.
+template <int kWords>
+struct alignas(4 * kWords) Bytes {
+  uint32_t word[kWords];
 };
 
-// kCount neighbours: whole 16-byte accesses, or one scalar.
+template <int kWords>
+TORCH_SSAM_BODY Bytes<kWords> load_bytes(const void* from) {
+#if defined(__CUDA_ARCH__)
+  Bytes<kWords> bytes;
+  if constexpr (kWords == 4) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bytes.word[0]), "=r"(bytes.word[1]), "=r"(bytes.word[2]), "=r"(bytes.word[3])
+                 : "l"(__cvta_generic_to_global(from)));
+  } else {
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(bytes.word[0]), "=r"(bytes.word[1])
+                 : "l"(__cvta_generic_to_global(from)));
+  }
+  return bytes;
+#else
+  return *static_cast<const Bytes<kWords>*>(__builtin_assume_aligned(from, 4 * kWords));
+#endif
+}
+
+template <int kWords>
+TORCH_SSAM_BODY void store_bytes(void* to, const Bytes<kWords>& bytes) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kWords == 4) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bytes.word[0]),
+                 "r"(bytes.word[1]), "r"(bytes.word[2]), "r"(bytes.word[3]));
+  } else {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(bytes.word[0]),
+                 "r"(bytes.word[1]));
+  }
+#else
+  *static_cast<Bytes<kWords>*>(__builtin_assume_aligned(to, 4 * kWords)) = bytes;
+#endif
+}
+
+// kCount neighbours: accesses of 16 bytes (of 8 where that is all there is), or one scalar.
+template <int kCount, typename T>
+inline constexpr int kWordsTogether = kCount < kVector<T> ? kCount * static_cast<int>(sizeof(T)) / 4 : 4;
+
 template <int kCount, typename T>
 TORCH_SSAM_BODY void load_group(const T* from, T (&to)[kCount]) {
   if constexpr (kCount == 1) {
     to[0] = *from;
   } else {
-    static_assert(kCount % kVector<T> == 0);
+    constexpr int kWords = kWordsTogether<kCount, T>;
+    constexpr int kStep = 4 * kWords / static_cast<int>(sizeof(T));
     TORCH_SSAM_UNROLL
-    for (int i = 0; i < kCount / kVector<T>; ++i) {
-      const Pack<T> pack = reinterpret_cast<const Pack<T>*>(from)[i];
-      TORCH_SSAM_UNROLL
-      for (int k = 0; k < kVector<T>; ++k) to[i * kVector<T> + k] = pack.at[k];
+    for (int i = 0; i < kCount; i += kStep) {
+      const Bytes<kWords> bytes = load_bytes<kWords>(from + i);
+      __builtin_memcpy(to + i, &bytes, sizeof(bytes));
     }
   }
 }
@@ -56,20 +94,20 @@ TORCH_SSAM_BODY void store_group(T* to, const T (&from)[kCount]) {
   if constexpr (kCount == 1) {
     *to = from[0];
   } else {
-    static_assert(kCount % kVector<T> == 0);
+    constexpr int kWords = kWordsTogether<kCount, T>;
+    constexpr int kStep = 4 * kWords / static_cast<int>(sizeof(T));
     TORCH_SSAM_UNROLL
-    for (int i = 0; i < kCount / kVector<T>; ++i) {
-      Pack<T> pack;
-      TORCH_SSAM_UNROLL
-      for (int k = 0; k < kVector<T>; ++k) pack.at[k] = from[i * kVector<T> + k];
-      reinterpret_cast<Pack<T>*>(to)[i] = pack;
+    for (int i = 0; i < kCount; i += kStep) {
+      Bytes<kWords> bytes;
+      __builtin_memcpy(&bytes, from + i, sizeof(bytes));
+      store_bytes(to + i, bytes);
     }
   }
 }
 
-// Lanes a thread owns on the aligned path: 16 bytes of the narrower type, and at least four lanes.
+// Lanes a thread owns on the aligned path: 16 bytes of the narrower type.
 template <typename model_t>
-inline constexpr int kLanesOwned = sizeof(model_t) == 2 ? 8 : 4;
+inline constexpr int kLanesOwned = kVector<model_t>;
 
 // A number that the host knows, or a float or double in device memory, read where it is used: no synchronisation.
 struct Number {
@@ -97,6 +135,22 @@ TORCH_SSAM_BODY math::NoiseStream make_stream(const NoiseSettings& n, int64_t pl
   return math::make_noise_stream(n.generator[0], static_cast<int64_t>(draw), place, n.sample);
 }
 
+// Which bit of its words a block of 64 elements takes.
+TORCH_SSAM_BODY int rademacher_bit(int64_t block) {
+  return static_cast<int>(block % (math::kRademacherBlock / math::kGaussianBlock));
+}
+
+// The same value, of which the compiler does not know that it is: what is read at this index is read again each time.
+TORCH_SSAM_BODY int not_kept(int index) {
+#if defined(__CUDA_ARCH__)
+  int same;
+  asm volatile("mov.b32 %0, %1;" : "=r"(same) : "r"(index));
+  return same;
+#else
+  return index;
+#endif
+}
+
 // The noise of one thread's elements. Words become values two j at a time, in place, so that few registers live.
 template <int kCount>
 struct OwnedNoise {
@@ -118,9 +172,8 @@ struct OwnedNoise {
     }
   }
 
-  // Afterwards word[j][l] and word[j + 1][l] hold the bits of float values; j is 0 or 2.
-  TORCH_SSAM_BODY void to_values(OwnedNoise& noise, math::Distribution distribution, int64_t block, int j) {
-    constexpr int64_t kBits = math::kRademacherBlock / math::kGaussianBlock;
+  // bit is rademacher_bit(block). Afterwards word[j][l] and word[j + 1][l] hold the bits of float values; j is 0 or 2.
+  TORCH_SSAM_BODY void to_values(OwnedNoise& noise, math::Distribution distribution, int bit, int j) {
     if (distribution == math::Distribution::gaussian) {
       TORCH_SSAM_UNROLL
       for (int l = 0; l < kCount; ++l) {
@@ -129,7 +182,6 @@ struct OwnedNoise {
         noise.word[j + 1][l] = math::float_to_bits(pair.second);
       }
     } else {
-      const int bit = static_cast<int>(block % kBits);
       TORCH_SSAM_UNROLL
       for (int l = 0; l < kCount; ++l) {
         noise.word[j][l] = math::float_to_bits(math::rademacher(noise.word[j][l], bit));

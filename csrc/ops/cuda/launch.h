@@ -1,6 +1,6 @@
 // Launches the bodies on a GPU: the one __global__ wrapper, the current stream, the device guard, the launch check, and
 // what turns checked arguments (csrc/ops) into kernel parameters. Nothing here synchronises or copies to the device, so
-// a CUDA graph can capture every operator. Tests: tests/python/test_cuda.py on a GPU; the bodies: test_cuda_on_host.cpp.
+// a CUDA graph can capture every operator. Tests: test_cuda.py on a GPU; the bodies: test_cuda_on_host.cpp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,8 +25,8 @@ concept HasPhases = requires { typename Body::Shared; };
 
 // A body with phases runs them over its tiles, the block of threads together, with a barrier after each.
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) kernel(
-    const __grid_constant__ typename Body::Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    kernel(const __grid_constant__ typename Body::Params params) {
   const Thread at{static_cast<int64_t>(blockIdx.x), static_cast<int>(threadIdx.x)};
   if constexpr (HasPhases<Body>) {
     __shared__ typename Body::Shared shared;
@@ -54,7 +54,8 @@ class Launcher {
   template <typename Body>
   void run(const typename Body::Params& params, int64_t blocks) const {
     if (blocks <= 0) return;
-    check(blocks <= 0x7fffffff, "a launch of ", blocks, " blocks is beyond what CUDA takes; split the call.");
+    TORCH_SSAM_CHECK(blocks <= 0x7fffffff, "a launch of ", blocks,
+                     " blocks is beyond what CUDA takes; split the call.");
     kernel<Body><<<static_cast<unsigned>(blocks), kThreads, 0, stream_>>>(params);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -68,9 +69,8 @@ class Launcher {
   // Body<kCount> over a list, in as few launches as its tables allow.
   template <template <int> class Body, int kCount, int kOperands, typename Settings>
   void run_list(const std::vector<ListTensor<kOperands>>& tensors, const Settings& settings) const {
-    for_each_launch<Body, kCount>(tensors, [&]<typename Chosen>(const auto& table, int64_t blocks) {
-      run<Chosen>({settings, table}, blocks);
-    });
+    for_each_launch<Body, kCount>(
+        tensors, [&]<typename Chosen>(const auto& table, int64_t blocks) { run<Chosen>({settings, table}, blocks); });
   }
 
  private:
@@ -105,9 +105,9 @@ void with_types(DtypePair pair, const Body& body) {
 
 // The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list.
 template <size_t kOperands>
-std::vector<ListTensor<static_cast<int>(kOperands)>> list_tensors(const std::array<const TensorViews*, kOperands>& operands,
-                                                                  const std::vector<size_t>& chosen,
-                                                                  const std::vector<int64_t>* numbers) {
+std::vector<ListTensor<static_cast<int>(kOperands)>> list_tensors(
+    const std::array<const TensorViews*, kOperands>& operands, const std::vector<size_t>& chosen,
+    const std::vector<int64_t>* numbers) {
   std::vector<ListTensor<static_cast<int>(kOperands)>> list;
   list.reserve(chosen.size());
   for (const size_t t : chosen) {

@@ -1,55 +1,58 @@
-// The body that all element-wise kernels over lists share: finds the thread's tensor and elements, loads operands, makes
-// noise while the loads are under way, and lets the operator (Op) finish. With kCount > 1 every access is 16 bytes
-// (table.h gives such launches only what is aligned); with kCount == 1 it is one element, of any stride.
-// An Op says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish.
-// Tests: test_cuda_on_host.cpp; tools/check_ptx.py looks at the compiled accesses.
+// The body that all element-wise kernels over lists share: finds the thread's tensor and elements, loads operands,
+// makes noise while the loads are under way, and lets the operator (Op) finish. With kCount > 1 every access is 16
+// bytes (table.h gives such launches only what is aligned); with kCount == 1 it is one element, of any stride. An Op
+// says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish. Tests: test_cuda_on_host.cpp;
+// tools/check_ptx.py looks at the compiled accesses.
 #pragma once
 
 #include "table.h"
 
 namespace torch_ssam::cuda {
 
-// Elements [element, element + kCount) of one tensor, for every operand.
+// Elements [element, element + kCount) of one tensor, for every operand. The pointers stay in the table, in constant
+// memory, until an access needs them: kept in registers they would make the wide kernels spill.
 template <int kOperands, int kCount>
 struct Cursor {
-  const Entry<kOperands>* entry;
+  int index;
   int64_t element;
 
   template <typename TableType>
-  TORCH_SSAM_BODY Cursor make(const TableType&, const Entry<kOperands>& entry, int64_t element) {
-    return {&entry, element};
+  TORCH_SSAM_BODY Cursor make(const TableType&, int index, int64_t element) {
+    return {index, element};
   }
-  template <typename T>
-  TORCH_SSAM_BODY T* pointer(const Cursor& c, int operand) {
-    return static_cast<T*>(c.entry->data[operand]) + c.element;
-  }
+  TORCH_SSAM_BODY int64_t offset(const Cursor& c, int) { return c.element; }
 };
 
 template <int kOperands>
 struct Cursor<kOperands, 1> {
-  const Entry<kOperands>* entry;
+  int index;
   int64_t offsets[kOperands];
 
   template <typename TableType>
-  TORCH_SSAM_BODY Cursor make(const TableType& table, const Entry<kOperands>& entry, int64_t element) {
+  TORCH_SSAM_BODY Cursor make(const TableType& table, int index, int64_t element) {
     Cursor c;
-    c.entry = &entry;
-    offsets_of(table, entry, element, c.offsets);
+    c.index = index;
+    offsets_of(table, table.entries[index], element, c.offsets);
     return c;
   }
-  template <typename T>
-  TORCH_SSAM_BODY T* pointer(const Cursor& c, int operand) {
-    return static_cast<T*>(c.entry->data[operand]) + c.offsets[operand];
-  }
+  TORCH_SSAM_BODY int64_t offset(const Cursor& c, int operand) { return c.offsets[operand]; }
 };
 
-template <typename T, int kCount, int kOperands>
-TORCH_SSAM_BODY void load_operand(const Cursor<kOperands, kCount>& c, int operand, T (&to)[kCount]) {
-  load_group(Cursor<kOperands, kCount>::template pointer<const T>(c, operand), to);
+template <typename T, int kCount, typename TableType>
+TORCH_SSAM_BODY T* operand_pointer(const TableType& table, const Cursor<TableType::kOperands, kCount>& c, int operand) {
+  return static_cast<T*>(table.entries[not_kept(c.index)].data[operand]) +
+         Cursor<TableType::kOperands, kCount>::offset(c, operand);
 }
-template <typename T, int kCount, int kOperands>
-TORCH_SSAM_BODY void store_operand(const Cursor<kOperands, kCount>& c, int operand, const T (&from)[kCount]) {
-  store_group(Cursor<kOperands, kCount>::template pointer<T>(c, operand), from);
+
+template <typename T, int kCount, typename TableType>
+TORCH_SSAM_BODY void load_operand(const TableType& table, const Cursor<TableType::kOperands, kCount>& c, int operand,
+                                  T (&to)[kCount]) {
+  load_group(operand_pointer<const T>(table, c, operand), to);
+}
+template <typename T, int kCount, typename TableType>
+TORCH_SSAM_BODY void store_operand(const TableType& table, const Cursor<TableType::kOperands, kCount>& c, int operand,
+                                   const T (&from)[kCount]) {
+  store_group(operand_pointer<T>(table, c, operand), from);
 }
 
 template <typename Op, int kCount>
@@ -67,6 +70,27 @@ struct ListBody {
     TableType table;
   };
 
+  // A distance from the thread's first element, cut to what matters within its 64, in one register.
+  TORCH_SSAM_BODY int within_block(int64_t distance) {
+    return distance < 0 ? 0
+                        : (distance > math::kGaussianBlock ? static_cast<int>(math::kGaussianBlock)
+                                                           : static_cast<int>(distance));
+  }
+
+  // What the groups j, ..., j + kAhead - 1 need that is not there yet.
+  TORCH_SSAM_BODY void make_noise(const Params& params, const Entry<kOperands>& entry, int64_t block, int lane, int bit,
+                                  int j, OwnedNoise<kCount>& noise) {
+    const math::Distribution distribution = params.settings.noise.distribution;
+    if (j == 0) {
+      const math::NoiseStream stream = make_stream(params.settings.noise, entry.number);
+      OwnedNoise<kCount>::make(noise, stream, distribution, block, lane);
+    }
+    TORCH_SSAM_UNROLL
+    for (int k = j; k < j + kAhead; ++k) {
+      if (k % 2 == 0) OwnedNoise<kCount>::to_values(noise, distribution, bit, k);
+    }
+  }
+
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
     typename Op::Local local;
     if (!Op::prepare(params.settings, local)) return;
@@ -80,6 +104,9 @@ struct ListBody {
     const int lane = at.index % kOwners * kCount;
     const int64_t first = block * kAlign + lane;
     if (first >= entry.end) return;
+    const int bit = rademacher_bit(block);
+    const int end = within_block(entry.end - first);
+    const int begin = kCount == 1 ? within_block(entry.begin - first) : 0;
 
     OwnedNoise<kCount> noise;
     TORCH_SSAM_UNROLL
@@ -89,27 +116,18 @@ struct ListBody {
       bool inside[kAhead];
       TORCH_SSAM_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        const int64_t element = first + (j + a) * math::kLanes;
-        inside[a] = element < entry.end && (kCount > 1 || element >= entry.begin);
+        constexpr int kStep = static_cast<int>(math::kLanes);
+        const int step = (j + a) * kStep;
+        inside[a] = step < end && step >= begin;
         if (inside[a]) {
-          cursors[a] = CursorType::make(params.table, entry, element);
-          Op::load(cursors[a], values[a]);
+          cursors[a] = CursorType::make(params.table, index, first + step);
+          Op::load(params.table, cursors[a], values[a], local);
         }
       }
-      if constexpr (Op::kNoise) {
-        const math::Distribution distribution = params.settings.noise.distribution;
-        if (j == 0) {
-          const math::NoiseStream stream = make_stream(params.settings.noise, entry.number);
-          OwnedNoise<kCount>::make(noise, stream, distribution, block, lane);
-        }
-        TORCH_SSAM_UNROLL
-        for (int k = j; k < j + kAhead; ++k) {
-          if (k % 2 == 0) OwnedNoise<kCount>::to_values(noise, distribution, block, k);
-        }
-      }
+      if constexpr (Op::kNoise) make_noise(params, entry, block, lane, bit, j, noise);
       TORCH_SSAM_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        if (inside[a]) Op::finish(cursors[a], values[a], noise.word[j + a], local);
+        if (inside[a]) Op::finish(params.table, cursors[a], values[a], noise.word[j + a], local);
       }
     }
   }

@@ -1,7 +1,6 @@
 // CUDA kernels of the operators in ../perturb.h. Bodies: perturb_body.h; launches: launch.h.
-#include "perturb_body.h"
-
 #include "launch.h"
+#include "perturb_body.h"
 
 namespace torch_ssam::cuda {
 namespace {
@@ -18,7 +17,8 @@ void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::v
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;
       if (!save) {
-        launcher.run_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(tensors, settings);
+        launcher.run_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(tensors,
+                                                                                                      settings);
       } else if constexpr (std::is_same_v<master_t, model_t>) {
         launcher.run_list<PerturbBody<master_t, model_t, true>::template With, kLanesOwned<model_t>>(tensors, settings);
       }

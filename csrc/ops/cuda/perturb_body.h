@@ -33,21 +33,22 @@ struct PerturbOp {
     return read(settings.found_inf) == 0.0;
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
-    load_operand(cursor, kSave ? 0 : 1, values.clean);
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local&) {
+    load_operand(table, cursor, kSave ? 0 : 1, values.clean);
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, const Values<kCount>& values,
-                              const uint32_t (&noise)[kCount], const Local& local) {
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
+                              const Values<kCount>& values, const uint32_t (&noise)[kCount], const Local& local) {
     model_t perturbed[kCount];
     TORCH_SSAM_UNROLL
     for (int l = 0; l < kCount; ++l) {
       perturbed[l] = math::perturb_stored<model_t>(values.clean[l], local.noise_std, math::bits_to_float(noise[l]));
     }
-    if constexpr (kSave) store_operand(cursor, 1, values.clean);
-    store_operand(cursor, 0, perturbed);
+    if constexpr (kSave) store_operand(table, cursor, 1, values.clean);
+    store_operand(table, cursor, 0, perturbed);
   }
 };
 
@@ -69,15 +70,16 @@ struct RestoreOp {
 
   TORCH_SSAM_BODY bool prepare(const Settings&, Local&) { return true; }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
-    load_operand(cursor, 1, values.bits);
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local&) {
+    load_operand(table, cursor, 1, values.bits);
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, const Values<kCount>& values,
-                              const uint32_t (&)[kCount], const Local&) {
-    store_operand(cursor, 0, values.bits);
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
+                              const Values<kCount>& values, const uint32_t (&)[kCount], const Local&) {
+    store_operand(table, cursor, 0, values.bits);
   }
 };
 

@@ -1,9 +1,9 @@
 // A list of tensors as one kernel argument: where each starts in the launch grid, its pointers and, for tensors that
 // are not contiguous, its shape. Passed by value (up to 32,764 bytes since CUDA 12.1), so that a launch needs no copy
 // to the device and no synchronisation: 512 tensors of any sizes are one launch. Nothing here needs CUDA or PyTorch.
-// Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond the
-// last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and stride.
-// Tests: test_cuda_on_host.cpp.
+// Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond
+// the last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and
+// stride. Tests: test_cuda_on_host.cpp.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace torch_ssam::cuda {
 template <int kOperands>
 struct Entry {
   void* data[kOperands];
-  int64_t begin;    // first element of the tensor that the entry covers, and the one past its last
+  int64_t begin;  // first element of the tensor that the entry covers, and the one past its last
   int64_t end;
   uint32_t number;  // the tensor's place, or another number an operator gives it
   int32_t layout;   // where its shape starts in the pool; negative where contiguous
@@ -80,8 +80,8 @@ TORCH_SSAM_BODY void offsets_of(const TableType& table, const Entry<TableType::k
 
 template <int kOperands>
 struct ListTensor {
-  void* data[kOperands] = {};                 // null where an operator has no such operand
-  const int64_t* strides[kOperands] = {};     // null where contiguous
+  void* data[kOperands] = {};              // null where an operator has no such operand
+  const int64_t* strides[kOperands] = {};  // null where contiguous
   const int64_t* sizes = nullptr;
   int64_t dim = 0;
   int64_t numel = 0;

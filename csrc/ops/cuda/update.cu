@@ -1,6 +1,5 @@
 // CUDA kernels of the operators in ../update.h. Bodies: update_body.h; launches: launch.h.
 #include "../update.h"
-
 #include "launch.h"
 #include "update_body.h"
 
@@ -10,43 +9,51 @@ namespace {
 using math::Momentum;
 
 template <typename math_t>
-UpdateSettings<math_t> update_settings(const UpdateOptions& o, const UpdateTensors& t, const Tensor& on_device) {
+UpdateSettings<math_t> update_settings(const UpdateOptions& o, const UpdateTensors& t, Momentum momentum,
+                                       const Tensor& on_device) {
   return {math::make_update_params<math_t>(0.0, o.momentum, o.dampening, o.weight_decay, o.maximize, o.first_step, 1.0),
-          t.grad_scale.has_value(), number_of(t.lr_tensor, o.lr, on_device, "lr"),
+          momentum,
+          t.grad_scale.has_value(),
+          number_of(t.lr_tensor, o.lr, on_device, "lr"),
           number_of(t.grad_scale, 1.0, on_device, "grad_scale"),
           number_of(t.found_inf, 0.0, on_device, "found_inf")};
 }
 
 // With `generator`, the parameters get clean + noise in the same pass.
-void update_list(const UpdateTensors& t, const UpdateOptions& options, const Tensor& on_device,
-                 const Tensor* generator, const NoiseOptions& noise, const std::vector<int64_t>* places) {
+void update_list(const UpdateTensors& t, const UpdateOptions& options, const Tensor& on_device, const Tensor* generator,
+                 const NoiseOptions& noise, const std::vector<int64_t>* places) {
   const Launcher launcher(on_device);
   const Momentum momentum = t.momentum_buffers.empty() ? Momentum::none
                             : options.nesterov         ? Momentum::nesterov
                                                        : Momentum::heavy_ball;
+  const bool scaled = t.grad_scale.has_value();
   for_each_pair(t.weights, t.grads, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     with_types(pair, [&]<typename T>(T) {
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;
-      constexpr int kCount = kLanesOwned<model_t>;
-      const auto update = update_settings<math::opmath_t<master_t>>(options, t, on_device);
-      const auto run = [&]<Momentum kMomentum>() {
+      const auto update = update_settings<math::opmath_t<master_t>>(options, t, momentum, on_device);
+      const auto run = [&]<Momentum kMomentum, bool kScaled>() {
         if (generator == nullptr) {
           const auto tensors = list_tensors<3>({&t.weights, &t.grads, &t.momentum_buffers}, chosen, nullptr);
-          launcher.run_list<UpdateBody<kMomentum, master_t, model_t, false>::template With, kCount>(tensors, update);
+          launcher.run_list<UpdateBody<kMomentum, kScaled, master_t, model_t, false>::template With,
+                            kUpdateLanes<model_t, false>>(tensors, update);
         } else {
           const auto tensors = list_tensors<4>({&t.weights, &t.grads, &t.momentum_buffers, &t.params}, chosen, places);
           const UpdateAndPerturbSettings<math::opmath_t<master_t>> both{update, noise_settings(noise, *generator)};
-          launcher.run_list<UpdateBody<kMomentum, master_t, model_t, true>::template With, kCount>(tensors, both);
+          launcher.run_list<UpdateBody<kMomentum, kScaled, master_t, model_t, true>::template With,
+                            kUpdateLanes<model_t, true>>(tensors, both);
         }
       };
       switch (momentum) {
         case Momentum::none:
-          return run.template operator()<Momentum::none>();
+          return scaled ? run.template operator()<Momentum::none, true>()
+                        : run.template operator()<Momentum::none, false>();
         case Momentum::heavy_ball:
-          return run.template operator()<Momentum::heavy_ball>();
+          return scaled ? run.template operator()<Momentum::heavy_ball, true>()
+                        : run.template operator()<Momentum::heavy_ball, false>();
         default:
-          return run.template operator()<Momentum::nesterov>();
+          return scaled ? run.template operator()<Momentum::nesterov, true>()
+                        : run.template operator()<Momentum::nesterov, false>();
       }
     });
   });
@@ -58,16 +65,15 @@ void update_cuda(std::vector<Tensor> weights, std::vector<Tensor> grads, std::ve
                  std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const UpdateTensors t =
-      check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
+  const UpdateTensors t = check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
   if (!weights.empty()) update_list(t, options, weights[0], nullptr, {}, nullptr);
 }
 
 void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, std::vector<Tensor> grads,
                              std::vector<Tensor> momentum_buffers, Tensor generator, std::vector<int64_t> places,
                              double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                             bool maximize, bool first_step, double noise_std, std::string distribution,
-                             int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
+                             bool maximize, bool first_step, double noise_std, std::string distribution, int64_t sample,
+                             bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
                              std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
@@ -90,11 +96,11 @@ void project_cuda(std::vector<Tensor> weights, double radius) {
     pieces += (views[t].numel + math::kNormPiece - 1) / math::kNormPiece;
   }
   if (pieces == 0) return;
-  check(pieces <= 0xffffffffLL, "project_ over ", pieces, " pieces of 4096 weights is beyond its counter.");
+  TORCH_SSAM_CHECK(pieces <= 0xffffffffLL, "project_ over ", pieces, " pieces of 4096 weights is beyond its counter.");
   const Launcher launcher(weights[0]);
   Tensor lanes = torch::stable::new_empty(weights[0], {pieces * math::kLanes}, ScalarType::Double);
-  Tensor result = torch::stable::new_empty(weights[0], {static_cast<int64_t>(sizeof(math::Projection) / sizeof(double))},
-                                           ScalarType::Double);
+  Tensor result = torch::stable::new_empty(
+      weights[0], {static_cast<int64_t>(sizeof(math::Projection) / sizeof(double))}, ScalarType::Double);
   auto* sums = static_cast<double*>(lanes.data_ptr());
   auto* projection = static_cast<math::Projection*>(result.data_ptr());
 

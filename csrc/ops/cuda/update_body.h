@@ -11,6 +11,7 @@ namespace torch_ssam::cuda {
 template <typename math_t>
 struct UpdateSettings {
   math::UpdateParams<math_t> params;  // but for lr and grad_scale
+  math::Momentum momentum;
   bool scaled;
   Number lr, grad_scale, found_inf;
 };
@@ -24,6 +25,7 @@ struct UpdateAndPerturbSettings {
 template <typename math_t>
 struct UpdateLocal {
   math::UpdateParams<math_t> params;
+  math::Momentum momentum;
   bool scaled;
   math_t noise_std;
 };
@@ -33,6 +35,7 @@ TORCH_SSAM_BODY bool prepare_update(const UpdateSettings<math_t>& settings, Upda
   local.params = settings.params;
   local.params.lr = static_cast<math_t>(read(settings.lr));
   local.params.grad_scale = static_cast<math_t>(read(settings.grad_scale));
+  local.momentum = settings.momentum;
   local.scaled = settings.scaled;
   return read(settings.found_inf) == 0.0;
 }
@@ -44,31 +47,65 @@ struct UpdateValues {
   model_t grad[kCount];
 };
 
-template <math::Momentum kMomentum, typename master_t, typename model_t, int kCount>
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t, int kCount>
 TORCH_SSAM_BODY void update_group(UpdateValues<master_t, model_t, kCount>& values,
                                   const UpdateLocal<math::opmath_t<master_t>>& local) {
-  if (local.scaled) {
-    TORCH_SSAM_UNROLL
-    for (int l = 0; l < kCount; ++l) {
-      values.clean[l] =
-          math::update_stored<kMomentum, true>(values.clean[l], values.grad[l], &values.buffer[l], local.params);
-    }
-  } else {
-    TORCH_SSAM_UNROLL
-    for (int l = 0; l < kCount; ++l) {
-      values.clean[l] =
-          math::update_stored<kMomentum, false>(values.clean[l], values.grad[l], &values.buffer[l], local.params);
-    }
+  TORCH_SSAM_UNROLL
+  for (int l = 0; l < kCount; ++l) {
+    values.clean[l] =
+        math::update_stored<kMomentum, kScaled>(values.clean[l], values.grad[l], &values.buffer[l], local.params);
   }
 }
 
+// The kind of update: compiled in on the aligned path, a branch on the other, which is not about speed.
+template <math::Momentum kMomentum, bool kScaled>
+struct FixedKind {
+  template <typename math_t>
+  TORCH_SSAM_BODY bool has_buffer(const UpdateLocal<math_t>&) {
+    return kMomentum != math::Momentum::none;
+  }
+  template <typename master_t, typename model_t, int kCount>
+  TORCH_SSAM_BODY void update(UpdateValues<master_t, model_t, kCount>& values,
+                              const UpdateLocal<math::opmath_t<master_t>>& local) {
+    update_group<kMomentum, kScaled>(values, local);
+  }
+};
+
+struct AnyKind {
+  template <typename math_t>
+  TORCH_SSAM_BODY bool has_buffer(const UpdateLocal<math_t>& local) {
+    return local.momentum != math::Momentum::none;
+  }
+  template <math::Momentum kMomentum, typename master_t, typename model_t, int kCount>
+  TORCH_SSAM_BODY void scaled_or_not(UpdateValues<master_t, model_t, kCount>& values,
+                                     const UpdateLocal<math::opmath_t<master_t>>& local) {
+    if (local.scaled) {
+      update_group<kMomentum, true>(values, local);
+    } else {
+      update_group<kMomentum, false>(values, local);
+    }
+  }
+  template <typename master_t, typename model_t, int kCount>
+  TORCH_SSAM_BODY void update(UpdateValues<master_t, model_t, kCount>& values,
+                              const UpdateLocal<math::opmath_t<master_t>>& local) {
+    switch (local.momentum) {
+      case math::Momentum::none:
+        return scaled_or_not<math::Momentum::none>(values, local);
+      case math::Momentum::heavy_ball:
+        return scaled_or_not<math::Momentum::heavy_ball>(values, local);
+      default:
+        return scaled_or_not<math::Momentum::nesterov>(values, local);
+    }
+  }
+};
+
 // Operands: clean weights, gradients, momentum buffers and, with kPerturb, the parameters that get clean + noise.
-template <math::Momentum kMomentum, typename master_t, typename model_t, bool kPerturb>
+template <typename Kind, typename master_t, typename model_t, bool kPerturb>
 struct UpdateOp {
   static constexpr int kOperands = kPerturb ? 4 : 3;
   static constexpr bool kNoise = kPerturb;
   template <int kCount>
-  static constexpr int kAhead = kCount * sizeof(master_t) > 16 || kCount > 4 ? 1 : 2;
+  static constexpr int kAhead = sizeof(master_t) == 8 || kCount == 8 || kCount == 1 ? 1 : 2;
   using math_t = math::opmath_t<master_t>;
   using Settings = std::conditional_t<kPerturb, UpdateAndPerturbSettings<math_t>, UpdateSettings<math_t>>;
   using Local = UpdateLocal<math_t>;
@@ -85,34 +122,42 @@ struct UpdateOp {
     }
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
-    load_operand(cursor, 0, values.clean);
-    load_operand(cursor, 1, values.grad);
-    if constexpr (kMomentum != math::Momentum::none) load_operand(cursor, 2, values.buffer);
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local& local) {
+    load_operand(table, cursor, 0, values.clean);
+    load_operand(table, cursor, 1, values.grad);
+    if (Kind::has_buffer(local)) load_operand(table, cursor, 2, values.buffer);
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
                               const uint32_t (&noise)[kCount], const Local& local) {
-    update_group<kMomentum>(values, local);
-    store_operand(cursor, 0, values.clean);
-    if constexpr (kMomentum != math::Momentum::none) store_operand(cursor, 2, values.buffer);
+    Kind::update(values, local);
+    store_operand(table, cursor, 0, values.clean);
+    if (Kind::has_buffer(local)) store_operand(table, cursor, 2, values.buffer);
     if constexpr (kPerturb) {
       model_t perturbed[kCount];
       TORCH_SSAM_UNROLL
       for (int l = 0; l < kCount; ++l) {
         perturbed[l] = math::perturb_stored<model_t>(values.clean[l], local.noise_std, math::bits_to_float(noise[l]));
       }
-      store_operand(cursor, 3, perturbed);
+      store_operand(table, cursor, 3, perturbed);
     }
   }
 };
 
-template <math::Momentum kMomentum, typename master_t, typename model_t, bool kPerturb>
+// Lanes a thread owns on the aligned path. With noise, momentum and eight lanes the registers would not do, so that
+// there 16-bit operands are read and written 8 bytes at a time.
+template <typename model_t, bool kPerturb>
+inline constexpr int kUpdateLanes = kPerturb && sizeof(model_t) == 2 ? 4 : kLanesOwned<model_t>;
+
+template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t, bool kPerturb>
 struct UpdateBody {
   template <int kCount>
-  using With = ListBody<UpdateOp<kMomentum, master_t, model_t, kPerturb>, kCount>;
+  using With = ListBody<
+      UpdateOp<std::conditional_t<kCount == 1, AnyKind, FixedKind<kMomentum, kScaled>>, master_t, model_t, kPerturb>,
+      kCount>;
 };
 
 struct SquaresSettings {
@@ -146,14 +191,13 @@ struct SquaresBody {
     TORCH_SSAM_UNROLL_BY(4)
     for (int64_t element = piece * kAlign + lane; element < end; element += math::kLanes) {
       scalar_t values[kCount];
-      load_operand(Cursor<1, kCount>::make(params.table, entry, element), 0, values);
+      load_operand(params.table, Cursor<1, kCount>::make(params.table, index, element), 0, values);
       TORCH_SSAM_UNROLL
       for (int l = 0; l < kCount; ++l) {
         sums[l] = math::accumulate_square(sums[l], static_cast<double>(math::load_scalar(values[l])));
       }
     }
-    TORCH_SSAM_UNROLL
-    for (int l = 0; l < kCount; ++l) params.settings.lanes[(entry.number + piece) * math::kLanes + lane + l] = sums[l];
+    store_group(params.settings.lanes + (entry.number + piece) * math::kLanes + lane, sums);
   }
 };
 
@@ -224,20 +268,21 @@ struct ScaleOp {
     return settings.projection->outside;
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void load(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values) {
-    load_operand(cursor, 0, values.weight);
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local&) {
+    load_operand(table, cursor, 0, values.weight);
   }
 
-  template <int kCount>
-  TORCH_SSAM_BODY void finish(const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
                               const uint32_t (&)[kCount], const Local& local) {
     TORCH_SSAM_UNROLL
     for (int l = 0; l < kCount; ++l) {
-      values.weight[l] = math::Store<scalar_t>::from(
-          math::scale_element(math::load_scalar(values.weight[l]), local.factor));
+      values.weight[l] =
+          math::Store<scalar_t>::from(math::scale_element(math::load_scalar(values.weight[l]), local.factor));
     }
-    store_operand(cursor, 0, values.weight);
+    store_operand(table, cursor, 0, values.weight);
   }
 };
 

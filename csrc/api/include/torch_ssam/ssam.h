@@ -1,0 +1,176 @@
+// SSAM: SGD whose gradients are taken at Gaussian-perturbed weights, for LibTorch: the Python class of the same name,
+// option by option and bit by bit, because both call the same operators (arXiv 2503.11891).
+//   torch_ssam::SSAM opt(model->parameters(), torch_ssam::SSAMOptions(0.1).noise_std(0.01).momentum(0.9));
+//   { auto perturbed = opt.perturb(); loss(model).backward(); }  // clean bits back at the brace
+//   opt.step();                                                  // or opt.step(closure)
+// Errors are c10::Error. Tests: tests/cpp/test_api_*.cpp, tests/python/test_cpp_parity.py.
+#pragma once
+
+#include <torch/optim/optimizer.h>
+#include <torch_ssam/perturbation.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+// Like TORCH_ARG, and remembers that the option was set: a group takes what it does not set from the optimizer.
+#define TORCH_SSAM_ARG(T, name)                    \
+ public:                                           \
+  auto name(const T& value) -> decltype(*this) {   \
+    this->name##_ = value;                         \
+    this->given_ |= std::uint32_t{1} << name##Bit; \
+    return *this;                                  \
+  }                                                \
+  const T& name() const noexcept { return name##_; } \
+  T& name() noexcept { return name##_; }           \
+                                                   \
+ private:                                          \
+  T name##_
+
+namespace torch_ssam {
+
+class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> {
+  enum Bit : std::uint32_t {
+    lrBit, noise_stdBit, momentumBit, dampeningBit, weight_decayBit, nesterovBit, maximizeBit, distributionBit,
+    scaleBit, samplesBit, antitheticBit, clean_weightBit, radiusBit, keep_perturbedBit, seedBit
+  };
+  std::uint32_t given_ = 0;
+
+ public:
+  SSAMOptions() = default;
+  SSAMOptions(double learning_rate) { lr(learning_rate); }
+
+  TORCH_SSAM_ARG(double, lr) = 0.1;
+  TORCH_SSAM_ARG(double, noise_std) = 0.01;                  // standard deviation of the noise on each weight
+  TORCH_SSAM_ARG(double, momentum) = 0;
+  TORCH_SSAM_ARG(double, dampening) = 0;
+  TORCH_SSAM_ARG(double, weight_decay) = 0;
+  TORCH_SSAM_ARG(bool, nesterov) = false;
+  TORCH_SSAM_ARG(bool, maximize) = false;
+  TORCH_SSAM_ARG(std::string, distribution) = "gaussian";    // or "rademacher"
+  TORCH_SSAM_ARG(std::string, scale) = "isotropic";
+  TORCH_SSAM_ARG(std::int64_t, samples) = 1;                 // draws whose gradients are averaged in a step
+  TORCH_SSAM_ARG(bool, antithetic) = false;                  // each draw twice, as +noise and -noise
+  TORCH_SSAM_ARG(double, clean_weight) = 0;                  // share of the gradient at the clean weights, [0, 1)
+  TORCH_SSAM_ARG(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
+  TORCH_SSAM_ARG(bool, keep_perturbed) = false;
+  TORCH_SSAM_ARG(std::optional<std::int64_t>, seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
+
+ public:
+  // What was not set here is taken from `defaults`.
+  void inherit(const SSAMOptions& defaults);
+
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  double get_lr() const override { return lr(); }
+  void set_lr(const double value) override { lr(value); }
+  friend bool operator==(const SSAMOptions& a, const SSAMOptions& b);
+};
+
+class SSAMParamState : public torch::optim::OptimizerCloneableParamState<SSAMParamState> {
+ public:
+  // Undefined without momentum, and before the first step.
+  const at::Tensor& momentum_buffer() const noexcept { return momentum_buffer_; }
+  at::Tensor& momentum_buffer() noexcept { return momentum_buffer_; }
+  // The clean weights while the parameter holds others: kept perturbed, or loaded and not yet written.
+  const at::Tensor& clean() const noexcept { return clean_; }
+  at::Tensor& clean() noexcept { return clean_; }
+
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  friend bool operator==(const SSAMParamState& a, const SSAMParamState& b);
+
+ private:
+  at::Tensor momentum_buffer_, clean_;
+};
+
+class SSAM : public torch::optim::Optimizer {
+ public:
+  explicit SSAM(std::vector<at::Tensor> params, SSAMOptions defaults = {});
+  explicit SSAM(const std::vector<torch::optim::OptimizerParamGroup>& param_groups, SSAMOptions defaults = {});
+  SSAM(SSAM&&) = default;  // not while a loop over perturbations() runs
+  SSAM& operator=(SSAM&&) = delete;
+  SSAM(const SSAM&) = delete;
+  SSAM& operator=(const SSAM&) = delete;
+  ~SSAM() override;
+
+  // Adds a group; options that it does not set are the optimizer's. In train with keep_perturbed it is perturbed.
+  void add_param_group(const torch::optim::OptimizerParamGroup& param_group);
+
+  // While the result lives, the parameters hold clean + noise. Each call uses the next draw; several before one step()
+  // accumulate gradients as usual. For one pass a step.
+  Perturbation perturb();
+
+  // Runs a loop body once for each pass of a step: `samples` times, twice as often with `antithetic`, once more at the
+  // clean weights where clean_weight > 0. Afterwards grad holds what it held before plus the weighted mean gradient.
+  Perturbations perturbations();
+
+  // The same with the examples (dimension 0) split over the passes; each part counts by its share of the examples.
+  template <typename... Inputs>
+  BatchPerturbations<1 + sizeof...(Inputs)> perturbations(const at::Tensor& input, const Inputs&... more) {
+    const std::array<at::Tensor, 1 + sizeof...(Inputs)> inputs{input, more...};
+    return {split_over(at::TensorList(inputs.data(), inputs.size())), inputs};
+  }
+
+  // Updates the clean weights. A closure clears gradients, computes the loss, calls backward and returns the loss; it
+  // runs at perturbed weights once for each pass, and the weighted mean loss is returned. Throws without a gradient at
+  // perturbed weights since the last step: that would train without noise.
+  at::Tensor step(LossClosure closure = nullptr) override;
+
+  // keep_perturbed: train() perturbs the weights and step() leaves them perturbed with the next draw, so a plain loop
+  // needs no change; eval() puts the clean ones back. Otherwise these move nothing.
+  void train(bool mode = true);
+  void eval();
+
+  std::int64_t seed() const;
+  std::int64_t draw() const;  // in use while perturbed, else the next
+
+  // torch::save(opt, path) and torch::load(opt, path) resume bit for bit, seed and draw included. load also takes
+  // what torch::optim::SGD saved. state_dict is the layout of Python's, for torch::pickle_save; checkpoint.h.
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+  c10::IValue state_dict() const;
+  void load_state_dict(const c10::IValue& state_dict);
+
+ private:
+  struct Part;
+  struct Members;
+  friend struct detail::Loop;
+
+  template <typename Self, typename Archive>
+  static void serialize(Self& self, Archive& archive);
+
+  SSAMOptions& options_of(std::size_t group);
+  const SSAMOptions& options_of(std::size_t group) const;
+  const SSAMOptions& first_options() const { return options_of(0); }
+  template <typename Visit>
+  void for_each_group(const Visit& visit);
+  SSAMParamState& state_of(const at::Tensor& param);
+  at::Tensor momentum_buffer(const at::Tensor& param) const;
+
+  void begin_pass();
+  void apply_noise(std::int64_t sample, bool negate);
+  void scale_grads(double factor);
+  Perturbations split_over(at::TensorList inputs);
+  bool noisy() const;
+  bool idle() const;
+  at::Tensor step_kept(const LossClosure& closure);
+  at::Tensor run_closure(const LossClosure& closure);
+  void update();
+  void update_group(const SSAMOptions& options, const Members& members);
+  void update_and_perturb();
+  std::vector<Part> alike(const Members& members, const SSAMOptions& options);
+  void keep_momentum(const Part& part);
+  void settle();
+  void note_clean();
+  void prepare_load();
+  void finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw);
+  void report_changed();
+
+  std::shared_ptr<detail::Drive> drive_;
+};
+
+}  // namespace torch_ssam

@@ -1,0 +1,49 @@
+// The passes of one step, behind Perturbations: which noise each takes, its weight in the mean gradient, and the
+// scaling of grad that makes the loop end in what it held before plus that mean. As perturbations() in _driver.py.
+#pragma once
+
+#include <torch_ssam/ssam.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "noise_state.h"
+
+namespace torch_ssam::detail {
+
+struct Pass {
+  std::int64_t sample;
+  bool negate, clean;
+};
+
+// Every pass of one step, at most `most` of them.
+std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
+
+// clean_weight for the clean pass, shares of the rest for the others.
+std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares,
+                               double clean_weight);
+
+struct Loop {
+  SSAM* owner;
+  std::shared_ptr<Drive> drive;
+  std::vector<Pass> passes;
+  std::vector<double> weights;
+  std::vector<std::pair<std::int64_t, std::int64_t>> parts = {};
+  double scale = 1;  // grad holds the sum so far divided by this
+  std::size_t current = 0;
+  bool started = false, finished = false;
+  std::optional<Perturbation> pass = std::nullopt;
+
+  void start();
+  void next();
+  void finish();
+  Perturbation make_pass() const;  // of passes[current]
+
+ private:
+  void enter();
+};
+
+}  // namespace torch_ssam::detail

@@ -1,0 +1,211 @@
+// See noise_state.h.
+#include "noise_state.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <sstream>
+
+namespace torch_ssam::detail {
+
+void for_each_device(const Members& members, const std::function<void(at::Device, const Members&)>& visit) {
+  if (members.params.empty()) return;
+  const at::Device first = members.params[0].device();
+  const auto is_first = [&](const at::Tensor& p) { return p.device() == first; };
+  if (std::all_of(members.params.begin(), members.params.end(), is_first)) {
+    visit(first, members);
+    return;
+  }
+  std::vector<std::pair<at::Device, Members>> parts;
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    const at::Device device = members.params[i].device();
+    auto part = std::find_if(parts.begin(), parts.end(), [&](const auto& p) { return p.first == device; });
+    if (part == parts.end()) part = parts.insert(parts.end(), {device, {}});
+    part->second.push_back(members.params[i], members.places[i]);
+  }
+  for (const auto& [device, part] : parts) visit(device, part);
+}
+
+void throw_changed(const std::string& message) {
+  throw PerturbedWeightsChanged({__func__, __FILE__, static_cast<std::uint32_t>(__LINE__)}, message);
+}
+
+// --- seed and draw
+
+std::int64_t NoiseState::draw() const {
+  return generators_.empty() ? draw_ : generators_.front()[1].item<std::int64_t>();
+}
+
+void NoiseState::set_generator(std::int64_t seed, std::int64_t draw) {
+  const at::NoGradGuard no_grad;
+  seed_ = seed;
+  draw_ = draw;
+  for (at::Tensor& generator : generators_) generator.copy_(at::tensor({seed, draw}, at::kLong));
+}
+
+at::Tensor NoiseState::generator(at::Device device) {
+  for (const at::Tensor& generator : generators_) {
+    if (generator.device() == device) return generator;
+  }
+  TORCH_CHECK(device.is_cpu() || device.is_cuda(), "torch_ssam: no kernels for device type '", device.type(),
+              "'; expected cpu or cuda.");
+  generators_.push_back(at::tensor({seed_, draw()}, at::kLong).to(device));
+  return generators_.back();
+}
+
+void NoiseState::advance() {
+  if (generators_.empty()) ++draw_;
+  for (const at::Tensor& generator : generators_) ops::advance_(generator);
+}
+
+// --- which tensors
+
+void NoiseState::Slot::note() {
+  version = param._version();
+  data = param.const_data_ptr();
+}
+
+// Writes in place move the version, set_data moves the address.
+bool NoiseState::Slot::is_as_we_left_it() const {
+  return param._version() == version && param.const_data_ptr() == data;
+}
+
+const NoiseState::Slot* NoiseState::find(const at::Tensor& param) const {
+  const auto found = index_.find(param.unsafeGetTensorImpl());
+  return found == index_.end() ? nullptr : &slots_[found->second];
+}
+
+NoiseState::Slot& NoiseState::slot_of(const at::Tensor& param) {
+  const auto [found, added] = index_.try_emplace(param.unsafeGetTensorImpl(), slots_.size());
+  if (added) slots_.push_back({param, {}});
+  Slot& slot = slots_[found->second];
+  const at::Tensor& clean = slot.clean;
+  if (!clean.defined() || clean.sizes() != param.sizes() || clean.dtype() != param.dtype() ||
+      clean.device() != param.device()) {
+    slot.clean = at::empty_like(param);
+  }
+  return slot;
+}
+
+bool NoiseState::is_applied(const at::Tensor& param) const {
+  const Slot* slot = find(param);
+  return slot != nullptr && slot->applied;
+}
+
+at::Tensor NoiseState::clean_of(const at::Tensor& param) const {
+  const Slot* slot = find(param);
+  return slot != nullptr && slot->applied ? slot->clean : param;
+}
+
+std::vector<at::Tensor> NoiseState::clean_of(const std::vector<at::Tensor>& params) const {
+  std::vector<at::Tensor> clean;
+  clean.reserve(params.size());
+  for (const at::Tensor& p : params) clean.push_back(clean_of(p));
+  return clean;
+}
+
+// --- noise on and off
+
+void NoiseState::apply(const Members& members, const ops::Noise& noise) {
+  const at::NoGradGuard no_grad;
+  Members fresh, again;
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    (is_applied(members.params[i]) ? again : fresh).push_back(members.params[i], members.places[i]);
+  }
+  for_each_device(fresh, [&](at::Device, const Members& part) { save_and_perturb(part, noise); });
+  apply_from_clean(again, noise);
+}
+
+void NoiseState::save_and_perturb(const Members& members, const ops::Noise& noise) {
+  std::vector<at::Tensor> clean;
+  clean.reserve(members.params.size());
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    Slot& slot = slot_of(members.params[i]);
+    slot.place = members.places[i];
+    clean.push_back(slot.clean);
+  }
+  ops::perturb_(members.params, clean, generator(members.params[0].device()), members.places, noise);
+  for (const at::Tensor& p : members.params) slot_of(p).applied = true;
+  applied_ += members.params.size();
+  ++changes_;
+  written(members.params);
+}
+
+void NoiseState::apply_from_clean(const Members& members, const ops::Noise& noise) {
+  const at::NoGradGuard no_grad;
+  for_each_device(members, [&](at::Device device, const Members& part) {
+    ops::perturb_from_clean_(part.params, clean_of(part.params), generator(device), part.places, noise);
+    written(part.params);
+  });
+}
+
+void NoiseState::written(const std::vector<at::Tensor>& params) {
+  for (const at::Tensor& p : params) {
+    p.unsafeGetTensorImpl()->bump_version();
+    const auto found = index_.find(p.unsafeGetTensorImpl());
+    if (found != index_.end() && slots_[found->second].applied) slots_[found->second].note();
+  }
+}
+
+bool NoiseState::changed() const {
+  return std::any_of(slots_.begin(), slots_.end(), [](const Slot& s) { return s.applied && !s.is_as_we_left_it(); });
+}
+
+std::string NoiseState::restore() {
+  std::vector<Slot*> slots;
+  slots.reserve(applied_);
+  for (Slot& slot : slots_) {
+    if (slot.applied) slots.push_back(&slot);
+  }
+  return restore_slots(slots);
+}
+
+void NoiseState::restore(const std::vector<at::Tensor>& params) {
+  std::vector<Slot*> slots;
+  for (const at::Tensor& p : params) {
+    const auto found = index_.find(p.unsafeGetTensorImpl());
+    if (found != index_.end() && slots_[found->second].applied) slots.push_back(&slots_[found->second]);
+  }
+  const std::string message = restore_slots(slots);
+  if (!message.empty()) throw_changed(message);
+}
+
+void NoiseState::restore_frozen() {
+  std::vector<at::Tensor> frozen;
+  for (const Slot& slot : slots_) {
+    if (slot.applied && !slot.param.requires_grad()) frozen.push_back(slot.param);
+  }
+  if (!frozen.empty()) restore(frozen);
+}
+
+std::string NoiseState::restore_slots(const std::vector<Slot*>& slots) {
+  const at::NoGradGuard no_grad;
+  Members ours, clean;
+  std::vector<const Slot*> changed;
+  for (const Slot* slot : slots) {
+    if (!slot->is_as_we_left_it()) {
+      changed.push_back(slot);
+      continue;
+    }
+    ours.push_back(slot->param, slot->place);
+  }
+  for_each_device(ours, [&](at::Device, const Members& part) { ops::restore_(part.params, clean_of(part.params)); });
+  for (Slot* slot : slots) slot->applied = false;
+  applied_ -= slots.size();
+  if (!slots.empty()) ++changes_;
+  for (const at::Tensor& p : ours.params) p.unsafeGetTensorImpl()->bump_version();
+  if (changed.empty()) return {};
+  std::ostringstream text;
+  text << "torch_ssam: parameter" << (changed.size() > 1 ? "s " : " ");
+  for (std::size_t i = 0; i < std::min<std::size_t>(changed.size(), 5); ++i) {
+    text << (i ? ", " : "") << changed[i]->place << " of shape " << changed[i]->param.sizes();
+  }
+  if (changed.size() > 5) text << " and " << changed.size() - 5 << " more";
+  text << (changed.size() > 1 ? " were" : " was")
+       << " written to while holding perturbed weights: the new values were kept and are now taken as clean; all other "
+          "parameters were restored. Load or edit weights outside perturb(), or after eval() with keep_perturbed.";
+  return text.str();
+}
+
+}  // namespace torch_ssam::detail

@@ -1,0 +1,98 @@
+// The state behind every perturbation: which tensors are perturbed now, their clean copies, seed and draw.
+// SSAM and WeightNoise are fronts over one NoiseState, as in Python's _noise.py, whose order of operator calls this
+// follows, so that the bits agree. A tensor's place is its position over all groups, frozen ones counted.
+#pragma once
+
+#include <torch_ssam/perturbation.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "operators.h"
+
+namespace torch_ssam::detail {
+
+struct Members {
+  std::vector<at::Tensor> params;
+  std::vector<std::int64_t> places;
+  void push_back(const at::Tensor& param, std::int64_t place) {
+    params.push_back(param);
+    places.push_back(place);
+  }
+};
+
+class NoiseState {
+ public:
+  explicit NoiseState(std::int64_t seed) : seed_(seed) {}
+
+  std::int64_t seed() const { return seed_; }
+  std::int64_t draw() const;
+  void set_generator(std::int64_t seed, std::int64_t draw);
+  at::Tensor generator(at::Device device);
+  void advance();
+
+  bool active() const { return applied_ > 0; }
+  std::int64_t changes() const { return changes_; }  // moves whenever the set of perturbed tensors may have changed
+  bool is_applied(const at::Tensor& param) const;
+  at::Tensor clean_of(const at::Tensor& param) const;  // the saved copy while perturbed, else the tensor itself
+  std::vector<at::Tensor> clean_of(const std::vector<at::Tensor>& params) const;
+
+  // Noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy.
+  void apply(const Members& members, const ops::Noise& noise);
+  void apply_from_clean(const Members& members, const ops::Noise& noise);
+  // Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed.
+  void written(const std::vector<at::Tensor>& params);
+
+  // Puts the exact clean bits back. Tensors that someone else wrote to keep what was written; these are named in the
+  // result, which is empty where there are none.
+  [[nodiscard]] std::string restore();
+  void restore(const std::vector<at::Tensor>& params);  // throws PerturbedWeightsChanged instead
+  void restore_frozen();
+  bool changed() const;
+
+ private:
+  struct Slot {
+    at::Tensor param, clean;
+    std::int64_t place = 0;
+    bool applied = false;
+    std::uint32_t version = 0;
+    const void* data = nullptr;
+    void note();
+    bool is_as_we_left_it() const;
+  };
+
+  Slot& slot_of(const at::Tensor& param);
+  const Slot* find(const at::Tensor& param) const;
+  void save_and_perturb(const Members& members, const ops::Noise& noise);
+  std::string restore_slots(const std::vector<Slot*>& slots);
+
+  std::int64_t seed_;
+  std::int64_t draw_ = 0;
+  std::vector<at::Tensor> generators_;  // one a device
+  std::vector<Slot> slots_;
+  std::unordered_map<const c10::TensorImpl*, std::size_t> index_;
+  std::size_t applied_ = 0;
+  std::int64_t changes_ = 0;
+};
+
+// The members split by device; nearly always one part.
+void for_each_device(const Members& members, const std::function<void(at::Device, const Members&)>& visit);
+
+[[noreturn]] void throw_changed(const std::string& message);
+
+// What an optimizer and the passes that it hands out share; outlives either.
+struct Drive {
+  explicit Drive(std::int64_t seed) : noise(seed) {}
+  NoiseState noise;
+  bool inside_pass = false;
+  bool fresh = false;     // a gradient at perturbed weights since the last step
+  bool training = false;  // keep_perturbed, between train() and eval()
+  bool pending = false;   // loaded clean weights wait to be written
+  std::int64_t noted = 0;  // NoiseState::changes when the optimizer's state last named the clean weights
+  std::string changed;    // what a destructor could not throw
+};
+
+}  // namespace torch_ssam::detail

@@ -1,0 +1,47 @@
+// The operators of csrc/ops as C++ functions, looked up once in the dispatcher: the route that Python takes too.
+// They run below autograd. What an operator refuses arrives as c10::Error with the operator's own message.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+namespace torch_ssam::ops {
+
+struct Noise {
+  double noise_std = 0;
+  std::string distribution = "gaussian";
+  std::int64_t sample = 0;
+  bool negate = false;
+  std::int64_t draw_offset = 0;
+};
+
+struct Update {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize, first_step;
+};
+
+void perturb_(at::TensorList params, at::TensorList clean, const at::Tensor& generator, at::IntArrayRef places,
+              const Noise& noise);
+void perturb_from_clean_(at::TensorList params, at::TensorList clean, const at::Tensor& generator,
+                         at::IntArrayRef places, const Noise& noise);
+at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std::int64_t place, const Noise& noise);
+void restore_(at::TensorList params, at::TensorList clean);
+void advance_(const at::Tensor& generator);
+void update_(at::TensorList weights, at::TensorList grads, at::TensorList momentum_buffers, const Update& update);
+void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads,
+                         at::TensorList momentum_buffers, const at::Tensor& generator, at::IntArrayRef places,
+                         const Update& update, const Noise& noise);
+void project_(at::TensorList weights, double radius);
+
+// An undefined generator means no noise.
+at::Tensor diagonal(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& generator, double noise_std,
+                    bool readout);
+std::tuple<at::Tensor, at::Tensor> diagonal_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                     const at::Tensor& weight, const at::Tensor& generator,
+                                                     double noise_std, bool readout, bool needs_input,
+                                                     bool needs_weight);
+
+}  // namespace torch_ssam::ops

@@ -1,0 +1,100 @@
+// See options.h.
+#include "options.h"
+
+#include <ATen/Functions.h>
+
+#include <cmath>
+#include <limits>
+#include <unordered_set>
+
+namespace torch_ssam::detail {
+
+double check_number(const char* name, double value, double low, bool open_low) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value >= low && !(open_low && value == low), "torch_ssam: ", name, " is ",
+                    value, "; expected a finite number ", open_low ? "> " : ">= ", low, ".");
+  return value;
+}
+
+void check_count(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+  TORCH_CHECK_VALUE(low <= value && value <= high, "torch_ssam: ", name, " is ", value, "; expected ", low, " to ",
+                    high, ".");
+}
+
+void check_noise(double noise_std, const std::string& distribution, const std::string& scale) {
+  check_number("noise_std", noise_std);
+  TORCH_CHECK_VALUE(distribution == "gaussian" || distribution == "rademacher", "torch_ssam: distribution is '",
+                    distribution, "'; expected 'gaussian' or 'rademacher'.");
+  for (const char* later : {"tensor", "filter", "element", "fisher"}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(scale != later, "torch_ssam: scale='", scale,
+                                "' is not available in this version; expected 'isotropic'. Give groups their own "
+                                "noise_std to scale noise by layer.");
+  }
+  TORCH_CHECK_VALUE(scale == "isotropic", "torch_ssam: scale is '", scale, "'; expected 'isotropic'.");
+}
+
+void check_options(const SSAMOptions& o) {
+  check_noise(o.noise_std(), o.distribution(), o.scale());
+  check_count("samples", o.samples(), 1, 0xffffffffLL);
+  check_number("clean_weight", o.clean_weight());
+  TORCH_CHECK_VALUE(o.clean_weight() < 1, "torch_ssam: clean_weight is ", o.clean_weight(),
+                    "; expected 0 <= clean_weight < 1 (the share of the gradient at the clean weights).");
+  TORCH_CHECK_VALUE(!o.keep_perturbed() || passes_of(o) == 1,
+                    "torch_ssam: keep_perturbed keeps one perturbation in the parameters, so it goes with samples 1, no "
+                    "antithetic, clean_weight 0; got samples ",
+                    o.samples(), ", antithetic ", o.antithetic(), ", clean_weight ", o.clean_weight(),
+                    ". Use perturbations() without keep_perturbed for several passes a step.");
+  check_number("lr", o.lr());
+  check_number("momentum", o.momentum());
+  check_number("weight_decay", o.weight_decay());
+  check_number("dampening", o.dampening(), -std::numeric_limits<double>::infinity());
+  TORCH_CHECK_VALUE(!o.nesterov() || (o.momentum() > 0 && o.dampening() == 0), "torch_ssam: nesterov with momentum ",
+                    o.momentum(), " and dampening ", o.dampening(),
+                    "; Nesterov momentum expects momentum > 0 and dampening 0.");
+  if (o.radius()) check_number("radius", *o.radius(), 0, /*open_low=*/true);
+}
+
+void check_common(const SSAMOptions& options, const SSAMOptions& first) {
+  const auto same = [](const char* name, auto here, auto there) {
+    TORCH_CHECK_VALUE(here == there, "torch_ssam: ", name, " is ", here, " in one parameter group and ", there,
+                      " in another; expected the same in all groups, since a pass runs the whole model.");
+  };
+  same("samples", options.samples(), first.samples());
+  same("antithetic", options.antithetic(), first.antithetic());
+  same("clean_weight", options.clean_weight(), first.clean_weight());
+  same("keep_perturbed", options.keep_perturbed(), first.keep_perturbed());
+}
+
+std::int64_t passes_of(const SSAMOptions& options) {
+  return options.samples() * (options.antithetic() ? 2 : 1) + (options.clean_weight() > 0 ? 1 : 0);
+}
+
+std::vector<at::Tensor> check_params(const std::vector<at::Tensor>& params,
+                                     const std::vector<torch::optim::OptimizerParamGroup>& others) {
+  std::unordered_set<const c10::TensorImpl*> taken, seen;
+  for (const auto& group : others) {
+    for (const at::Tensor& p : group.params()) taken.insert(p.unsafeGetTensorImpl());
+  }
+  std::vector<at::Tensor> unique;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const at::Tensor& p = params[i];
+    TORCH_CHECK_VALUE(p.defined(), "torch_ssam: parameter ", i, " of the group is an undefined tensor.");
+    const bool strided = p.layout() == at::kStrided;
+    TORCH_CHECK_VALUE(strided && p.is_floating_point(), "torch_ssam: parameter ", i, " of the group is ",
+                      strided ? c10::toString(p.scalar_type()) : "sparse",
+                      "; expected a dense Double, Float, BFloat16 or Half tensor. Leave it out of the parameters, or "
+                      "convert it.");
+    TORCH_CHECK_VALUE(p.is_leaf(), "torch_ssam: parameter ", i,
+                      " of the group is the result of a computation; expected a leaf tensor, as modules hold them.");
+    TORCH_CHECK_VALUE(taken.count(p.unsafeGetTensorImpl()) == 0, "torch_ssam: parameter ", i,
+                      " of the group is in another group too; expected each parameter in one group.");
+    if (seen.insert(p.unsafeGetTensorImpl()).second) unique.push_back(p);
+  }
+  return unique;
+}
+
+std::int64_t resolve_seed(std::optional<std::int64_t> seed) {
+  if (seed) return *seed;
+  return at::randint(0, std::int64_t{1} << 62, {1}, at::kLong).item<std::int64_t>();
+}
+
+}  // namespace torch_ssam::detail

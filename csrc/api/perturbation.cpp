@@ -1,0 +1,162 @@
+// The passes: Perturbation, which is one, and Perturbations, which is a step's worth of them.
+#include <torch_ssam/perturbation.h>
+
+#include <exception>
+
+#include "loop.h"
+
+namespace torch_ssam {
+
+// --- one pass
+
+Perturbation::Perturbation(std::shared_ptr<detail::Drive> drive, bool advances)
+    : drive_(std::move(drive)), advances_(advances), exceptions_(std::uncaught_exceptions()) {
+  drive_->inside_pass = true;
+}
+
+Perturbation::Perturbation(Perturbation&& other) noexcept
+    : drive_(std::move(other.drive_)), advances_(other.advances_), exceptions_(other.exceptions_) {}
+
+Perturbation& Perturbation::operator=(Perturbation&& other) noexcept {
+  if (this != &other) {
+    restore_in_destructor();
+    drive_ = std::move(other.drive_);
+    advances_ = other.advances_;
+    exceptions_ = other.exceptions_;
+  }
+  return *this;
+}
+
+Perturbation::~Perturbation() { restore_in_destructor(); }
+
+void Perturbation::restore() {
+  if (!drive_) return;
+  const std::shared_ptr<detail::Drive> drive = std::move(drive_);
+  const std::string changed = drive->noise.restore();
+  drive->inside_pass = false;
+  if (advances_) drive->noise.advance();
+  if (!changed.empty()) detail::throw_changed(changed);
+  if (std::uncaught_exceptions() <= exceptions_) drive->fresh = true;
+}
+
+void Perturbation::restore_in_destructor() noexcept {
+  const std::shared_ptr<detail::Drive> drive = drive_;
+  if (!drive) return;
+  const bool unwinding = std::uncaught_exceptions() > exceptions_;
+  try {
+    restore();
+  } catch (const c10::Error& error) {
+    TORCH_WARN(error.what_without_backtrace());
+    // An exception on its way matters more; otherwise the next step() or perturb() reports this one.
+    if (!unwinding) drive->changed = error.what_without_backtrace();
+  }
+}
+
+// --- the passes of a step
+
+namespace detail {
+
+std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most) {
+  std::vector<Pass> passes;
+  for (std::int64_t k = 0; k < options.samples() && passes.size() < most; ++k) {
+    passes.push_back({k, false, false});
+    if (options.antithetic() && passes.size() < most) passes.push_back({k, true, false});
+  }
+  if (options.clean_weight() > 0 && passes.size() < most) passes.push_back({0, false, true});
+  return passes;
+}
+
+std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares,
+                               double clean_weight) {
+  double noisy = 0;
+  bool has_clean = false;
+  for (std::size_t k = 0; k < passes.size(); ++k) {
+    has_clean |= passes[k].clean;
+    if (!passes[k].clean) noisy += shares[k];
+  }
+  const double rest = has_clean ? 1.0 - clean_weight : 1.0;
+  std::vector<double> weights;
+  for (std::size_t k = 0; k < passes.size(); ++k) {
+    weights.push_back(passes[k].clean ? clean_weight : rest * shares[k] / noisy);
+  }
+  return weights;
+}
+
+Perturbation Loop::make_pass() const {
+  owner->begin_pass();
+  Perturbation made(drive, /*advances=*/false);
+  if (!passes[current].clean) owner->apply_noise(passes[current].sample, passes[current].negate);
+  return made;
+}
+
+void Loop::enter() {
+  if (weights[current] != scale) {
+    owner->scale_grads(scale / weights[current]);
+    scale = weights[current];
+  }
+  pass.emplace(make_pass());
+}
+
+void Loop::start() {
+  TORCH_CHECK(!started, "torch_ssam: this range of perturbations() was looped over already; call it again.");
+  started = true;
+  enter();
+}
+
+void Loop::next() {
+  pass->restore();
+  pass.reset();
+  ++current;
+  if (current < passes.size()) {
+    enter();
+  } else {
+    finish();
+  }
+}
+
+void Loop::finish() {
+  if (!started || finished) return;
+  finished = true;
+  if (scale != 1.0) owner->scale_grads(scale);
+  scale = 1.0;
+  drive->noise.advance();
+}
+
+}  // namespace detail
+
+Perturbations::Perturbations(std::unique_ptr<detail::Loop> loop) : loop_(std::move(loop)) {}
+Perturbations::Perturbations(Perturbations&&) noexcept = default;
+
+// After `break` or an exception: the pass that was left in the middle counts for nothing.
+Perturbations::~Perturbations() {
+  if (!loop_) return;
+  try {
+    if (loop_->pass) loop_->pass->exceptions_ = -1;
+    loop_->pass.reset();
+    loop_->finish();
+  } catch (const c10::Error& error) {
+    TORCH_WARN(error.what_without_backtrace());
+  }
+}
+
+Perturbations::Iterator Perturbations::begin() {
+  loop_->start();
+  return Iterator(loop_.get());
+}
+
+std::pair<std::int64_t, std::int64_t> Perturbations::part(std::int64_t pass) const {
+  return loop_->parts.at(static_cast<std::size_t>(pass));
+}
+
+std::int64_t Perturbations::Iterator::operator*() const { return static_cast<std::int64_t>(loop_->current); }
+
+Perturbations::Iterator& Perturbations::Iterator::operator++() {
+  loop_->next();
+  return *this;
+}
+
+bool Perturbations::Iterator::operator==(std::default_sentinel_t) const {
+  return loop_->current >= loop_->passes.size();
+}
+
+}  // namespace torch_ssam

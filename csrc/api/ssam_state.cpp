@@ -1,0 +1,310 @@
+// What SSAM saves and loads: options, momentum, clean weights while kept perturbed, seed and draw. LibTorch's archives
+// through the same template as torch::optim::SGD, and the layout of Python's state_dict. A load that fails leaves the
+// optimizer as it was. Tests: tests/cpp/test_api_state.cpp, tests/python/test_cpp_parity.py.
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/optim/serialize.h>
+#include <torch/serialize/archive.h>
+
+#include <type_traits>
+
+#include "options.h"
+#include "pickled.h"
+#include "ssam_members.h"
+
+// Every option that is saved, once; `seed` is not: seed and draw are the optimizer's.
+#define TORCH_SSAM_EACH_OPTION(X)                                                                            \
+  X(lr) X(noise_std) X(momentum) X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) \
+  X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
+
+namespace torch_ssam {
+
+using detail::Dict;
+
+namespace {
+
+const char* const kSeed = "seed";
+const char* const kDraw = "draw";
+
+bool same_tensor(const at::Tensor& a, const at::Tensor& b) {
+  return a.defined() == b.defined() && (!a.defined() || at::equal(a, b));
+}
+
+void write_tensor(torch::serialize::OutputArchive& archive, const char* name, const at::Tensor& tensor) {
+  if (tensor.defined()) archive.write(name, c10::IValue(tensor));
+}
+
+void read_tensor(torch::serialize::InputArchive& archive, const char* name, at::Tensor& tensor) {
+  c10::IValue value;
+  if (archive.try_read(name, value)) tensor = value.toTensor();
+}
+
+// An option from a pickled or archived value.
+template <typename T>
+T option_from(const c10::IValue& value, const std::string& name) {
+  if constexpr (std::is_same_v<T, std::optional<double>>) {
+    return value.isNone() ? T() : T(detail::as_double(value, name));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return detail::as_double(value, name);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    return detail::as_bool(value, name);
+  } else if constexpr (std::is_same_v<T, std::int64_t>) {
+    return detail::as_int(value, name);
+  } else {
+    return detail::as_string(value, name);
+  }
+}
+
+}  // namespace
+
+// --- options
+
+void SSAMOptions::inherit(const SSAMOptions& defaults) {
+  const SSAMOptions untouched;
+  // Set by name, or through the reference that the accessor returns.
+#define TORCH_SSAM_INHERIT(name)                                                         \
+  if ((given_ >> name##Bit & 1U) == 0 && name##_ == untouched.name##_) {                 \
+    name##_ = defaults.name##_;                                                          \
+  }
+  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INHERIT)
+#undef TORCH_SSAM_INHERIT
+}
+
+bool operator==(const SSAMOptions& a, const SSAMOptions& b) {
+#define TORCH_SSAM_SAME(name) a.name() == b.name() &&
+  return TORCH_SSAM_EACH_OPTION(TORCH_SSAM_SAME) a.seed() == b.seed();
+#undef TORCH_SSAM_SAME
+}
+
+void SSAMOptions::serialize(torch::serialize::OutputArchive& archive) const {
+#define TORCH_SSAM_WRITE(name) archive.write(#name, c10::IValue(name##_));
+  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_WRITE)
+#undef TORCH_SSAM_WRITE
+}
+
+// An option that the archive lacks, as one of torch::optim::SGD, stays unset.
+void SSAMOptions::serialize(torch::serialize::InputArchive& archive) {
+  *this = SSAMOptions();
+  c10::IValue value;
+#define TORCH_SSAM_READ(name) \
+  if (archive.try_read(#name, value)) name(option_from<decltype(name##_)>(value, #name));
+  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_READ)
+#undef TORCH_SSAM_READ
+}
+
+// --- state of one parameter
+
+void SSAMParamState::serialize(torch::serialize::OutputArchive& archive) const {
+  write_tensor(archive, "momentum_buffer", momentum_buffer_);
+  write_tensor(archive, "clean", clean_);
+}
+
+void SSAMParamState::serialize(torch::serialize::InputArchive& archive) {
+  read_tensor(archive, "momentum_buffer", momentum_buffer_);
+  read_tensor(archive, "clean", clean_);
+}
+
+bool operator==(const SSAMParamState& a, const SSAMParamState& b) {
+  return same_tensor(a.momentum_buffer(), b.momentum_buffer()) && same_tensor(a.clean(), b.clean());
+}
+
+// --- clean weights in the state
+
+// Names the clean copy of every perturbed tensor in the state, and of no other.
+void SSAM::note_clean() {
+  drive_->noted = drive_->noise.changes();
+  for (const auto& group : param_groups_) {
+    for (const at::Tensor& p : group.params()) {
+      if (drive_->noise.is_applied(p)) {
+        state_of(p).clean() = drive_->noise.clean_of(p);
+      } else if (state_.find(p.unsafeGetTensorImpl()) != state_.end()) {
+        state_of(p).clean().reset();
+        if (!state_of(p).momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
+      }
+    }
+  }
+}
+
+// Writes clean weights that a load brought.
+void SSAM::settle() {
+  if (!drive_->pending) return;
+  const at::NoGradGuard no_grad;
+  drive_->pending = false;
+  for (const auto& group : param_groups_) {
+    for (const at::Tensor& p : group.params()) {
+      const auto found = state_.find(p.unsafeGetTensorImpl());
+      if (found == state_.end()) continue;
+      const at::Tensor clean = state_of(p).clean();
+      if (clean.defined()) at::Tensor(p).copy_(clean);
+    }
+  }
+  note_clean();
+}
+
+// --- save and load
+
+template <typename Self, typename Archive>
+void SSAM::serialize(Self& self, Archive& archive) {
+  torch::optim::serialize<SSAMParamState, SSAMOptions>(archive, self);
+}
+
+void SSAM::save(torch::serialize::OutputArchive& archive) const {
+  if (!drive_->pending && drive_->noted != drive_->noise.changes()) const_cast<SSAM*>(this)->note_clean();
+  serialize(*this, archive);
+  archive.write(kSeed, c10::IValue(seed()));
+  archive.write(kDraw, c10::IValue(draw()));
+}
+
+void SSAM::prepare_load() {
+  TORCH_CHECK(!drive_->inside_pass, "torch_ssam: load inside perturb(): leave it first.");
+  drive_->pending = false;
+  note_clean();
+  eval();
+}
+
+// Checks what came, and takes it over.
+void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw) {
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) {
+    detail::check_options(options_of(g));
+    check_common(options_of(g), first_options());
+    for (const at::Tensor& p : param_groups_[g].params()) {
+      const auto found = state_.find(p.unsafeGetTensorImpl());
+      if (found == state_.end()) continue;
+      SSAMParamState& state = state_of(p);
+      for (at::Tensor* tensor : {&state.momentum_buffer(), &state.clean()}) {
+        if (!tensor->defined()) continue;
+        TORCH_CHECK_VALUE(tensor->sizes() == p.sizes(), "torch_ssam: the saved state has shape ", tensor->sizes(),
+                          " where the parameter has ", p.sizes(), "; expected a checkpoint of the same model.");
+        *tensor = tensor->to(p.device(), p.scalar_type());
+        if (tensor->strides() != p.strides()) *tensor = at::empty_like(p).copy_(*tensor);
+      }
+      drive_->pending |= state.clean().defined();
+      if (!state.clean().defined() && !state.momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
+    }
+  }
+  if (seed && draw) drive_->noise.set_generator(*seed, *draw);
+  drive_->fresh = false;
+}
+
+namespace {
+
+// Puts groups' options and state back unless the load came through.
+template <typename Groups, typename State>
+struct Backup {
+  Backup(Groups& groups_in, State& state_in) : groups(groups_in), state(state_in) {
+    for (auto& group : groups) options.push_back(group.options().clone());
+    old_state = std::move(state);
+    state = State();
+  }
+  ~Backup() {
+    if (done) return;
+    for (std::size_t g = 0; g < options.size(); ++g) groups[g].set_options(std::move(options[g]));
+    state = std::move(old_state);
+  }
+  Groups& groups;
+  State& state;
+  std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> options;
+  State old_state;
+  bool done = false;
+};
+
+}  // namespace
+
+void SSAM::load(torch::serialize::InputArchive& archive) {
+  prepare_load();
+  const at::NoGradGuard no_grad;
+  Backup backup(param_groups_, state_);
+  serialize(*this, archive);
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) {
+    options_of(g).inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
+  }
+  c10::IValue seed, draw;
+  const bool has_noise = archive.try_read(kSeed, seed) && archive.try_read(kDraw, draw);
+  finish_load(has_noise ? std::optional(seed.toInt()) : std::nullopt,
+              has_noise ? std::optional(draw.toInt()) : std::nullopt);
+  backup.done = true;
+}
+
+// {"state": {place: {"momentum_buffer", "clean"}}, "param_groups": [{options, "seed", "draw", "params": places}]}
+c10::IValue SSAM::state_dict() const {
+  auto* self = const_cast<SSAM*>(this);
+  if (!drive_->pending && drive_->noted != drive_->noise.changes()) self->note_clean();
+  Dict state = detail::new_dict();
+  c10::impl::GenericList groups(c10::AnyType::get());
+  std::int64_t place = 0;
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) {
+    Dict group = detail::new_dict();
+    const SSAMOptions& options = options_of(g);
+#define TORCH_SSAM_INSERT(name) group.insert(#name, c10::IValue(options.name()));
+    TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INSERT)
+#undef TORCH_SSAM_INSERT
+    group.insert(kSeed, seed());
+    group.insert(kDraw, draw());
+    c10::impl::GenericList places(c10::AnyType::get());
+    for (const at::Tensor& p : param_groups_[g].params()) {
+      places.push_back(place);
+      const auto found = state_.find(p.unsafeGetTensorImpl());
+      if (found != state_.end()) {
+        Dict entry = detail::new_dict();
+        const auto& own = static_cast<const SSAMParamState&>(*found->second);
+        if (own.momentum_buffer().defined()) entry.insert("momentum_buffer", own.momentum_buffer());
+        if (own.clean().defined()) entry.insert("clean", own.clean());
+        if (!entry.empty()) state.insert(place, entry);
+      }
+      ++place;
+    }
+    group.insert("params", places);
+    groups.push_back(group);
+  }
+  Dict result = detail::new_dict();
+  result.insert("state", state);
+  result.insert("param_groups", groups);
+  return result;
+}
+
+void SSAM::load_state_dict(const c10::IValue& state_dict) {
+  const Dict dict = detail::as_dict(state_dict, "the state_dict");
+  const Dict saved_state = detail::as_dict(detail::value_of(dict, "state"), "state_dict['state']");
+  const c10::IValue saved_groups = detail::value_of(dict, "param_groups");
+  TORCH_CHECK_VALUE(saved_groups.isList(), "torch_ssam: state_dict['param_groups'] is not a list.");
+  const auto groups = saved_groups.toList();
+  TORCH_CHECK_VALUE(groups.size() == param_groups_.size(), "torch_ssam: the state_dict has ", groups.size(),
+                    " parameter groups and the optimizer ", param_groups_.size(), "; expected the same.");
+  prepare_load();
+  const at::NoGradGuard no_grad;
+  Backup backup(param_groups_, state_);
+  std::optional<std::int64_t> seed, draw;
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) {
+    const Dict group = detail::as_dict(groups.get(g), "a parameter group of the state_dict");
+    SSAMOptions options;
+    // A schedule that Python writes as None (say, `foreach`) is no option of ours; only our names are read.
+#define TORCH_SSAM_TAKE(name) \
+  if (group.contains(#name))  \
+    options.name(option_from<std::decay_t<decltype(std::as_const(options).name())>>(group.at(#name), #name));
+    TORCH_SSAM_EACH_OPTION(TORCH_SSAM_TAKE)
+#undef TORCH_SSAM_TAKE
+    options.inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
+    options_of(g) = options;
+    if (group.contains(kSeed)) seed = detail::as_int(group.at(kSeed), kSeed);
+    if (group.contains(kDraw)) draw = detail::as_int(group.at(kDraw), kDraw);
+
+    const c10::IValue places = detail::value_of(group, "params");
+    const std::vector<at::Tensor>& params = param_groups_[g].params();
+    TORCH_CHECK_VALUE(places.isList() && places.toList().size() == params.size(), "torch_ssam: group ", g,
+                      " of the state_dict does not have the ", params.size(), " parameters of the optimizer's.");
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      const c10::IValue entry = detail::value_of(saved_state, c10::IValue(places.toList().get(i)));
+      if (entry.isNone()) continue;
+      const Dict fields = detail::as_dict(entry, "the state of a parameter");
+      const c10::IValue buffer = detail::value_of(fields, "momentum_buffer");
+      const c10::IValue clean = detail::value_of(fields, "clean");
+      // Copies: the caller may go on to use the tensors that it passed.
+      if (buffer.isTensor()) state_of(params[i]).momentum_buffer() = buffer.toTensor().clone();
+      if (clean.isTensor()) state_of(params[i]).clean() = clean.toTensor().clone();
+    }
+  }
+  finish_load(seed, draw);
+  backup.done = true;
+}
+
+}  // namespace torch_ssam

@@ -1,0 +1,110 @@
+// See weight_noise.h; as Python's _weight_noise.py.
+#include <torch_ssam/weight_noise.h>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/serialize/archive.h>
+
+#include "noise_state.h"
+#include "options.h"
+
+namespace torch_ssam {
+
+using torch::optim::OptimizerParamGroup;
+
+namespace {
+
+const WeightNoiseOptions& options_of(const OptimizerParamGroup& group) {
+  return static_cast<const WeightNoiseOptions&>(group.options());
+}
+
+}  // namespace
+
+WeightNoise::WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options)
+    : WeightNoise({OptimizerParamGroup(std::move(params))}, std::move(options)) {}
+
+WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightNoiseOptions defaults) {
+  std::size_t count = 0;
+  for (const OptimizerParamGroup& group : groups) {
+    auto options = std::make_unique<WeightNoiseOptions>(defaults);
+    if (group.has_options()) {
+      const auto* given = dynamic_cast<const WeightNoiseOptions*>(&group.options());
+      TORCH_CHECK(given != nullptr,
+                  "torch_ssam: the options of a group are of an optimizer; expected "
+                  "std::make_unique<torch_ssam::WeightNoiseOptions>(...), or none.");
+      *options = *given;
+    }
+    detail::check_noise(options->noise_std(), options->distribution(), options->scale());
+    groups_.emplace_back(detail::check_params(group.params(), groups_), std::move(options));
+    count += groups_.back().params().size();
+  }
+  TORCH_CHECK_VALUE(count > 0, "torch_ssam: WeightNoise got an empty list of tensors; expected at least one.");
+  drive_ = std::make_shared<detail::Drive>(detail::resolve_seed(defaults.seed()));
+}
+
+WeightNoise::~WeightNoise() = default;
+WeightNoise::WeightNoise(WeightNoise&&) noexcept = default;
+
+Perturbation WeightNoise::applied(std::int64_t sample, bool negate, bool advance) {
+  detail::check_count("sample", sample, 0, 0xffffffffLL);
+  TORCH_CHECK(!drive_->inside_pass,
+              "torch_ssam: applied() inside applied(): the tensors are perturbed already. Leave the first one.");
+  if (!drive_->changed.empty()) detail::throw_changed(std::exchange(drive_->changed, {}));
+  Perturbation pass(drive_, advance);
+  std::int64_t place = 0;
+  for (const OptimizerParamGroup& group : groups_) {
+    detail::Members members;
+    for (const at::Tensor& p : group.params()) {
+      if (p.requires_grad()) members.push_back(p, place);
+      ++place;
+    }
+    const WeightNoiseOptions& options = options_of(group);
+    if (options.noise_std() == 0) continue;
+    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate});
+  }
+  return pass;
+}
+
+at::Tensor WeightNoise::noise(const at::Tensor& param, std::int64_t sample) {
+  detail::check_count("sample", sample, 0, 0xffffffffLL);
+  const at::NoGradGuard no_grad;
+  std::int64_t place = 0;
+  for (const OptimizerParamGroup& group : groups_) {
+    for (const at::Tensor& p : group.params()) {
+      if (p.is_same(param)) {
+        const WeightNoiseOptions& options = options_of(group);
+        return ops::perturbed(at::zeros_like(p), drive_->noise.generator(p.device()), place,
+                              {options.noise_std(), options.distribution(), sample});
+      }
+      ++place;
+    }
+  }
+  TORCH_CHECK_VALUE(false, "torch_ssam: noise() got a tensor that is not one of those given at construction.");
+}
+
+std::int64_t WeightNoise::seed() const { return drive_->noise.seed(); }
+std::int64_t WeightNoise::draw() const { return drive_->noise.draw(); }
+
+void WeightNoise::save(torch::serialize::OutputArchive& archive) const {
+  archive.write("seed", c10::IValue(seed()));
+  archive.write("draw", c10::IValue(draw()));
+}
+
+void WeightNoise::load(torch::serialize::InputArchive& archive) {
+  c10::IValue seed, draw;
+  archive.read("seed", seed);
+  archive.read("draw", draw);
+  drive_->noise.set_generator(seed.toInt(), draw.toInt());
+}
+
+torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive, const WeightNoise& noise) {
+  noise.save(archive);
+  return archive;
+}
+
+torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive, WeightNoise& noise) {
+  noise.load(archive);
+  return archive;
+}
+
+}  // namespace torch_ssam

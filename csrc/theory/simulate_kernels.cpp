@@ -1,0 +1,306 @@
+// One step of S-SAM, or of gradient descent on O_R, on a group of elements: the loops over the bodies of csrc/math,
+// compiled once for each instruction set (TORCH_SSAM_VARIANT names it). Nothing here may have external linkage but the
+// function at the end (see csrc/math/portable.h), so no standard library and nothing inline from csrc/theory.
+// Every sum has one fixed order, so bits depend on neither variant, group nor thread. Notation of THEORY.md.
+// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate.py.
+#include "simulate_kernels.h"
+
+#include "../math/diagonal.h"
+#include "../math/reduce.h"
+#include "../math/update.h"
+
+#define TORCH_SSAM_CONCAT_(a, b) a##b
+#define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
+#define TORCH_SSAM_STRING_(a) #a
+#define TORCH_SSAM_STRING(a) TORCH_SSAM_STRING_(a)
+
+#if defined(__clang__)
+#define TORCH_SSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define TORCH_SSAM_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace torch_ssam::theory {
+namespace {
+
+using math::kGaussianBlock;
+using math::kLanes;
+using math::NoiseStream;
+using std::int64_t;
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The noise of one block of 64 elements.
+template <math::Distribution kDistribution>
+void generate(const NoiseStream& stream, int64_t block, float* values) {
+  constexpr bool kGaussian = kDistribution == math::Distribution::gaussian;
+  constexpr int64_t kBits = math::kRademacherBlock / kGaussianBlock;
+  const auto first = static_cast<uint64_t>(kGaussian ? block : block / kBits) * kLanes;
+  const auto low = static_cast<uint32_t>(first);
+  const auto high = static_cast<uint32_t>(first >> 32);
+  const int bit = static_cast<int>(block % kBits);
+  TORCH_SSAM_INDEPENDENT
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const uint32_t counter = low + static_cast<uint32_t>(lane);
+    if constexpr (kGaussian) {
+      const math::Noise4 z = math::gaussian4(stream, counter, high);
+      values[lane] = z.z0;
+      values[kLanes + lane] = z.z1;
+      values[2 * kLanes + lane] = z.z2;
+      values[3 * kLanes + lane] = z.z3;
+    } else {
+      const math::Words4 w = math::noise_words(stream, counter, high);
+      values[lane] = math::rademacher(w.x0, bit);
+      values[kLanes + lane] = math::rademacher(w.x1, bit);
+      values[2 * kLanes + lane] = math::rademacher(w.x2, bit);
+      values[3 * kLanes + lane] = math::rademacher(w.x3, bit);
+    }
+  }
+}
+
+void perturb_block(const float* __restrict noise, int64_t n, const double* __restrict noise_std,
+                   const double* __restrict clean, double* __restrict perturbed) {
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) perturbed[i] = math::perturb_element(clean[i], noise_std[i], noise[i]);
+}
+
+// perturbed <- weights + xi_k, row by row.
+template <math::Distribution kDistribution>
+void perturb(const SimulateGroup& g, int64_t step, const double* weights, double* perturbed) {
+  alignas(64) float noise[kGaussianBlock];
+  for (int64_t layer = 0; layer < g.depth; ++layer) {
+    const NoiseStream stream = math::make_noise_stream(g.seed, step, layer, 0);
+    const int64_t row = layer * g.stride;
+    int64_t done = 0;
+    while (done < g.count) {
+      const int64_t element = g.first_element + done;
+      const int64_t inside = element % kGaussianBlock;
+      const int64_t n = smaller(kGaussianBlock - inside, g.count - done);
+      generate<kDistribution>(stream, element / kGaussianBlock, noise);
+      const int64_t at = row + done;
+      if (n == kGaussianBlock) {
+        perturb_block(noise, kGaussianBlock, g.noise_std + at, weights + at, perturbed + at);
+      } else {
+        perturb_block(noise + inside, n, g.noise_std + at, weights + at, perturbed + at);
+      }
+      done += n;
+    }
+    for (int64_t i = g.count; i < g.stride; ++i) perturbed[row + i] = 0;
+  }
+}
+
+// The usual row, one block of noise, as a constant, so that its loops are unrolled; any other as it comes.
+template <int64_t kStride>
+int64_t row_length(const SimulateGroup& g) {
+  return kStride > 0 ? kStride : g.stride;
+}
+
+// prefix[l] <- v_1 ... v_(l-1), product <- p.
+template <int64_t kStride>
+void multiply_up(const SimulateGroup& g, const double* __restrict v, double* __restrict prefix,
+                 double* __restrict product) {
+  const int64_t stride = row_length<kStride>(g);
+  for (int64_t i = 0; i < stride; ++i) product[i] = 1;
+  for (int64_t layer = 0; layer < g.depth; ++layer) {
+    const double* __restrict w = v + layer * stride;
+    double* __restrict before = prefix + layer * stride;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < stride; ++i) {
+      before[i] = product[i];
+      product[i] = math::diagonal_extend(product[i], w[i]);
+    }
+  }
+}
+
+TORCH_SSAM_BODY double descend_element(double weight, double gradient, double lr) {
+  double no_buffer = 0;
+  return math::update_element<math::Momentum::none, false>(
+      weight, gradient, no_buffer, math::make_update_params<double>(lr, 0, 0, 0, false, true, 1));
+}
+
+// weights <- weights - lr P_i slope, from the last layer down.
+template <int64_t kStride>
+void descend(const SimulateGroup& g, double lr, const double* __restrict v, const double* __restrict prefix,
+             const double* __restrict slope, double* __restrict suffix, double* __restrict weights) {
+  const int64_t stride = row_length<kStride>(g);
+  for (int64_t i = 0; i < stride; ++i) suffix[i] = 1;
+  for (int64_t layer = g.depth - 1; layer >= 0; --layer) {
+    const double* __restrict perturbed = v + layer * stride;
+    const double* __restrict before = prefix + layer * stride;
+    double* __restrict w = weights + layer * stride;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < stride; ++i) {
+      w[i] = descend_element(w[i], math::diagonal_layer_gradient(before[i], suffix[i], slope[i]), lr);
+      suffix[i] = math::diagonal_extend(suffix[i], perturbed[i]);
+    }
+  }
+}
+
+// The same for g_i = slope P_i + 2 Sigma_hh w_i (A_i - P_i^2) at the clean weights. A - P^2 is built factor by factor,
+//   (A a) - (P w)^2 = (A - P^2) a + P^2 eta^2 with a = w^2 + eta^2,
+// so nothing cancels. `gaps` holds A - P^2 of the layers before each.
+template <int64_t kStride>
+void descend_expected(const SimulateGroup& g, double lr, const double* __restrict prefix,
+                      const double* __restrict slope, double* __restrict gaps, double* __restrict rows,
+                      double* __restrict weights) {
+  const int64_t stride = row_length<kStride>(g);
+  double* __restrict plain = rows;
+  double* __restrict second = rows + stride;
+  double* __restrict gap = rows + 2 * stride;
+  for (int64_t i = 0; i < stride; ++i) gap[i] = 0;
+  for (int64_t layer = 0; layer < g.depth; ++layer) {
+    const double* __restrict w = weights + layer * stride;
+    const double* __restrict eta = g.noise_std + layer * stride;
+    const double* __restrict before = prefix + layer * stride;
+    double* __restrict gap_before = gaps + layer * stride;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < stride; ++i) {
+      const double variance = eta[i] * eta[i];
+      const double a = math::fused_multiply_add(w[i], w[i], variance);
+      gap_before[i] = gap[i];
+      gap[i] = math::fused_multiply_add(gap[i], a, before[i] * before[i] * variance);
+    }
+  }
+  for (int64_t i = 0; i < stride; ++i) {
+    plain[i] = 1;
+    second[i] = 1;
+    gap[i] = 0;
+  }
+  for (int64_t layer = g.depth - 1; layer >= 0; --layer) {
+    const double* __restrict eta = g.noise_std + layer * stride;
+    const double* __restrict before = prefix + layer * stride;
+    const double* __restrict gap_before = gaps + layer * stride;
+    double* __restrict w = weights + layer * stride;
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < stride; ++i) {
+      const double old = w[i];
+      const double variance = eta[i] * eta[i];
+      const double a = math::fused_multiply_add(old, old, variance);
+      const double excess = math::fused_multiply_add(gap_before[i], second[i], before[i] * before[i] * gap[i]);
+      const double gradient = math::fused_multiply_add(2 * g.variance[i] * old, excess,
+                                                       math::diagonal_layer_gradient(before[i], plain[i], slope[i]));
+      w[i] = descend_element(old, gradient, lr);
+      gap[i] = math::fused_multiply_add(gap[i], a, plain[i] * plain[i] * variance);
+      plain[i] = math::diagonal_extend(plain[i], old);
+      second[i] *= a;
+    }
+  }
+}
+
+double dot(const double* __restrict a, const double* __restrict b, int64_t count) {
+  double lanes[kLanes] = {};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] = math::fused_multiply_add(a[i + l], b[i + l], lanes[l]);
+  }
+  for (int64_t i = whole; i < count; ++i) lanes[i - whole] = math::fused_multiply_add(a[i], b[i], lanes[i - whole]);
+  return math::add_lanes(lanes);
+}
+
+// Example number b of a replicate's mini-batch: word j of counter c is that of draw 4 c + j; all words are scaled to
+// [0, examples), which favours some examples by at most examples / 2^32.
+int64_t chosen_example(const SimulateGroup& g, const NoiseStream& stream, int64_t draw) {
+  const auto counter = static_cast<uint64_t>(draw / 4);
+  const math::Words4 w =
+      math::noise_words(stream, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
+  const uint32_t words[4] = {w.x0, w.x1, w.x2, w.x3};
+  return static_cast<int64_t>((static_cast<uint64_t>(words[draw % 4]) * static_cast<uint64_t>(g.examples)) >> 32);
+}
+
+// slope <- -2 Sigma (w* - p), or -2 mean of (y - x p) x over the batch.
+template <int64_t kStride>
+void loss_slope(const SimulateGroup& g, int64_t step, const double* __restrict product, double* __restrict residual,
+                double* __restrict slope) {
+  const int64_t stride = row_length<kStride>(g);
+  if (g.covariance == nullptr && g.inputs == nullptr) {
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < stride; ++i) slope[i] = -2 * g.variance[i] * (g.target[i] - product[i]);
+    return;
+  }
+  for (int64_t i = 0; i < stride; ++i) slope[i] = 0;
+  const int64_t d = g.features;
+  const NoiseStream stream = math::make_noise_stream(g.seed, step, kBatchPlace, 0);
+  for (int64_t begin = 0; begin < g.count; begin += d) {
+    double* __restrict sum = slope + begin;
+    const double* __restrict p = product + begin;
+    if (g.inputs != nullptr) {
+      const int64_t n = g.batch_size == 0 ? g.examples : g.batch_size;
+      const int64_t replicate = (g.first_element + begin) / d;
+      for (int64_t b = 0; b < n; ++b) {
+        const int64_t example = g.batch_size == 0 ? b : chosen_example(g, stream, replicate * n + b);
+        const double* __restrict x = g.inputs + example * d;
+        const double error = g.labels[example] - dot(x, p, d);
+        TORCH_SSAM_INDEPENDENT
+        for (int64_t h = 0; h < d; ++h) sum[h] = math::fused_multiply_add(error, x[h], sum[h]);
+      }
+      const double factor = -2.0 / static_cast<double>(n);
+      for (int64_t h = 0; h < d; ++h) sum[h] *= factor;
+    } else {
+      for (int64_t h = 0; h < d; ++h) residual[h] = -2 * (g.target[begin + h] - p[h]);
+      for (int64_t k = 0; k < d; ++k) {
+        const double* __restrict row = g.covariance + k * d;
+        TORCH_SSAM_INDEPENDENT
+        for (int64_t h = 0; h < d; ++h) sum[h] = math::fused_multiply_add(residual[k], row[h], sum[h]);
+      }
+    }
+  }
+}
+
+void project(const SimulateGroup& g, double* weights) {
+  for (int64_t begin = 0; begin < g.count; begin += g.features) {
+    double lanes[kLanes] = {};
+    for (int64_t layer = 0; layer < g.depth; ++layer) {
+      const double* w = weights + layer * g.stride + begin;
+      for (int64_t i = 0; i < g.features; ++i) lanes[i % kLanes] = math::accumulate_square(lanes[i % kLanes], w[i]);
+    }
+    const double squared = math::add_lanes(lanes);
+    const math::Projection projection = math::make_projection(squared, g.radius);
+    if (!projection.outside) continue;
+    // A norm that overflowed is divergence: the factor 0 would hide it.
+    const double factor = squared - squared == 0 ? projection.factor : squared - squared;
+    for (int64_t layer = 0; layer < g.depth; ++layer) {
+      double* w = weights + layer * g.stride + begin;
+      for (int64_t i = 0; i < g.features; ++i) w[i] = math::scale_element(w[i], factor);
+    }
+  }
+}
+
+template <int64_t kStride>
+void advance_rows(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights, double* scratch) {
+  const int64_t size = g.depth * g.stride;
+  double* prefix = scratch;
+  double* perturbed = prefix + size;
+  double* gaps = perturbed + size;
+  double* product = gaps + size;
+  double* slope = product + g.stride;
+  double* rows = slope + g.stride;
+  const bool gaussian = g.distribution == math::Distribution::gaussian;
+  for (int64_t step = first_step; step < first_step + steps; ++step) {
+    const double lr = g.harmonic ? g.lr / static_cast<double>(step + 1) : g.lr;
+    if (g.expected) {
+      multiply_up<kStride>(g, weights, prefix, product);
+      loss_slope<kStride>(g, step, product, rows, slope);
+      descend_expected<kStride>(g, lr, prefix, slope, gaps, rows, weights);
+    } else {
+      gaussian ? perturb<math::Distribution::gaussian>(g, step, weights, perturbed)
+               : perturb<math::Distribution::rademacher>(g, step, weights, perturbed);
+      multiply_up<kStride>(g, perturbed, prefix, product);
+      loss_slope<kStride>(g, step, product, rows, slope);
+      descend<kStride>(g, lr, perturbed, prefix, slope, rows, weights);
+    }
+    if (g.radius > 0) project(g, weights);
+  }
+}
+
+void advance(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights, double* scratch) {
+  g.stride == kGaussianBlock ? advance_rows<kGaussianBlock>(g, first_step, steps, weights, scratch)
+                             : advance_rows<0>(g, first_step, steps, weights, scratch);
+}
+
+constexpr SimulateKernels kTable = {TORCH_SSAM_STRING(TORCH_SSAM_VARIANT), advance};
+
+}  // namespace
+
+const SimulateKernels* TORCH_SSAM_CONCAT(simulate_kernels_, TORCH_SSAM_VARIANT)() { return &kTable; }
+
+}  // namespace torch_ssam::theory

@@ -1,0 +1,133 @@
+// Trains the models of tests/python/test_cpp_parity.py in C++: `parity <cases> <results>`. Both are pickles; each case
+// is a dict that names model, mode, options and steps and holds weights, data and, to resume, optimizer state. The
+// result has the weights, the optimizer's state_dict and the losses, which Python compares bit for bit with its own.
+#include <torch/torch.h>
+#include <torch_ssam/torch_ssam.h>
+
+#include <cstdio>
+#include <string>
+
+namespace {
+
+using Dict = c10::impl::GenericDict;
+using torch::Tensor;
+
+Dict new_dict() { return Dict(c10::AnyType::get(), c10::AnyType::get()); }
+
+torch::nn::Sequential make_model(const std::string& name, bool own_noise, std::int64_t seed) {
+  torch::nn::Sequential model;
+  if (name == "mlp") {
+    model->push_back(torch::nn::Linear(6, 33));
+    model->push_back(torch::nn::Tanh());
+    model->push_back(torch::nn::Linear(33, 3));
+  } else if (name == "cnn") {
+    model->push_back(torch::nn::Conv2d(torch::nn::Conv2dOptions(1, 4, 3).padding(1)));
+    model->push_back(torch::nn::BatchNorm2d(4));
+    model->push_back(torch::nn::ReLU());
+    model->push_back(torch::nn::Flatten());
+    model->push_back(torch::nn::Linear(4 * 6 * 6, 3));
+  } else {
+    TORCH_CHECK(name == "diagonal", "unknown model ", name);
+    model->push_back(torch::nn::Linear(6, 65));
+    model->push_back(torch_ssam::DiagonalLinear(
+        torch_ssam::DiagonalLinearOptions(65, 3).noise_std(own_noise ? 0.1 : 0.0).seed(seed)));
+    model->push_back(torch::nn::Linear(65, 3));
+  }
+  return model;
+}
+
+// Options by way of a state_dict in Python's layout, which is how a checkpoint brings them.
+torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& options) {
+  std::vector<torch::optim::OptimizerParamGroup> groups;
+  const auto params = model->parameters();
+  groups.emplace_back(std::vector<Tensor>(params.begin(), params.begin() + 2));
+  groups.emplace_back(std::vector<Tensor>(params.begin() + 2, params.end()));
+  torch_ssam::SSAMOptions defaults;
+  for (const auto& item : options) {
+    const std::string name = item.key().toStringRef();
+    const c10::IValue value = item.value();
+    const auto number = [&] { return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble(); };
+    if (name == "lr") defaults.lr(number());
+    else if (name == "noise_std") defaults.noise_std(number());
+    else if (name == "momentum") defaults.momentum(number());
+    else if (name == "dampening") defaults.dampening(number());
+    else if (name == "weight_decay") defaults.weight_decay(number());
+    else if (name == "nesterov") defaults.nesterov(value.toBool());
+    else if (name == "maximize") defaults.maximize(value.toBool());
+    else if (name == "distribution") defaults.distribution(value.toStringRef());
+    else if (name == "samples") defaults.samples(value.toInt());
+    else if (name == "antithetic") defaults.antithetic(value.toBool());
+    else if (name == "clean_weight") defaults.clean_weight(number());
+    else if (name == "radius") defaults.radius(number());
+    else if (name == "keep_perturbed") defaults.keep_perturbed(value.toBool());
+    else if (name == "seed") defaults.seed(value.toOptional<std::int64_t>());
+    else TORCH_CHECK(false, "unknown option ", name);
+  }
+  return torch_ssam::SSAM(groups, defaults);
+}
+
+Dict run(const Dict& given) {
+  const std::string mode = given.at("mode").toStringRef();
+  torch::nn::Sequential model = make_model(given.at("model").toStringRef(), given.at("own_noise").toBool(),
+                                           given.at("layer_seed").toInt());
+  torch_ssam::load_state_dict(*model, given.at("weights"));
+  torch::manual_seed(static_cast<std::uint64_t>(given.at("manual_seed").toInt()));
+  torch_ssam::SSAM opt = make_optimizer(model, given.at("options").toGenericDict());
+  if (!given.at("optimizer").isNone()) opt.load_state_dict(given.at("optimizer"));
+  const Tensor x = given.at("x").toTensor(), y = given.at("y").toTensor();
+  std::vector<double> losses;
+  const auto backward = [&](const Tensor& x_k, const Tensor& y_k) {
+    const Tensor loss = torch::nn::functional::cross_entropy(model->forward(x_k), y_k);
+    loss.backward();
+    return loss;
+  };
+  const auto note = [&](const Tensor& loss) { losses.push_back(loss.item<double>()); };
+  opt.train();
+  for (std::int64_t step = 0; step < given.at("steps").toInt(); ++step) {
+    if (mode == "closure") {
+      note(opt.step([&] {
+        opt.zero_grad();
+        return backward(x, y);
+      }));
+      continue;
+    }
+    opt.zero_grad();
+    if (mode == "perturb") {
+      auto perturbed = opt.perturb();
+      note(backward(x, y));
+    } else if (mode == "passes") {
+      for ([[maybe_unused]] const auto k : opt.perturbations()) note(backward(x, y));
+    } else if (mode == "split") {
+      for (const auto& [x_k, y_k] : opt.perturbations(x, y)) note(backward(x_k, y_k));
+    } else {
+      TORCH_CHECK(mode == "kept" || mode == "plain", "unknown mode ", mode);
+      note(backward(x, y));
+    }
+    opt.step();
+  }
+  Dict result = new_dict();
+  result.insert("optimizer", opt.state_dict());  // in train it carries the clean weights
+  opt.eval();
+  result.insert("weights", torch_ssam::state_dict(*model));
+  result.insert("losses", torch::tensor(losses, torch::kDouble));
+  return result;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: parity <cases> <results>\n");
+    return 2;
+  }
+  try {
+    const Dict cases = torch_ssam::read_pickle(argv[1]).toGenericDict();
+    Dict results = new_dict();
+    for (const auto& item : cases) results.insert(item.key(), run(item.value().toGenericDict()));
+    torch_ssam::write_pickle(results, argv[2]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "parity: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,321 @@
+// The ways to drive SSAM from C++: the RAII guard, the loop over passes, the closure; exactness of the restored bits,
+// draws, accumulation, and what an exception or a write in the middle leaves behind.
+#include <stdexcept>
+
+#include "api_testing.h"
+
+namespace torch_ssam {
+namespace {
+
+using namespace testing;
+
+SSAMOptions options(double noise_std = 0.1) { return SSAMOptions(0.05).noise_std(noise_std).seed(11); }
+
+TEST(PerturbTest, HoldsNoiseInsideAndTheExactCleanBitsAfter) {
+  for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
+    const auto params = parameters(dtype);
+    const auto clean = copies(params);
+    SSAM opt(params, options());
+    {
+      const auto perturbed = opt.perturb();
+      for (std::size_t i = 0; i < params.size(); ++i) {
+        const bool moved = params[i].numel() == 0 || !torch::equal(params[i].detach(), clean[i]);
+        EXPECT_TRUE(moved) << i;
+      }
+      EXPECT_EQ(opt.draw(), 0);
+    }
+    EXPECT_TRUE(same_bits(params, clean));
+    EXPECT_EQ(opt.draw(), 1);
+  }
+}
+
+TEST(PerturbTest, NegativeZeroAndNanComeBack) {
+  const Tensor w = parameter(torch::tensor({-0.0F, std::nanf(""), 1e-42F, INFINITY}));
+  const auto clean = copies({w});
+  SSAM opt({w}, options());
+  { const auto perturbed = opt.perturb(); }
+  EXPECT_TRUE(same_bits({w}, clean));
+}
+
+TEST(PerturbTest, AnExceptionPutsTheCleanBitsBackAndCountsForNothing) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, options());
+  EXPECT_THROW(
+      {
+        const auto perturbed = opt.perturb();
+        throw std::runtime_error("in the middle");
+      },
+      std::runtime_error);
+  EXPECT_TRUE(same_bits(params, clean));
+  EXPECT_MESSAGE(opt.step(), "without a gradient at perturbed weights");
+  EXPECT_NO_THROW({ const auto again = opt.perturb(); });
+}
+
+TEST(PerturbTest, TheGuardMovesAndEndsOnce) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, options());
+  {
+    auto first = opt.perturb();
+    auto second = std::move(first);
+    EXPECT_FALSE(same_bits(params, clean));
+    second.restore();
+    EXPECT_TRUE(same_bits(params, clean));
+    second.restore();
+  }
+  EXPECT_EQ(opt.draw(), 1);
+}
+
+TEST(PerturbTest, TheGuardMayOutliveTheOptimizer) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  std::optional<Perturbation> pass;
+  {
+    SSAM opt(params, options());
+    pass.emplace(opt.perturb());
+  }
+  EXPECT_FALSE(same_bits(params, clean));
+  pass.reset();
+  EXPECT_TRUE(same_bits(params, clean));
+}
+
+TEST(PerturbTest, AWriteInsideIsReportedKeptAndNamed) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, options());
+  auto pass = opt.perturb();
+  {
+    const torch::NoGradGuard no_grad;
+    params[1].fill_(3);
+  }
+  EXPECT_THROW(
+      {
+        try {
+          pass.restore();
+        } catch (const PerturbedWeightsChanged& changed) {
+          EXPECT_NE(std::string(changed.what()).find("parameter 1 of shape [5, 13] was written to"), std::string::npos)
+              << changed.what();
+          throw;
+        }
+      },
+      PerturbedWeightsChanged);
+  EXPECT_TRUE(torch::equal(params[1], torch::full_like(params[1], 3)));
+  EXPECT_TRUE(same_bits(params[0], clean[0]) && same_bits(params[5], clean[5]));
+}
+
+TEST(PerturbTest, AWriteThatOnlyTheDestructorSawStopsTheNextStep) {
+  const auto params = parameters();
+  SSAM opt(params, options());
+  {
+    const auto pass = opt.perturb();
+    loss_of(params).backward();
+    const torch::NoGradGuard no_grad;
+    params[0].zero_();
+  }
+  EXPECT_THROW(opt.step(), PerturbedWeightsChanged);
+}
+
+TEST(PerturbTest, ReplacedMemoryIsAWriteToo) {
+  const Tensor w = parameter(torch::ones(5));
+  SSAM opt({w}, options());
+  auto pass = opt.perturb();
+  w.set_data(torch::full({5}, 2.0));
+  EXPECT_THROW(pass.restore(), PerturbedWeightsChanged);
+  EXPECT_TRUE(torch::equal(w, torch::full({5}, 2.0)));
+}
+
+TEST(PerturbTest, AutogradSeesThatTheWeightsWereChanged) {
+  const Tensor w = parameter(torch::ones(5));
+  SSAM opt({w}, options());
+  Tensor loss;
+  {
+    const auto pass = opt.perturb();
+    loss = w.square().sum();
+  }
+  EXPECT_MESSAGE(loss.backward(), "modified by an inplace operation");
+}
+
+TEST(PerturbTest, GradientsAreThoseAtTheNoisyWeights) {
+  const Tensor w = parameter(torch::tensor({1.0, -2.0, 3.0}, torch::kDouble));
+  SSAM opt({w}, options(0.5));
+  Tensor noisy;
+  {
+    const auto pass = opt.perturb();
+    noisy = w.detach().clone();
+    w.pow(3).sum().backward();
+  }
+  EXPECT_TRUE(torch::allclose(w.grad(), 3 * noisy.square(), 1e-14, 0));
+  const Tensor before = w.detach().clone();
+  opt.step();
+  EXPECT_TRUE(torch::allclose(w.detach(), before - 0.05 * w.grad(), 1e-15, 0));
+}
+
+TEST(PerturbTest, FrozenParametersKeepTheirPlaceAndStayClean) {
+  auto run = [](bool frozen) {
+    auto params = parameters();
+    params[0].requires_grad_(!frozen);
+    SSAM opt(params, options());
+    const auto pass = opt.perturb();
+    return copies(params);
+  };
+  const auto all = run(false), some = run(true);
+  EXPECT_TRUE(same_bits(some[0], parameters()[0]));
+  for (std::size_t i = 1; i < all.size(); ++i) EXPECT_TRUE(same_bits(all[i], some[i])) << i;
+}
+
+TEST(PerturbTest, ATensorNamedTwiceIsPerturbedOnce) {
+  const Tensor w = parameter(torch::ones(7)), v = parameter(torch::ones(7));
+  SSAM twice({w, w}, options()), once({v}, options());
+  {
+    const auto a = twice.perturb();
+    const auto b = once.perturb();
+    EXPECT_TRUE(same_bits(w, v));
+  }
+  EXPECT_TRUE(torch::equal(w, torch::ones(7)));
+}
+
+TEST(PerturbationsTest, AntitheticPairsCancelOnAQuadratic) {
+  const Tensor w = parameter(torch::tensor({1.0, 2.0, 4.0}, torch::kDouble));
+  SSAM opt({w}, options(0.5).samples(3).antithetic(true));
+  int passes = 0;
+  for ([[maybe_unused]] const auto k : opt.perturbations()) {
+    EXPECT_EQ(k, passes++);
+    w.square().sum().backward();
+  }
+  EXPECT_EQ(passes, 6);
+  EXPECT_TRUE(torch::allclose(w.grad(), 2 * w.detach(), 1e-14, 0));
+  EXPECT_EQ(opt.draw(), 1);
+  opt.step();
+}
+
+TEST(PerturbationsTest, TheGradientIsTheOldOnePlusTheWeightedMean) {
+  const double share = 0.3;
+  const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
+  SSAM opt({w}, options(0.5).samples(2).clean_weight(share));
+  w.mutable_grad() = torch::tensor({10.0, 20.0}, torch::kDouble);
+  std::vector<Tensor> at;
+  for ([[maybe_unused]] const auto k : opt.perturbations()) {
+    at.push_back(w.detach().clone());
+    w.pow(3).sum().backward();
+  }
+  ASSERT_EQ(at.size(), 3U);
+  EXPECT_TRUE(torch::equal(at[2], w.detach()));
+  const Tensor mean = 3 * ((1 - share) / 2 * (at[0].square() + at[1].square()) + share * at[2].square());
+  EXPECT_TRUE(torch::allclose(w.grad(), torch::tensor({10.0, 20.0}, torch::kDouble) + mean, 1e-13, 0));
+}
+
+TEST(PerturbationsTest, ABatchIsSplitAndEachPartCountsByItsShare) {
+  const Tensor w = parameter(torch::ones({4}, torch::kDouble));
+  SSAM opt({w}, options(0).samples(3));
+  const Tensor x = torch::arange(40, torch::kDouble).reshape({10, 4}), y = torch::arange(10, torch::kDouble);
+  std::vector<std::int64_t> rows;
+  for (const auto& [x_k, y_k] : opt.perturbations(x, y)) {
+    EXPECT_EQ(x_k.size(0), y_k.size(0));
+    rows.push_back(x_k.size(0));
+    (x_k.matmul(w) - y_k).square().mean().backward();
+  }
+  EXPECT_EQ(rows, (std::vector<std::int64_t>{3, 3, 4}));
+  const Tensor split = w.grad().clone();
+  w.mutable_grad().reset();
+  (x.matmul(w) - y).square().mean().backward();
+  EXPECT_TRUE(torch::allclose(split, w.grad(), 1e-13, 0));
+}
+
+TEST(PerturbationsTest, FewerExamplesThanPassesTakeOneEach) {
+  const Tensor w = parameter(torch::ones({4}));
+  SSAM opt({w}, options().samples(5));
+  int passes = 0;
+  for (const Tensor& part : opt.perturbations(torch::ones({2, 4}))) {
+    EXPECT_EQ(part.size(0), 1);
+    ++passes;
+    part.matmul(w).sum().backward();
+  }
+  EXPECT_EQ(passes, 2);
+}
+
+TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
+  for (const bool raise : {false, true}) {
+    const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
+    SSAM opt({w}, options(0).samples(4));
+    const auto loop = [&] {
+      for (const auto k : opt.perturbations()) {
+        w.square().sum().backward();
+        if (k == 1 && raise) throw std::runtime_error("in the middle");
+        if (k == 1) break;
+      }
+    };
+    if (raise) {
+      EXPECT_THROW(loop(), std::runtime_error);
+    } else {
+      loop();
+    }
+    EXPECT_TRUE(torch::allclose(w.grad(), w.detach(), 1e-15, 0));  // 2 of 4 passes of 2 w, each weighted 1/4
+    EXPECT_EQ(opt.draw(), 1);
+    EXPECT_NO_THROW({ for ([[maybe_unused]] const auto k : opt.perturbations()) w.sum().backward(); });
+  }
+}
+
+TEST(StepTest, AClosureGivesWhatTheLoopGives) {
+  for (const SSAMOptions& o : {options(), options().samples(3), options().antithetic(true),
+                               options().samples(2).clean_weight(0.25).momentum(0.9)}) {
+    const auto by_closure = parameters(torch::kDouble), by_loop = parameters(torch::kDouble);
+    SSAM a(by_closure, o), b(by_loop, o);
+    for (int step = 0; step < 4; ++step) {
+      const Tensor loss = a.step([&] {
+        a.zero_grad();
+        Tensor value = loss_of(by_closure);
+        value.backward();
+        return value;
+      });
+      EXPECT_TRUE(loss.defined());
+      b.zero_grad();
+      for ([[maybe_unused]] const auto k : b.perturbations()) loss_of(by_loop).backward();
+      b.step();
+    }
+    for (std::size_t i = 0; i < by_loop.size(); ++i) {
+      EXPECT_TRUE(torch::allclose(by_closure[i], by_loop[i], 1e-12, 1e-14)) << i;
+    }
+    EXPECT_EQ(a.draw(), 4);
+  }
+}
+
+TEST(StepTest, AClosureThatThrowsLeavesCleanWeightsAndTheNextDraw) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  for (const std::int64_t samples : {1, 3}) {
+    SSAM opt(params, options().samples(samples));
+    EXPECT_THROW(opt.step([]() -> Tensor { throw std::runtime_error("in the closure"); }), std::runtime_error);
+    EXPECT_TRUE(same_bits(params, clean));
+    EXPECT_EQ(opt.draw(), 1);
+  }
+}
+
+TEST(StepTest, TheClosureRunsWithGradientsEnabledUnderNoGrad) {
+  const Tensor w = parameter(torch::ones(3));
+  SSAM opt({w}, options());
+  const torch::NoGradGuard no_grad;
+  opt.step([&] {
+    Tensor loss = w.square().sum();
+    loss.backward();
+    return loss;
+  });
+  EXPECT_FALSE(torch::equal(w, torch::ones(3)));
+}
+
+TEST(StepTest, SeveralPerturbsBeforeOneStepAccumulate) {
+  const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
+  SSAM opt({w}, options(0.5));
+  Tensor sum = torch::zeros({2}, torch::kDouble);
+  for (int i = 0; i < 3; ++i) {
+    const auto pass = opt.perturb();
+    sum += 2 * w.detach();
+    w.square().sum().backward();
+  }
+  EXPECT_TRUE(torch::allclose(w.grad(), sum, 1e-14, 0));
+  EXPECT_EQ(opt.draw(), 3);
+  opt.step();
+}
+
+}  // namespace
+}  // namespace torch_ssam

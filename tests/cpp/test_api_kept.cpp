@@ -1,0 +1,172 @@
+// keep_perturbed: train() perturbs, step() leaves the next perturbation in place, eval() puts the clean weights back.
+// Bit for bit the numbers of the perturb() form, in checkpoints too.
+#include <sstream>
+
+#include "api_testing.h"
+
+namespace torch_ssam {
+namespace {
+
+using namespace testing;
+using torch::optim::OptimizerParamGroup;
+
+struct Case {
+  const char* name;
+  SSAMOptions options;
+};
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all{
+      {"plain", SSAMOptions(0.01)},
+      {"momentum", SSAMOptions(0.01).momentum(0.9)},
+      {"nesterov", SSAMOptions(0.01).momentum(0.9).nesterov(true).weight_decay(1e-2)},
+      {"rademacher", SSAMOptions(0.01).distribution("rademacher").momentum(0.5).dampening(0.5)},
+      {"radius", SSAMOptions(0.01).radius(2.0)},
+      {"no noise", SSAMOptions(0.01).noise_std(0)}};
+  return all;
+}
+
+void step_kept(SSAM& opt, const std::vector<Tensor>& params) {
+  opt.zero_grad();
+  loss_of(params).backward();
+  opt.step();
+}
+
+void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
+  opt.zero_grad();
+  {
+    const auto pass = opt.perturb();
+    loss_of(params).backward();
+  }
+  opt.step();
+}
+
+TEST(KeepPerturbedTest, GivesTheBitsOfThePerturbForm) {
+  for (const Case& c : cases()) {
+    const auto kept = parameters(), plain = parameters();
+    SSAMOptions options = c.options;
+    options.seed(5);
+    SSAM b(plain, options);
+    SSAM a(kept, options.keep_perturbed(true));
+    a.train();
+    for (int k = 0; k < 5; ++k) {
+      step_kept(a, kept);
+      step_perturbed(b, plain);
+    }
+    a.eval();
+    EXPECT_TRUE(same_bits(kept, plain)) << c.name;
+    EXPECT_EQ(a.draw(), b.draw()) << c.name;
+  }
+}
+
+TEST(KeepPerturbedTest, EvalAndTrainComeBackToTheSameNoise) {
+  const auto params = parameters();
+  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true).seed(5));
+  const auto clean = copies(params);
+  opt.train();
+  const auto noisy = copies(params);
+  EXPECT_FALSE(same_bits(noisy, clean));
+  opt.train(false);
+  EXPECT_TRUE(same_bits(params, clean));
+  opt.train();
+  EXPECT_TRUE(same_bits(params, noisy));
+  opt.train();
+  EXPECT_TRUE(same_bits(params, noisy));
+  opt.eval();
+  opt.eval();
+  EXPECT_TRUE(same_bits(params, clean));
+}
+
+TEST(KeepPerturbedTest, WithoutItTrainAndEvalMoveNothing) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, SSAMOptions(0.01).noise_std(0.5));
+  opt.train();
+  EXPECT_TRUE(same_bits(params, clean));
+  opt.eval();
+  EXPECT_TRUE(same_bits(params, clean));
+}
+
+TEST(KeepPerturbedTest, MissingGradientsFreezingAndNewGroupsFollowThePerturbForm) {
+  const auto kept = parameters(), plain = parameters();
+  const auto options = SSAMOptions(0.01).momentum(0.9).seed(5);
+  const auto half = [](const std::vector<Tensor>& p, bool first) {
+    return std::vector<Tensor>(p.begin() + (first ? 0 : 3), first ? p.begin() + 3 : p.end());
+  };
+  SSAM a(half(kept, true), SSAMOptions(options).keep_perturbed(true));
+  SSAM b(half(plain, true), options);
+  a.train();
+  for (int k = 0; k < 6; ++k) {
+    for (auto* side : {&kept, &plain}) {
+      SSAM& opt = side == &kept ? a : b;
+      if (k == 2) (*side)[1].requires_grad_(false);
+      if (k == 3) opt.add_param_group(OptimizerParamGroup(half(*side, false)));
+      opt.zero_grad();
+      const auto active = k < 3 ? half(*side, true) : *side;
+      const std::vector<Tensor> some(active.begin() + (k == 1 ? 1 : 0), active.end());  // one without a gradient
+      if (side == &kept) {
+        loss_of(some).backward();
+      } else {
+        const auto pass = opt.perturb();
+        loss_of(some).backward();
+      }
+      opt.step();
+    }
+  }
+  a.eval();
+  EXPECT_TRUE(same_bits(kept, plain));
+}
+
+TEST(KeepPerturbedTest, AWriteInTrainIsReportedAndTheOptimizerIsInEval) {
+  const auto params = parameters();
+  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true));
+  opt.train();
+  loss_of(params).backward();
+  {
+    const torch::NoGradGuard no_grad;
+    params[2].fill_(1);
+  }
+  EXPECT_THROW(opt.step(), PerturbedWeightsChanged);
+  EXPECT_MESSAGE(opt.step(), "is in eval");
+}
+
+TEST(KeepPerturbedTest, ACheckpointTakenInTrainCarriesTheCleanWeights) {
+  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).seed(5);
+  const auto params = parameters();
+  SSAM opt(params, options);
+  opt.train();
+  step_kept(opt, params);
+  std::stringstream file;
+  torch::save(opt, file);
+  const auto noisy = copies(params);
+  opt.eval();
+  const auto clean = copies(params);
+
+  // The model file was written in train too, so it holds noisy weights; the optimizer puts that right.
+  const auto other = parameters();
+  SSAM resumed(other, SSAMOptions(0.5).keep_perturbed(true));
+  torch::load(resumed, file);
+  {
+    const torch::NoGradGuard no_grad;
+    for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(noisy[i]);
+  }
+  std::stringstream again;
+  torch::save(resumed, again);  // before the weights were written, still complete
+  resumed.eval();
+  EXPECT_TRUE(same_bits(other, clean));
+  opt.train();
+  resumed.train();
+  EXPECT_TRUE(same_bits(other, noisy));
+  for (int k = 0; k < 3; ++k) {
+    step_kept(opt, params);
+    step_kept(resumed, other);
+  }
+  EXPECT_TRUE(same_bits(params, other));
+  SSAM third(other, options);
+  torch::load(third, again);
+  third.eval();
+  EXPECT_TRUE(same_bits(other, clean));
+}
+
+}  // namespace
+}  // namespace torch_ssam

@@ -1,0 +1,108 @@
+// WeightNoise for any other optimizer: the same noise as SSAM's, bit for bit, on and off.
+#include <sstream>
+
+#include "api_testing.h"
+
+namespace torch_ssam {
+namespace {
+
+using namespace testing;
+using torch::optim::OptimizerParamGroup;
+
+TEST(WeightNoiseTest, IsTheNoiseOfSsam) {
+  const auto a = parameters(), b = parameters();
+  SSAM opt(a, SSAMOptions(0.1).noise_std(0.2).seed(9));
+  WeightNoise noise(b, WeightNoiseOptions(0.2).seed(9));
+  for (int k = 0; k < 3; ++k) {
+    const auto first = opt.perturb();
+    const auto second = noise.applied();
+    EXPECT_TRUE(same_bits(a, b)) << k;
+  }
+  EXPECT_TRUE(same_bits(b, parameters()));
+  EXPECT_EQ(noise.draw(), 3);
+  EXPECT_EQ(noise.seed(), 9);
+}
+
+TEST(WeightNoiseTest, NoiseIsWhatAppliedAdds) {
+  const Tensor w = parameter(torch::zeros({5, 3}));
+  WeightNoise noise({parameter(torch::ones(2)), w}, WeightNoiseOptions(0.3).distribution("rademacher").seed(1));
+  const Tensor expected = noise.noise(w, 4);
+  EXPECT_TRUE(torch::allclose(expected.abs(), torch::full({5, 3}, 0.3)));
+  {
+    const auto pass = noise.applied(4);
+    EXPECT_TRUE(torch::equal(w, expected));
+  }
+  const auto mirrored = noise.applied(4, /*negate=*/true, /*advance=*/false);
+  EXPECT_FALSE(torch::equal(w, -expected));  // the next draw
+}
+
+TEST(WeightNoiseTest, WithoutAdvanceTheSameDrawComesAgainMirrored) {
+  const Tensor w = parameter(torch::zeros(70));
+  WeightNoise noise({w}, WeightNoiseOptions(0.3).seed(1));
+  Tensor plus, minus;
+  {
+    const auto pass = noise.applied(0, false, /*advance=*/false);
+    plus = w.detach().clone();
+  }
+  {
+    const auto pass = noise.applied(0, /*negate=*/true);
+    minus = w.detach().clone();
+  }
+  EXPECT_TRUE(torch::equal(plus, -minus));
+  EXPECT_EQ(noise.draw(), 1);
+}
+
+TEST(WeightNoiseTest, GroupsHaveTheirOwnNoise) {
+  const Tensor quiet = parameter(torch::zeros(10)), loud = parameter(torch::zeros(10));
+  std::vector<OptimizerParamGroup> groups;
+  groups.emplace_back(std::vector<Tensor>{quiet}, std::make_unique<WeightNoiseOptions>(0.0));
+  groups.emplace_back(std::vector<Tensor>{loud});
+  WeightNoise noise(groups, WeightNoiseOptions(0.5).seed(2));
+  const auto pass = noise.applied();
+  EXPECT_TRUE(torch::equal(quiet, torch::zeros(10)));
+  EXPECT_GT(loud.abs().min().item<float>(), 0);
+}
+
+TEST(WeightNoiseTest, AdamTakesGradientsAtNoisyWeightsAndUpdatesCleanOnes) {
+  const Tensor w = parameter(torch::tensor({3.0, -2.0}, torch::kDouble));
+  torch::optim::Adam adam({w}, torch::optim::AdamOptions(0.05));
+  WeightNoise noise({w}, WeightNoiseOptions(0.05).seed(3));
+  for (int k = 0; k < 300; ++k) {
+    adam.zero_grad();
+    {
+      const auto pass = noise.applied();
+      (w - 1).square().sum().backward();
+    }
+    adam.step();
+  }
+  EXPECT_LT((w - 1).abs().max().item<double>(), 0.05);
+}
+
+TEST(WeightNoiseTest, SavesAndLoadsSeedAndDraw) {
+  const auto params = parameters();
+  WeightNoise noise(params, WeightNoiseOptions(0.2).seed(9));
+  { const auto pass = noise.applied(); }
+  std::stringstream file;
+  torch::save(noise, file);
+  const auto other = parameters();
+  WeightNoise resumed(other, WeightNoiseOptions(0.2));
+  torch::load(resumed, file);
+  EXPECT_EQ(resumed.draw(), 1);
+  const auto a = noise.applied();
+  const auto b = resumed.applied();
+  EXPECT_TRUE(same_bits(params, other));
+}
+
+TEST(WeightNoiseTest, SeedNoneFollowsTorchManualSeed) {
+  const auto params = parameters();
+  torch::manual_seed(1);
+  const WeightNoise a(params);
+  torch::manual_seed(1);
+  const SSAM b(params);
+  const SSAM c(params);
+  EXPECT_EQ(a.seed(), b.seed());
+  EXPECT_NE(b.seed(), c.seed());
+}
+
+}  // namespace
+}  // namespace torch_ssam

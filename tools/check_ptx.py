@@ -1,0 +1,321 @@
+"""Compiles the CUDA kernels for every architecture we ship and looks at what came out, without a GPU.
+
+`make ptx` calls it. It fails on a register spill, a stack frame, more than 64 registers and, in the kernels
+of the aligned path, on any access to the tensors that is not as wide as csrc/ops/cuda/grid.h says: 16 bytes,
+but 8 for the 16-bit operands of the fused update. It counts the PTX (what we asked for) and, where a
+disassembler is found, the machine code, and writes docs/cuda_kernels.md: registers, bytes moved and
+instructions an element against the memory bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("update", "diagonal", "perturb")  # the slowest to compile first
+ARCHITECTURES = (80, 90, 100)
+MOST_REGISTERS = 64
+BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
+BYTES |= {"unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
+# Multiprocessors, clock in GHz and bandwidth in TB/s, by the vendor's data sheets: leads, not measurements.
+GPUS = {80: ("A100 80GB", 108, 1.41, 2.04), 90: ("H200", 132, 1.98, 4.8), 100: ("B200", 148, 1.85, 8.0)}
+# What the half-rate integer pipe executes; the rest goes to pipes that keep up with the issue rate.
+INTEGER = ("IADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "VIADD", "IABS", "POPC", "FLO", "IMNMX")
+# Kernels whose loops the compiler may unroll as it likes: scalar (loads, stores) that they may have. The
+# readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead.
+LOOPS = {"SquaresBody": (0, 0), "MultiplyBody": (0, 0), "ReadoutBody": (0, 1), "RowsBody": (4, 0)}
+
+
+@dataclasses.dataclass
+class Kernel:
+    """One __global__ function of one architecture."""
+
+    name: str
+    registers: int
+    stack: int
+    spills: int
+    accesses: Counter[tuple[str, int, bool]]  # (ld, st or generic, bytes, vector) in the PTX
+    instructions: Counter[str]  # of the machine code; empty without a disassembler
+
+    def vectors(self, kind: str) -> Counter[int]:
+        """Width to number of vector accesses."""
+        return Counter({width: n for (k, width, vector), n in self.accesses.items() if k == kind and vector})
+
+    def scalars(self, kind: str) -> int:
+        return sum(n for (k, _, vector), n in self.accesses.items() if k == kind and not vector)
+
+
+@dataclasses.dataclass
+class Expected:
+    """What a thread of a list kernel does with global memory on the aligned path."""
+
+    elements: int
+    loads: Counter[int]
+    stores: Counter[int]
+    scalar_loads: int  # at most: seed, draw, and lr, grad_scale, found_inf as a float or a double
+
+
+def split_arguments(text: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += {"<": 1, "(": 1, ">": -1, ")": -1}.get(c, 0)
+        if c == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    return [*parts, text[start:].strip()]
+
+
+def template(name: str) -> tuple[str, list[str]]:
+    """`Body<A, 4>` as ("Body", ["A", "4"])."""
+    match = re.fullmatch(r"(\w+)<(.*)>", name)
+    return (match[1], split_arguments(match[2])) if match else (name, [])
+
+
+def is_aligned(name: str) -> bool:
+    arguments = template(name)[1]
+    return bool(arguments) and arguments[-1].isdigit() and int(arguments[-1]) > 1
+
+
+def expected(name: str) -> Expected:
+    """Four groups of `count` neighbours a thread, each operand in accesses of 16 bytes, or of all it has."""
+    op, count_text = template(name)[1]
+    count = int(count_text)
+    kind, arguments = template(op)
+
+    def group(dtype: str) -> Counter[int]:
+        width = min(16, count * BYTES[dtype])
+        return Counter({width: 4 * count * BYTES[dtype] // width})
+
+    none: Counter[int] = Counter()
+    if kind == "PerturbOp":
+        master, model, save = arguments
+        stores = group(model) + (group(master) if save == "true" else none)
+        return Expected(4 * count, group(master), stores, 2 + 2)
+    if kind == "UpdateOp":
+        how, master, model, perturb = arguments
+        buffer = none if "(Momentum)0" in how or "(torch_ssam::math::Momentum)0" in how else group(master)
+        perturbed = group(model) if perturb == "true" else none
+        loads = group(master) + group(model) + buffer
+        return Expected(4 * count, loads, group(master) + buffer + perturbed, 6 + (2 if perturbed else 0))
+    if kind in ("RestoreOp", "ScaleOp"):
+        return Expected(4 * count, group(arguments[0]), group(arguments[0]), 2 if kind == "ScaleOp" else 0)
+    raise SystemExit(f"tools/check_ptx.py does not know the kernel {name}: say there what it may access.")
+
+
+def demangle(names: list[str]) -> list[str]:
+    tool = shutil.which("c++filt")
+    if tool is None:
+        raise SystemExit("tools/check_ptx.py needs c++filt: install binutils.")
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    out = []
+    for line in done.stdout.splitlines():
+        line = re.sub(r"torch_ssam::(cuda::|math::)?", "", line)
+        match = re.match(r"void kernel<(.*?)>\(\1::Params\)$", line.replace(" >", ">"))
+        out.append(match[1] if match else line)
+    return out
+
+
+def find_disassembler() -> str | None:
+    """cuobjdump of the toolkit, or that of Triton's package, here or in TORCH_SSAM_CUDA_PYTHON's."""
+    if tool := shutil.which("cuobjdump"):
+        return tool
+    spec = importlib.util.find_spec("triton")
+    folders = [Path(f) for f in spec.submodule_search_locations or []] if spec else []
+    if python := os.environ.get("TORCH_SSAM_CUDA_PYTHON"):
+        folders += Path(python).parent.parent.glob("lib/python*/site-packages/triton")
+    tools = [f / "backends" / "nvidia" / "bin" / "cuobjdump" for f in folders]
+    return next((str(t) for t in tools if t.exists()), None)
+
+
+ACCESS = re.compile(r"\b(ld|st)\.(?:(?:relaxed|volatile|weak|nc|gpu)\.)*global([.\w:]*?)\.[bufs](\d+)\s")
+GENERIC = re.compile(r"\b(?:ld|st)\.(?:v\d\.)?[bufs]\d+\s")  # no address space: not known to be global
+ENTRY = re.compile(r"\.entry (\w+)\(.*?\)\n(.*?)\n}\n", re.S)
+REPORT = re.compile(
+    r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers"
+)
+
+
+def global_accesses(ptx: str) -> Counter[tuple[str, int, bool]]:
+    found: Counter[tuple[str, int, bool]] = Counter()
+    for kind, modifiers, width in ACCESS.findall(ptx):
+        vector = re.search(r"\.v(\d)", modifiers)
+        found[kind, (int(vector[1]) if vector else 1) * int(width) // 8, vector is not None] += 1
+    found["generic", 0, False] += len(GENERIC.findall(ptx))
+    return found
+
+
+def machine_code(cubin: Path) -> dict[str, Counter[str]]:
+    tool = find_disassembler()
+    if tool is None:
+        return {}
+    done = subprocess.run([tool, "--dump-sass", str(cubin)], capture_output=True, text=True, check=True)
+    code = {}
+    for part in done.stdout.split("Function : ")[1:]:
+        found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", part, re.M)
+        code[part.split("\n", 1)[0].strip()] = Counter(op for op in found if op != "NOP")
+    return code
+
+
+def compile_one(nvcc: str, source: str, arch: int, include: Path, folder: Path) -> list[Kernel]:
+    keep = folder / f"{source}_{arch}"
+    keep.mkdir()
+    cubin = keep / "out.cubin"
+    command = [nvcc, "--std=c++20", "--fmad=false", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+    command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
+    command += ["--keep", "--keep-dir", str(keep), "-o", str(cubin)]
+    command += [str(ROOT / "csrc" / "ops" / "cuda" / f"{source}.cu")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    reports = REPORT.findall(done.stdout + done.stderr)
+    accesses = {
+        name: global_accesses(body) for name, body in ENTRY.findall(next(keep.glob("*.ptx")).read_text())
+    }
+    code = machine_code(cubin)
+    return [
+        Kernel(
+            name, int(registers), int(stack), int(stores) + int(loads), accesses[m], code.get(m, Counter())
+        )
+        for name, (m, stack, stores, loads, registers) in zip(
+            demangle([r[0] for r in reports]), reports, strict=True
+        )
+    ]
+
+
+def problems(arch: int, kernel: Kernel) -> list[str]:
+    out = []
+    if kernel.registers > MOST_REGISTERS:
+        out.append(f"{kernel.registers} registers")
+    if kernel.spills or kernel.stack:
+        out.append(f"{kernel.stack} bytes of stack frame, {kernel.spills} bytes spilled")
+    if local := [op for op in kernel.instructions if op.startswith(("LDL", "STL"))]:
+        out.append(f"local memory in the machine code: {local}")
+    if kernel.scalars("generic"):
+        out.append("accesses that are not known to be global")
+    if is_aligned(kernel.name):
+        loads, stores = kernel.vectors("ld"), kernel.vectors("st")
+        body = template(kernel.name)[0]
+        if body in LOOPS:
+            most = LOOPS[body]
+            if not loads or any(width != 16 for width in (*loads, *stores)):
+                out.append(f"accesses that are not 16 bytes wide: {loads} {stores}")
+        else:
+            wanted = expected(kernel.name)
+            most = (wanted.scalar_loads, 0)
+            if (loads, stores) != (wanted.loads, wanted.stores):
+                out.append(f"vector accesses {loads} {stores}; expected {wanted.loads} {wanted.stores}")
+        if (kernel.scalars("ld"), kernel.scalars("st")) > most or kernel.scalars("st") > most[1]:
+            found = (kernel.scalars("ld"), kernel.scalars("st"))
+            out.append(f"scalar accesses in the aligned path (loads, stores): {found}, at most {most}")
+        narrow = [op for op in kernel.instructions if re.match(r"STG\.E(?!\.(128|64))", op)]
+        if narrow and body != "ReadoutBody":
+            out.append(f"narrow stores in the machine code: {narrow}")
+    return [f"sm_{arch} {kernel.name}: {text}" for text in out]
+
+
+def table(kernels: dict[int, dict[str, Kernel]]) -> list[str]:
+    """Rows for the list kernels of the aligned path, where a thread's elements are known."""
+    lines = [
+        "| kernel | registers sm_80 / 90 / 100 | bytes an element | instructions an element, sm_90 "
+        "| issue slots A100 / H200 / B200 | integer pipe |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(kernels[ARCHITECTURES[0]]):
+        scaled = re.search(r"FixedKind<\([\w:]*Momentum\)\d, true>", name) is not None
+        if not is_aligned(name) or scaled or template(name)[0] in LOOPS:
+            continue
+        wanted = expected(name)
+        moved = sum(width * n for width, n in (wanted.loads + wanted.stores).items()) / wanted.elements
+        issue, integer = [], []
+        for arch, (_, processors, clock, bandwidth) in GPUS.items():
+            ops = kernels[arch][name].instructions
+            rate = bandwidth * 1000 / moved / wanted.elements  # threads a nanosecond at full bandwidth
+            issue.append(ops.total() * rate / (processors * 128 * clock))
+            integers = sum(n for op, n in ops.items() if op.startswith(INTEGER))
+            integer.append(integers * rate / (processors * 64 * clock))
+        cells = [
+            f"`{name}`",
+            " / ".join(str(kernels[a][name].registers) for a in ARCHITECTURES),
+            f"{moved:g}",
+            f"{kernels[90][name].instructions.total() / wanted.elements:.0f}",
+            " / ".join(f"{100 * x:.0f}%" for x in issue),
+            " / ".join(f"{100 * x:.0f}%" for x in integer),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+PAGE = """# The CUDA kernels as compiled
+
+Written by `make ptx` (tools/check_ptx.py) from the compiler's report, the PTX and the machine code. **No GPU
+ran anything here**: the bounds are computed. What has run where is in cuda.md.
+
+{total} kernels over sm_80, sm_90 and sm_100, at most {most} registers, no spills, no stack frames, no scalar
+access to a tensor on the aligned path.
+
+Read the table so: a kernel reaches the memory's bandwidth where the last two columns stay below 100%. They
+say what part of the issue slots, and of the integer pipe (half the rate), the kernel's instructions take in
+the time that its bytes take at full bandwidth, on {gpus}.
+Instructions are all that the kernel holds, the branches that a run does not take among them (the other
+distribution, the slow path of the square root), so that the true figures are lower. `ListBody<Op, C>`: C
+neighbours a thread and access. The kinds with `grad_scale` differ by a division and are not listed. The
+kernels of the other path (any alignment, any stride) are right, not fast.
+
+{table}
+"""
+
+
+def page(kernels: dict[int, dict[str, Kernel]]) -> str:
+    return PAGE.format(
+        total=sum(len(of_arch) for of_arch in kernels.values()),
+        most=max(k.registers for of_arch in kernels.values() for k in of_arch.values()),
+        gpus=", ".join(f"{g} ({n} multiprocessors at {c} GHz, {b} TB/s)" for g, n, c, b in GPUS.values()),
+        table="\n".join(table(kernels)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-write", action="store_true")
+    args = parser.parse_args()
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if nvcc is None:
+        raise SystemExit("tools/check_ptx.py needs nvcc >= 12.8: install the CUDA toolkit, or set CUDACXX.")
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("tools/check_ptx.py needs PyTorch's headers: an environment that has torch.")
+    include = Path(spec.submodule_search_locations[0]) / "include"
+    kernels: dict[int, dict[str, Kernel]] = {a: {} for a in ARCHITECTURES}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        tasks = [
+            (a, pool.submit(compile_one, nvcc, s, a, include, Path(folder)))
+            for s in SOURCES
+            for a in ARCHITECTURES
+        ]
+        for arch, task in tasks:
+            kernels[arch] |= {k.name: k for k in task.result()}
+    found = [text for a in ARCHITECTURES for k in kernels[a].values() for text in problems(a, k)]
+    print("\n".join(found))
+    print(f"{sum(len(of_arch) for of_arch in kernels.values())} kernels, {len(found)} problems")
+    if found:
+        raise SystemExit(1)
+    if not any(k.instructions for k in kernels[90].values()):
+        print("no cuobjdump found: looked at PTX and ptxas's report only, docs/cuda_kernels.md kept as it is")
+    elif not args.no_write:
+        (ROOT / "docs" / "cuda_kernels.md").write_text(page(kernels))
+
+
+if __name__ == "__main__":
+    main()
