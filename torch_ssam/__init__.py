@@ -9,22 +9,32 @@ Quick start::
     opt.step()                           # updates the clean weights
 """
 
+from pathlib import Path as _Path
+
 from . import _library as _library
-from . import schedules
+from . import schedules, theory
 from ._diagonal import DiagonalLinear
 from ._noise import PerturbedWeightsChanged
 from ._ssam import SSAM
 from ._version import __version__
 from ._weight_noise import WeightNoise
 from ._wrap import WrappedOptimizer, wrap
+from .simulate import Simulation, simulate
+
+# For C++ projects: cmake -DCMAKE_PREFIX_PATH=$(python -c "import torch_ssam; print(torch_ssam.cmake_prefix_path)")
+cmake_prefix_path: str = str(_Path(__file__).parent / "share" / "cmake")
 
 __all__ = [
     "SSAM",
     "DiagonalLinear",
     "PerturbedWeightsChanged",
+    "Simulation",
     "WeightNoise",
     "WrappedOptimizer",
     "__version__",
+    "cmake_prefix_path",
     "schedules",
+    "simulate",
+    "theory",
     "wrap",
 ]

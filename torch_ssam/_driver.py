@@ -100,6 +100,9 @@ class NoiseDriver(NoiseOptimizer):
     def perturb(self) -> Perturbation:
         """Context in which the parameters hold clean + noise; on leaving, the exact clean bits are back.
 
+        Parameters that others write to inside keep what was written, and are named; writing in place through
+        `p.data` is invisible to PyTorch's version counter and is undone like the noise.
+
         Each call uses the next draw of noise. Several backward passes inside one context, or several contexts
         before one `step()`, accumulate gradients as usual.
 
@@ -190,7 +193,8 @@ class NoiseDriver(NoiseOptimizer):
 
         Args:
             closure: clears gradients, computes the loss, calls backward and returns the loss. It is run at
-                perturbed weights, once for each pass, with gradients enabled.
+                perturbed weights, once for each pass, with gradients enabled. With several passes their sum is a
+                second copy of the gradients meanwhile; `perturbations()` needs none.
 
         Returns:
             The loss of the closure (the weighted mean over passes), or None.

@@ -2,7 +2,8 @@
 training loop for each way of driving an optimizer.
 
 `drive` is the claim "all ways of driving are one": every way must end in the same bits. Used by
-test_ssam_*.py, test_keep_perturbed.py, test_checkpoints.py, test_exceptions.py, test_wrap.py.
+test_ssam_*.py, test_keep_perturbed.py,
+test_checkpoints.py, test_exceptions.py, test_signals.py, test_wrap.py, test_diagonal_*.py.
 """
 
 from __future__ import annotations
@@ -166,3 +167,44 @@ def perturbed_copies(opt: Any) -> Iterator[Tensor]:
             else:
                 yield p.detach().clone()
             place += 1
+
+
+def wrapped_adamw(model: nn.Module, **options: Any) -> torch_ssam.WrappedOptimizer:
+    base = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
+
+
+def wrapped_sgd(model: nn.Module, **options: Any) -> torch_ssam.WrappedOptimizer:
+    base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
+
+
+class Alarm(Exception):
+    """What tests raise inside a pass: an Exception of nobody else."""
+
+
+# -- diagonal networks ---------------------------------------------------------------------------------------
+
+
+def product_of(weight: Tensor) -> Tensor:
+    product = torch.ones_like(weight[0])
+    for layer in weight:
+        product = product * layer
+    return product
+
+
+def written_out(x: Tensor, weight: Tensor, readout: str | None = None) -> Tensor:
+    y = x * product_of(weight)
+    return y if readout is None else y.sum(-1)
+
+
+def diagonal(features: int, depth: int, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A DiagonalLinear with random weights, the same for every call of the same shape."""
+    layer = torch_ssam.DiagonalLinear(features, depth, dtype=dtype, **{"seed": 0, **options})
+    with torch.no_grad():
+        layer.weight.copy_(values(depth, features, seed=0))
+    return layer
+
+
+def values(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

@@ -245,7 +245,7 @@ def test_two_tensors_in_the_same_memory_are_refused() -> None:
     alias = nn.Parameter(flat.view(2, 5))
     for params in ([whole, alias], [whole, view], [view, whole]):
         with pytest.raises(
-            ValueError, match="two tensors in the same memory.*same Parameter under both names"
+            ValueError, match=r"two tensors in the same memory.*same Parameter under both names"
         ):
             torch_ssam.SSAM(params)
         with pytest.raises(ValueError, match="two tensors in the same memory"):
@@ -379,6 +379,6 @@ def test_weight_noise_applied_refuses_wrong_arguments(options: dict[str, Any]) -
 )
 def test_weight_noise_refuses_a_wrong_state(state: dict[str, Any]) -> None:
     noise = torch_ssam.WeightNoise([parameter()], 0.1, seed=4)
-    with pytest.raises((ValueError, TypeError), match="seed is|draw is"):
+    with pytest.raises((ValueError, TypeError), match=r"seed is|draw is"):
         noise.load_state_dict(state)
     assert noise.state_dict() == {"seed": 4, "draw": 0}

@@ -25,12 +25,6 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def wrapped(model: nn.Module, **options: Any) -> Any:
-    return torch_ssam.wrap(
-        torch.optim.AdamW(model.parameters(), lr=0.02), **{"noise_std": 0.3, "seed": 7, **options}
-    )
-
-
 def stock(opt: Any, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     loss = front.loss_of(model, x, y)
     loss.backward()
@@ -78,7 +72,7 @@ STEPS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("way", sorted(STEPS))
 @pytest.mark.parametrize("what", ["step", "model"])
-@pytest.mark.parametrize("make", [front.ssam, wrapped], ids=["ssam", "wrap"])
+@pytest.mark.parametrize("make", [front.ssam, front.wrapped_adamw], ids=["ssam", "wrap"])
 def test_schedulers_of_lr_and_noise_std_compile_nothing_again_and_the_numbers_stay(
     way: str, what: str, make: Callable[..., Any]
 ) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch_ssam
 from torch import Tensor, nn
+
+import torch_ssam
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +129,11 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
         opt.step()
     state = opt.state_dict()
     opt.eval()
-    return {"optimizer": state, "weights": weights_of(model), "losses": torch.tensor(losses, dtype=torch.float64)}
+    return {
+        "optimizer": state,
+        "weights": weights_of(model),
+        "losses": torch.tensor(losses, dtype=torch.float64),
+    }
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -144,11 +149,21 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if built:
         return Path(built)
     cmake = shutil.which("cmake")
-    assert cmake is not None, "the C++ consumer needs cmake; install it, or name a built one in TORCH_SSAM_CPP_CONSUMER"
+    assert cmake is not None, (
+        "the C++ consumer needs cmake; install it, or name a built one in TORCH_SSAM_CPP_CONSUMER"
+    )
     build = tmp_path_factory.mktemp("consumer")
     prefixes = f"{torch_ssam.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
     for command in (
-        [cmake, "-S", str(PROJECT), "-B", str(build), f"-DCMAKE_PREFIX_PATH={prefixes}", "-DCMAKE_BUILD_TYPE=Release"],
+        [
+            cmake,
+            "-S",
+            str(PROJECT),
+            "-B",
+            str(build),
+            f"-DCMAKE_PREFIX_PATH={prefixes}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ],
         [cmake, "--build", str(build), "--parallel", "2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -182,7 +197,9 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert set(ours["weights"]) == set(theirs["weights"])
     for name, value in ours["weights"].items():
         assert same_bits(value, theirs["weights"][name]), name
-    for group, other in zip(ours["optimizer"]["param_groups"], theirs["optimizer"]["param_groups"], strict=True):
+    for group, other in zip(
+        ours["optimizer"]["param_groups"], theirs["optimizer"]["param_groups"], strict=True
+    ):
         assert dict(other) == {name: group[name] for name in other}
     a, b = ours["optimizer"]["state"], theirs["optimizer"]["state"]
     assert {k: set(v) for k, v in a.items()} == {k: set(v) for k, v in b.items()}

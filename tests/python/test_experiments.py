@@ -43,8 +43,8 @@ def test_longer_experiment_confirms_its_claim(name: str, tmp_path: Path) -> None
 
 
 def test_results_depend_on_the_seed_alone() -> None:
-    first, again, other = (experiments.run("signatures", quick=True, seed=s) for s in (3, 3, 4))
-    assert first.rows == again.rows
+    first, again, other = (experiments.run("starts", quick=True, seed=s) for s in (3, 3, 4))
+    assert repr(first.rows) == repr(again.rows) != repr(other.rows)
     assert first.confirmed
     assert other.confirmed
 

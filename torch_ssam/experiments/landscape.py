@@ -75,7 +75,7 @@ def run(setting: Setting) -> Result:
     for sign in (1, -1):
         plot.plot(sign * shrinkage, sign * shrinkage, "*", color="white", markeredgecolor="k", markersize=14)
     plot.set(xlabel="w1", ylabel="w2", xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), title="log O_R, starts and ends")
-    plot.legend(fontsize=7, loc="upper right")
+    plot.legend(fontsize=6.5, loc="lower right", framealpha=0.9)
     zoom.axhline(1 - ETA**2, color="k", linestyle="--", linewidth=1, label="theory: 1 - eta^2")
     zoom.set(
         xlabel="time (step size x steps)", ylabel="mean product over replicates", title="the product shrinks"

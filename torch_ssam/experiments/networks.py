@@ -140,7 +140,7 @@ def run(setting: Setting) -> Result:
                     history = ends[name]["history"].T
                     left.plot(*history, style, markersize=3, color=colour, label=f"{kind}, {name}")
                 right.bar(len(names), row["trace"], yerr=row["trace +-"], color=colour, width=0.7)
-                names.append(f"{kind}\n{name}\n{loss}")
+                names.append(f"{kind}\n{name}\n" + loss.replace("-", "-\n"))
             # Each pair of networks has the same start and batches in both optimizers.
             ratio = ends["S-SAM"]["trace"] / ends["SGD"]["trace"]
             better = ends["S-SAM"]["imbalance"] < ends["SGD"]["imbalance"]
@@ -175,9 +175,8 @@ def run(setting: Setting) -> Result:
         notes=[
             "Accuracy is on 597 held-out digits; the two optimizers see the same batches. imbalance is "
             "log(largest / smallest) trace of a layer's block of the Hessian, trace their sum.",
-            "The first form of this experiment used cross-entropy and the spread of squared norms, and saw "
-            "no better "
-            "balance either; norms need not become equal in layers of different shapes, so traces are "
-            "compared.",
+            "The first form of this experiment used cross-entropy, another start and the spread of squared norms "
+            "(S-SAM 1.32 against 1.29 linear, 1.20 against 1.22 ReLU: no better balance). Squared loss, start and the "
+            "comparison of traces, as norms need not become equal in layers of different shapes, were chosen after it.",
         ],
     )

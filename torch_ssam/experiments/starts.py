@@ -99,25 +99,23 @@ def run(setting: Setting) -> Result:
 
     as_told = all(row["theory on GD"] in ("", row["GD on O_R"]) for row in rows)
     two = [row["share of S-SAM runs"] for row in rows if row["L"] == 2]
-    # The same time with smaller steps: less noise, fewer escapes from zero.
-    escapes = [r["share of S-SAM runs"] for r in rows if r["L"] == 3 and r["start"] == "zero"]
-    calm = simulate(
-        target,
-        3,
-        noise_std=ETA,
-        lr=lr / 8,
-        steps=8 * steps,
-        init=0.0,
-        replicates=setting.pick(200, 60),
-        seed=setting.seed,
-    )
-    # A higher target has a shallower trap.
-    high = simulate(
-        1.0, 3, noise_std=ETA, lr=lr, steps=steps, init=0.0, replicates=replicates, seed=setting.seed
-    )
-    shallow = float((tail_mean(high.product, 0.1)[:, 0] > 0.5 * theory.limit_product(1.0, ETA, 3)).mean())
-    escapes.append(float((tail_mean(calm.product, 0.1)[:, 0] > 0.5 * limit).mean()))
-    good = as_told and min(two) > 0.99 and escapes[1] <= escapes[0] < 0.9
+    kept = next(r["share of S-SAM runs"] for r in rows if r["L"] == 3 and r["start"] == "zero")
+    # A higher target has a shallower trap; the same time with smaller steps is less noise.
+    escapes = []
+    for factor in (1, 8):
+        high = simulate(
+            1.0,
+            3,
+            noise_std=ETA,
+            lr=lr / factor,
+            steps=factor * steps,
+            init=0.0,
+            replicates=replicates,
+            seed=setting.seed,
+        )
+        out = tail_mean(high.product, 0.1)[:, 0] > 0.5 * theory.limit_product(1.0, ETA, 3)
+        escapes.append(float(out.mean()))
+    good = as_told and min(two) > 0.99 and kept < 0.05 and escapes[1] < escapes[0]
     return Result(
         title="Robustness to the start",
         claim="With two layers S-SAM reaches the same end from every start; with three or more, zero is a "
@@ -126,10 +124,10 @@ def run(setting: Setting) -> Result:
         "alone stay at zero, "
         "and cannot turn a balanced wrong sign. L = 3: zero is a minimum with Hessian 2 eta^4, and keeps "
         "balanced starts below the saddle point.",
-        measured=f"{replicates} runs a start, w* = {target}. L = 2: at least {100 * min(two):.1f}% reach "
-        "the minimum from "
-        f"any start, those included where GD on O_R fails. L = 3 from zero: {100 * escapes[0]:.0f}% escape "
-        f"within time {steps * lr:g} at lr {lr:g}, {100 * escapes[1]:.0f}% at lr {lr / 8:g}.",
+        measured=f"{replicates} runs a start, w* = {target}. L = 2: at least {100 * min(two):.1f}% reach the minimum "
+        f"from any start, those included where GD on O_R fails. L = 3 from zero: {100 * kept:.1f}% leave it within time "
+        f"{steps * lr:g}. For w* = 1, 2.6 times the threshold, the trap is shallower: {100 * escapes[0]:.1f}% leave it "
+        f"at lr {lr:g}, {100 * escapes[1]:.1f}% at lr {lr / 8:g}.",
         verdict="Expected dynamics do what theory says from every start; the noise of S-SAM leaves the "
         "saddles where they "
         "are stuck, and leaves the trap at zero only at a rate that falls with the step size."
@@ -138,9 +136,5 @@ def run(setting: Setting) -> Result:
         confirmed=good,
         rows=rows,
         figure=figure,
-        notes=[
-            "Where the column 'theory on GD' is empty, the edge of zero's basin has no closed form.",
-            f"The trap depends on the target: at w* = 1 (2.6 times the threshold) {100 * shallow:.0f}% of "
-            f"runs escape from zero within the same time at lr {lr:g}.",
-        ],
+        notes=["Where the column 'theory on GD' is empty, the edge of zero's basin has no closed form."],
     )
