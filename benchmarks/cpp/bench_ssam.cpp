@@ -24,9 +24,7 @@ std::vector<Tensor> make_params(const benchmark::State& state) {
   return params;
 }
 
-void finish(benchmark::State& state) {
-  state.SetItemsProcessed(state.iterations() * state.range(0) * state.range(1));
-}
+void finish(benchmark::State& state) { state.SetItemsProcessed(state.iterations() * state.range(0) * state.range(1)); }
 
 void hand_written(benchmark::State& state) {
   const auto params = make_params(state);

@@ -1,10 +1,9 @@
 // See checkpoint.h and pickled.h.
-#include <torch_ssam/checkpoint.h>
-
 #include <ATen/core/grad_mode.h>
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/csrc/jit/serialization/pickler.h>
+#include <torch_ssam/checkpoint.h>
 
 #include <fstream>
 #include <iterator>
@@ -91,7 +90,8 @@ c10::IValue read_pickle(const std::string& path) {
   try {
     return torch::jit::pickle_load(bytes);
   } catch (const c10::Error& error) {
-    TORCH_CHECK_VALUE(false, "torch_ssam: '", path, "' is no pickle that LibTorch reads (", error.what_without_backtrace(),
+    TORCH_CHECK_VALUE(false, "torch_ssam: '", path, "' is no pickle that LibTorch reads (",
+                      error.what_without_backtrace(),
                       "). It takes dicts, lists, numbers, strings and tensors, as torch.save writes them; a module's "
                       "state_dict as dict(model.state_dict()), and integers, a seed say, of 32 or of 57 to 64 bits.");
   }

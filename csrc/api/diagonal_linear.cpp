@@ -1,11 +1,10 @@
 // DiagonalLinear and its autograd. Forward and backward are the fused operators; the backward of the backward is
 // written in plain tensor operations, so it differentiates to any order. Formulas: THEORY.md, P_i = prod_{k != i} w_k;
 // Python's _diagonal.py has the same steps.
-#include <torch_ssam/diagonal_linear.h>
-
 #include <ATen/Functions.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch_ssam/diagonal_linear.h>
 
 #include <ostream>
 
@@ -58,8 +57,8 @@ struct DiagonalBackward : torch::autograd::Function<DiagonalBackward> {
     save(ctx, {grad, input, weight}, c.generator, c.noise_std, c.readout);
     ctx->saved_data["needs_input"] = c.needs_input;
     ctx->saved_data["needs_weight"] = c.needs_weight;
-    auto [to_input, to_weight] = ops::diagonal_backward(grad, input, weight, c.generator, c.noise_std, c.readout,
-                                                        c.needs_input, c.needs_weight);
+    auto [to_input, to_weight] =
+        ops::diagonal_backward(grad, input, weight, c.generator, c.noise_std, c.readout, c.needs_input, c.needs_weight);
     return {to_input, to_weight};
   }
 

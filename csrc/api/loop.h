@@ -23,8 +23,7 @@ struct Pass {
 std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
 
 // clean_weight for the clean pass, shares of the rest for the others.
-std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares,
-                               double clean_weight);
+std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);
 
 struct Loop {
   SSAM* owner;

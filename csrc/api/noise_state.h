@@ -88,11 +88,11 @@ struct Drive {
   explicit Drive(std::int64_t seed) : noise(seed) {}
   NoiseState noise;
   bool inside_pass = false;
-  bool fresh = false;     // a gradient at perturbed weights since the last step
-  bool training = false;  // keep_perturbed, between train() and eval()
-  bool pending = false;   // loaded clean weights wait to be written
+  bool fresh = false;      // a gradient at perturbed weights since the last step
+  bool training = false;   // keep_perturbed, between train() and eval()
+  bool pending = false;    // loaded clean weights wait to be written
   std::int64_t noted = 0;  // NoiseState::changes when the optimizer's state last named the clean weights
-  std::string changed;    // what a destructor could not throw
+  std::string changed;     // what a destructor could not throw
 };
 
 }  // namespace torch_ssam::detail

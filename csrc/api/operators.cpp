@@ -82,8 +82,7 @@ void restore_(TensorList params, TensorList clean) {
 }
 
 void advance_(const Tensor& generator) {
-  static const auto op =
-      find<void(const Tensor&, std::int64_t, const std::optional<Tensor>&)>("torch_ssam::advance_");
+  static const auto op = find<void(const Tensor&, std::int64_t, const std::optional<Tensor>&)>("torch_ssam::advance_");
   checked([&] { op.call(generator, 1, kNone); });
 }
 
@@ -118,14 +117,15 @@ void project_(TensorList weights, double radius) {
 }
 
 Tensor diagonal(const Tensor& input, const Tensor& weight, const Tensor& generator, double noise_std, bool readout) {
-  static const auto op = find<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, double,
-                                     std::string_view, bool)>("torch_ssam::diagonal");
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, double, std::string_view, bool)>(
+          "torch_ssam::diagonal");
   return checked([&] { return op.call(input, weight, optional(generator), noise_std, "gaussian", readout); });
 }
 
 std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                             const Tensor& generator, double noise_std, bool readout,
-                                             bool needs_input, bool needs_weight) {
+                                             const Tensor& generator, double noise_std, bool readout, bool needs_input,
+                                             bool needs_weight) {
   static const auto op =
       find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double,
                                       std::string_view, bool, bool, bool)>("torch_ssam::diagonal_backward");

@@ -38,11 +38,12 @@ void check_options(const SSAMOptions& o) {
   check_number("clean_weight", o.clean_weight());
   TORCH_CHECK_VALUE(o.clean_weight() < 1, "torch_ssam: clean_weight is ", o.clean_weight(),
                     "; expected 0 <= clean_weight < 1 (the share of the gradient at the clean weights).");
-  TORCH_CHECK_VALUE(!o.keep_perturbed() || passes_of(o) == 1,
-                    "torch_ssam: keep_perturbed keeps one perturbation in the parameters, so it goes with samples 1, no "
-                    "antithetic, clean_weight 0; got samples ",
-                    o.samples(), ", antithetic ", o.antithetic(), ", clean_weight ", o.clean_weight(),
-                    ". Use perturbations() without keep_perturbed for several passes a step.");
+  TORCH_CHECK_VALUE(
+      !o.keep_perturbed() || passes_of(o) == 1,
+      "torch_ssam: keep_perturbed keeps one perturbation in the parameters, so it goes with samples 1, no "
+      "antithetic, clean_weight 0; got samples ",
+      o.samples(), ", antithetic ", o.antithetic(), ", clean_weight ", o.clean_weight(),
+      ". Use perturbations() without keep_perturbed for several passes a step.");
   check_number("lr", o.lr());
   check_number("momentum", o.momentum());
   check_number("weight_decay", o.weight_decay());

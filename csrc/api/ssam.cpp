@@ -1,9 +1,8 @@
 // How SSAM is driven: groups, perturb(), perturbations(), step(closure), train() and eval(). The order of operator
 // calls, draws and scalings is that of Python's _driver.py, so that the same run gives the same bits.
-#include <torch_ssam/ssam.h>
-
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <torch_ssam/ssam.h>
 
 #include <limits>
 
@@ -125,9 +124,8 @@ void SSAM::apply_noise(std::int64_t sample, bool negate) {
 Perturbation SSAM::perturb() {
   const SSAMOptions& options = first_options();
   TORCH_CHECK(detail::passes_of(options) == 1, "torch_ssam: perturb() is one pass and the options ask for ",
-              detail::passes_of(options), " a step (samples ", options.samples(), ", antithetic ",
-              options.antithetic(), ", clean_weight ", options.clean_weight(),
-              "). Use for (auto pass : opt.perturbations()).");
+              detail::passes_of(options), " a step (samples ", options.samples(), ", antithetic ", options.antithetic(),
+              ", clean_weight ", options.clean_weight(), "). Use for (auto pass : opt.perturbations()).");
   begin_pass();
   Perturbation pass(drive_, /*advances=*/true);
   apply_noise(0, false);
@@ -143,8 +141,7 @@ Perturbations SSAM::split_over(at::TensorList inputs) {
   for (const at::Tensor& input : inputs) {
     const std::int64_t rows = input.defined() && input.dim() > 0 ? input.size(0) : 0;
     if (&input == inputs.begin()) total = rows;
-    TORCH_CHECK_VALUE(rows == total && rows > 0,
-                      "torch_ssam: perturbations() got inputs with ", total, " and ", rows,
+    TORCH_CHECK_VALUE(rows == total && rows > 0, "torch_ssam: perturbations() got inputs with ", total, " and ", rows,
                       " examples along dimension 0; expected the same number > 0 in each.");
   }
   const std::size_t most = inputs.empty() ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(total);
@@ -220,7 +217,8 @@ at::Tensor SSAM::step_kept(const LossClosure& closure) {
 }
 
 at::Tensor SSAM::run_closure(const LossClosure& closure) {
-  const std::vector<detail::Pass> passes = detail::passes_of_step(first_options(), std::numeric_limits<std::size_t>::max());
+  const std::vector<detail::Pass> passes =
+      detail::passes_of_step(first_options(), std::numeric_limits<std::size_t>::max());
   if (passes.size() == 1) {
     Perturbation pass = perturb();
     const at::AutoGradMode enable_grad(true);

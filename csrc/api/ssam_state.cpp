@@ -13,9 +13,10 @@
 #include "ssam_members.h"
 
 // Every option that is saved, once; `seed` is not: seed and draw are the optimizer's.
-#define TORCH_SSAM_EACH_OPTION(X)                                                                            \
-  X(lr) X(noise_std) X(momentum) X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) \
-  X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
+#define TORCH_SSAM_EACH_OPTION(X)                                                                                   \
+  X(lr)                                                                                                             \
+  X(noise_std) X(momentum) X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) X(samples) \
+      X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
 
 namespace torch_ssam {
 
@@ -62,16 +63,16 @@ T option_from(const c10::IValue& value, const std::string& name) {
 void SSAMOptions::inherit(const SSAMOptions& defaults) {
   const SSAMOptions untouched;
   // Set by name, or through the reference that the accessor returns.
-#define TORCH_SSAM_INHERIT(name)                                                         \
-  if ((given_ >> name##Bit & 1U) == 0 && name##_ == untouched.name##_) {                 \
-    name##_ = defaults.name##_;                                                          \
+#define TORCH_SSAM_INHERIT(name)                                         \
+  if ((given_ >> name##Bit & 1U) == 0 && name##_ == untouched.name##_) { \
+    name##_ = defaults.name##_;                                          \
   }
   TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INHERIT)
 #undef TORCH_SSAM_INHERIT
 }
 
 bool operator==(const SSAMOptions& a, const SSAMOptions& b) {
-#define TORCH_SSAM_SAME(name) a.name() == b.name() &&
+#define TORCH_SSAM_SAME(name) a.name() == b.name()&&
   return TORCH_SSAM_EACH_OPTION(TORCH_SSAM_SAME) a.seed() == b.seed();
 #undef TORCH_SSAM_SAME
 }

@@ -1,9 +1,8 @@
 // See weight_noise.h; as Python's _weight_noise.py.
-#include <torch_ssam/weight_noise.h>
-
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/serialize/archive.h>
+#include <torch_ssam/weight_noise.h>
 
 #include "noise_state.h"
 #include "options.h"

@@ -41,7 +41,8 @@ Settings parse(int argc, char** argv) {
 
 // Weights (depth, features) of independent replicates after `steps`, at a step size that falls from lr to lr / 20, so
 // that the noise of the steps averages out.
-Tensor train(const Settings& s, const Tensor& target, const std::vector<double>& start, std::int64_t steps, bool decay) {
+Tensor train(const Settings& s, const Tensor& target, const std::vector<double>& start, std::int64_t steps,
+             bool decay) {
   const auto depth = static_cast<std::int64_t>(s.depth);
   torch_ssam::DiagonalLinear network(torch_ssam::DiagonalLinearOptions(target.size(0), depth).init_scale(start));
   network->to(torch::kDouble);

@@ -25,8 +25,8 @@ namespace {
 using torch::Tensor;
 
 struct Settings {
-  std::string data = std::getenv("FASHION_MNIST") != nullptr ? std::getenv("FASHION_MNIST")
-                                                             : "/usr/share/datasets/fashion-mnist";
+  std::string data =
+      std::getenv("FASHION_MNIST") != nullptr ? std::getenv("FASHION_MNIST") : "/usr/share/datasets/fashion-mnist";
   std::string save, resume;
   std::string optimizer = "both";
   std::int64_t epochs = 5, batch = 128, train_examples = 60000, test_examples = 10000, seed = 0, threads = 0;
@@ -222,9 +222,9 @@ Result train(const Settings& s, bool with_noise, const Split& train_data, const 
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     result.seconds += seconds.count();
     const Score test = evaluate(model, test_data);
-    std::printf("%s  %-4s epoch %lld  train loss %.4f  test loss %.4f  accuracy %.2f %%  %.1f s\n", terminal ? "\r" : "",
-                name, static_cast<long long>(epoch + 1), sum / static_cast<double>(train_data.size()), test.loss,
-                100 * test.accuracy, seconds.count());
+    std::printf("%s  %-4s epoch %lld  train loss %.4f  test loss %.4f  accuracy %.2f %%  %.1f s\n",
+                terminal ? "\r" : "", name, static_cast<long long>(epoch + 1),
+                sum / static_cast<double>(train_data.size()), test.loss, 100 * test.accuracy, seconds.count());
     if (!s.save.empty()) save_run(s.save + "." + name, model, *opt, epoch + 1);
   }
   result.train = evaluate(model, train_data);

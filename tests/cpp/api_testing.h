@@ -74,10 +74,10 @@ std::string error_of(const Call& call) {
   return {};
 }
 
-#define EXPECT_MESSAGE(statement, part)                                                        \
-  do {                                                                                         \
-    const std::string message = ::torch_ssam::testing::error_of([&] { (void)(statement); });   \
-    EXPECT_NE(message.find(part), std::string::npos) << message;                               \
+#define EXPECT_MESSAGE(statement, part)                                                      \
+  do {                                                                                       \
+    const std::string message = ::torch_ssam::testing::error_of([&] { (void)(statement); }); \
+    EXPECT_NE(message.find(part), std::string::npos) << message;                             \
   } while (false)
 
 }  // namespace torch_ssam::testing

@@ -40,8 +40,9 @@ TEST_P(DiagonalTest, ValuesAndAllDerivativesAreThoseOfTheWrittenOutProduct) {
       auto first = torch::autograd::grad({loss}, {x, layer->weight}, {}, true, /*create_graph=*/true);
       const Tensor along = (first[0] * probe_x).sum() + (first[1] * probe_w).sum();
       auto second = torch::autograd::grad({along}, {x, layer->weight}, {}, true, true);
-      auto third = torch::autograd::grad({second[0].sum() + second[1].square().sum()}, {x, layer->weight}, {}, {}, false,
-                                         /*allow_unused=*/true);
+      auto third =
+          torch::autograd::grad({second[0].sum() + second[1].square().sum()}, {x, layer->weight}, {}, {}, false,
+                                /*allow_unused=*/true);
       first.insert(first.end(), second.begin(), second.end());
       first.insert(first.end(), third.begin(), third.end());
       return first;
@@ -148,7 +149,8 @@ TEST(DiagonalLinearTest, InEvalThereIsNoNoise) {
 }
 
 TEST(DiagonalLinearTest, StartsAtInitScale) {
-  DiagonalLinear same(DiagonalLinearOptions(3).init_scale(2.0)), each(DiagonalLinearOptions(3, 2).init_scale({2.0, 0.5}));
+  DiagonalLinear same(DiagonalLinearOptions(3).init_scale(2.0)),
+      each(DiagonalLinearOptions(3, 2).init_scale({2.0, 0.5}));
   EXPECT_TRUE(torch::equal(same->weight, torch::full({2, 3}, 2.0)));
   EXPECT_TRUE(torch::equal(each->product(), torch::ones(3)));
   EXPECT_TRUE(torch::equal(each->balance_gaps()[0][1], torch::full({3}, 3.75)));

@@ -252,7 +252,9 @@ TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
     }
     EXPECT_TRUE(torch::allclose(w.grad(), w.detach(), 1e-15, 0));  // 2 of 4 passes of 2 w, each weighted 1/4
     EXPECT_EQ(opt.draw(), 1);
-    EXPECT_NO_THROW({ for ([[maybe_unused]] const auto k : opt.perturbations()) w.sum().backward(); });
+    EXPECT_NO_THROW({
+      for ([[maybe_unused]] const auto k : opt.perturbations()) w.sum().backward();
+    });
   }
 }
 

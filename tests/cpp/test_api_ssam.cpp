@@ -11,7 +11,9 @@ using namespace testing;
 using torch::optim::OptimizerParamGroup;
 
 struct XorNet : torch::nn::Module {
-  XorNet() : hidden(register_module("hidden", torch::nn::Linear(2, 8))), out(register_module("out", torch::nn::Linear(8, 1))) {}
+  XorNet()
+      : hidden(register_module("hidden", torch::nn::Linear(2, 8))),
+        out(register_module("out", torch::nn::Linear(8, 1))) {}
   Tensor forward(const Tensor& x) { return torch::sigmoid(out(torch::sigmoid(hidden(x)))); }
   torch::nn::Linear hidden, out;
 };
@@ -126,15 +128,15 @@ TEST_P(ReferenceTest, ProducesReferenceValuesAlongTheWay) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Options, ReferenceTest,
-    ::testing::Values(std::pair("Plain", SSAMOptions(0.01)), std::pair("Momentum", SSAMOptions(0.01).momentum(0.9)),
-                      std::pair("Nesterov", SSAMOptions(0.01).momentum(0.9).nesterov(true)),
-                      std::pair("Dampening", SSAMOptions(0.01).momentum(0.9).dampening(0.4)),
-                      std::pair("WeightDecay", SSAMOptions(0.01).weight_decay(0.1)),
-                      std::pair("Maximize", SSAMOptions(0.001).maximize(true)),
-                      std::pair("Radius", SSAMOptions(0.01).momentum(0.9).radius(3.0))),
-    [](const auto& info) { return std::string(info.param.first); });
+INSTANTIATE_TEST_SUITE_P(Options, ReferenceTest,
+                         ::testing::Values(std::pair("Plain", SSAMOptions(0.01)),
+                                           std::pair("Momentum", SSAMOptions(0.01).momentum(0.9)),
+                                           std::pair("Nesterov", SSAMOptions(0.01).momentum(0.9).nesterov(true)),
+                                           std::pair("Dampening", SSAMOptions(0.01).momentum(0.9).dampening(0.4)),
+                                           std::pair("WeightDecay", SSAMOptions(0.01).weight_decay(0.1)),
+                                           std::pair("Maximize", SSAMOptions(0.001).maximize(true)),
+                                           std::pair("Radius", SSAMOptions(0.01).momentum(0.9).radius(3.0))),
+                         [](const auto& info) { return std::string(info.param.first); });
 
 TEST(SsamTest, WithoutNoiseFollowsSgdOfTorch) {
   const auto ours = parameters(), theirs = parameters();

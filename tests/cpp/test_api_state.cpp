@@ -55,8 +55,18 @@ TEST(StateTest, ResumesBitForBit) {
 
 TEST(StateTest, EveryOptionComesBack) {
   const auto params = parameters();
-  const auto options = SSAMOptions(0.2).noise_std(0.3).momentum(0.4).dampening(0.1).weight_decay(0.6).maximize(true)
-                           .distribution("rademacher").samples(3).antithetic(true).clean_weight(0.2).radius(5.0).seed(1);
+  const auto options = SSAMOptions(0.2)
+                           .noise_std(0.3)
+                           .momentum(0.4)
+                           .dampening(0.1)
+                           .weight_decay(0.6)
+                           .maximize(true)
+                           .distribution("rademacher")
+                           .samples(3)
+                           .antithetic(true)
+                           .clean_weight(0.2)
+                           .radius(5.0)
+                           .seed(1);
   SSAM opt(params, options);
   std::stringstream file;
   torch::save(opt, file);

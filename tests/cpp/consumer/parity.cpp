@@ -47,29 +47,44 @@ torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& 
     const std::string name = item.key().toStringRef();
     const c10::IValue value = item.value();
     const auto number = [&] { return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble(); };
-    if (name == "lr") defaults.lr(number());
-    else if (name == "noise_std") defaults.noise_std(number());
-    else if (name == "momentum") defaults.momentum(number());
-    else if (name == "dampening") defaults.dampening(number());
-    else if (name == "weight_decay") defaults.weight_decay(number());
-    else if (name == "nesterov") defaults.nesterov(value.toBool());
-    else if (name == "maximize") defaults.maximize(value.toBool());
-    else if (name == "distribution") defaults.distribution(value.toStringRef());
-    else if (name == "samples") defaults.samples(value.toInt());
-    else if (name == "antithetic") defaults.antithetic(value.toBool());
-    else if (name == "clean_weight") defaults.clean_weight(number());
-    else if (name == "radius") defaults.radius(number());
-    else if (name == "keep_perturbed") defaults.keep_perturbed(value.toBool());
-    else if (name == "seed") defaults.seed(value.toOptional<std::int64_t>());
-    else TORCH_CHECK(false, "unknown option ", name);
+    if (name == "lr")
+      defaults.lr(number());
+    else if (name == "noise_std")
+      defaults.noise_std(number());
+    else if (name == "momentum")
+      defaults.momentum(number());
+    else if (name == "dampening")
+      defaults.dampening(number());
+    else if (name == "weight_decay")
+      defaults.weight_decay(number());
+    else if (name == "nesterov")
+      defaults.nesterov(value.toBool());
+    else if (name == "maximize")
+      defaults.maximize(value.toBool());
+    else if (name == "distribution")
+      defaults.distribution(value.toStringRef());
+    else if (name == "samples")
+      defaults.samples(value.toInt());
+    else if (name == "antithetic")
+      defaults.antithetic(value.toBool());
+    else if (name == "clean_weight")
+      defaults.clean_weight(number());
+    else if (name == "radius")
+      defaults.radius(number());
+    else if (name == "keep_perturbed")
+      defaults.keep_perturbed(value.toBool());
+    else if (name == "seed")
+      defaults.seed(value.toOptional<std::int64_t>());
+    else
+      TORCH_CHECK(false, "unknown option ", name);
   }
   return torch_ssam::SSAM(groups, defaults);
 }
 
 Dict run(const Dict& given) {
   const std::string mode = given.at("mode").toStringRef();
-  torch::nn::Sequential model = make_model(given.at("model").toStringRef(), given.at("own_noise").toBool(),
-                                           given.at("layer_seed").toInt());
+  torch::nn::Sequential model =
+      make_model(given.at("model").toStringRef(), given.at("own_noise").toBool(), given.at("layer_seed").toInt());
   torch_ssam::load_state_dict(*model, given.at("weights"));
   torch::manual_seed(static_cast<std::uint64_t>(given.at("manual_seed").toInt()));
   torch_ssam::SSAM opt = make_optimizer(model, given.at("options").toGenericDict());

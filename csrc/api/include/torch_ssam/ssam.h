@@ -17,25 +17,38 @@
 #include <vector>
 
 // Like TORCH_ARG, and remembers that the option was set: a group takes what it does not set from the optimizer.
-#define TORCH_SSAM_ARG(T, name)                    \
- public:                                           \
-  auto name(const T& value) -> decltype(*this) {   \
-    this->name##_ = value;                         \
-    this->given_ |= std::uint32_t{1} << name##Bit; \
-    return *this;                                  \
-  }                                                \
+#define TORCH_SSAM_ARG(T, name)                      \
+ public:                                             \
+  auto name(const T& value)->decltype(*this) {       \
+    this->name##_ = value;                           \
+    this->given_ |= std::uint32_t{1} << name##Bit;   \
+    return *this;                                    \
+  }                                                  \
   const T& name() const noexcept { return name##_; } \
-  T& name() noexcept { return name##_; }           \
-                                                   \
- private:                                          \
+  T& name() noexcept { return name##_; }             \
+                                                     \
+ private:                                            \
   T name##_
 
 namespace torch_ssam {
 
 class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> {
   enum Bit : std::uint32_t {
-    lrBit, noise_stdBit, momentumBit, dampeningBit, weight_decayBit, nesterovBit, maximizeBit, distributionBit,
-    scaleBit, samplesBit, antitheticBit, clean_weightBit, radiusBit, keep_perturbedBit, seedBit
+    lrBit,
+    noise_stdBit,
+    momentumBit,
+    dampeningBit,
+    weight_decayBit,
+    nesterovBit,
+    maximizeBit,
+    distributionBit,
+    scaleBit,
+    samplesBit,
+    antitheticBit,
+    clean_weightBit,
+    radiusBit,
+    keep_perturbedBit,
+    seedBit
   };
   std::uint32_t given_ = 0;
 
@@ -44,20 +57,21 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
   SSAMOptions(double learning_rate) { lr(learning_rate); }
 
   TORCH_SSAM_ARG(double, lr) = 0.1;
-  TORCH_SSAM_ARG(double, noise_std) = 0.01;                  // standard deviation of the noise on each weight
+  TORCH_SSAM_ARG(double, noise_std) = 0.01;  // standard deviation of the noise on each weight
   TORCH_SSAM_ARG(double, momentum) = 0;
   TORCH_SSAM_ARG(double, dampening) = 0;
   TORCH_SSAM_ARG(double, weight_decay) = 0;
   TORCH_SSAM_ARG(bool, nesterov) = false;
   TORCH_SSAM_ARG(bool, maximize) = false;
-  TORCH_SSAM_ARG(std::string, distribution) = "gaussian";    // or "rademacher"
+  TORCH_SSAM_ARG(std::string, distribution) = "gaussian";  // or "rademacher"
   TORCH_SSAM_ARG(std::string, scale) = "isotropic";
-  TORCH_SSAM_ARG(std::int64_t, samples) = 1;                 // draws whose gradients are averaged in a step
-  TORCH_SSAM_ARG(bool, antithetic) = false;                  // each draw twice, as +noise and -noise
-  TORCH_SSAM_ARG(double, clean_weight) = 0;                  // share of the gradient at the clean weights, [0, 1)
+  TORCH_SSAM_ARG(std::int64_t, samples) = 1;                     // draws whose gradients are averaged in a step
+  TORCH_SSAM_ARG(bool, antithetic) = false;                      // each draw twice, as +noise and -noise
+  TORCH_SSAM_ARG(double, clean_weight) = 0;                      // share of the gradient at the clean weights, [0, 1)
   TORCH_SSAM_ARG(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
   TORCH_SSAM_ARG(bool, keep_perturbed) = false;
-  TORCH_SSAM_ARG(std::optional<std::int64_t>, seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
+  TORCH_SSAM_ARG(std::optional<std::int64_t>,
+                 seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
 
  public:
   // What was not set here is taken from `defaults`.
