@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -61,13 +62,15 @@ def machine() -> str:
     """Processor, threads, versions: what a figure depends on. No host name."""
     name = platform.processor() or platform.machine()
     try:
-        for line in open("/proc/cpuinfo", encoding="utf-8"):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
     except OSError:
         pass
-    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )[0]
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}, {compiler}; kernels {torch.ops.torch_ssam.cpu_capability()}"

@@ -33,7 +33,9 @@ def fused_sgd(params: list[torch.nn.Parameter]) -> Callable[[], object]:
     return opt.step
 
 
-def eager_ssam(params: list[torch.nn.Parameter], foreach: bool = True, fused: bool = True) -> Callable[[], object]:
+def eager_ssam(
+    params: list[torch.nn.Parameter], foreach: bool = True, fused: bool = True
+) -> Callable[[], object]:
     """What a user writes by hand: clone, randn_like, foreach add, copy back, SGD."""
     opt = torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, fused=fused or None, foreach=(not fused) or None)
 
@@ -50,7 +52,13 @@ def eager_ssam(params: list[torch.nn.Parameter], foreach: bool = True, fused: bo
 
 def ours(params: list[torch.nn.Parameter], distribution: str, keep: bool) -> Callable[[], object]:
     opt = torch_ssam.SSAM(
-        params, lr=LR, noise_std=STD, momentum=MOMENTUM, distribution=distribution, keep_perturbed=keep, seed=0
+        params,
+        lr=LR,
+        noise_std=STD,
+        momentum=MOMENTUM,
+        distribution=distribution,
+        keep_perturbed=keep,
+        seed=0,
     )
     if keep:
         opt.train()

@@ -2,7 +2,7 @@
 
 `simulate` is a front over csrc/theory/simulate.h: it gives arrays their shapes and runs the progress bar;
 values are checked, and failures recognised, in C++. docs/simulator.md has the layout of the noise and the
-rules of diagnosis. Tests: tests/python/test_simulate.py.
+rules of diagnosis. Tests: tests/python/test_simulate*.py.
 """
 
 from __future__ import annotations

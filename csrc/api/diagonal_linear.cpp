@@ -184,17 +184,23 @@ void DiagonalLinearImpl::pretty_print(std::ostream& stream) const {
 }
 
 Tensor DiagonalLinearImpl::forward(const Tensor& input) {
-  Tensor x = input;
+  Tensor x = input, w = weight;
   const auto device = x.device().type();
-  if (at::autocast::is_autocast_enabled(device) && x.scalar_type() == at::kFloat) {
+  if (at::autocast::is_autocast_enabled(device) && x.is_floating_point() && x.scalar_type() != at::kDouble) {
     x = x.to(at::autocast::get_autocast_dtype(device));
+    // The kernels take float32 weights as they are.
+    if (w.scalar_type() == at::kHalf || w.scalar_type() == at::kBFloat16) w = w.to(x.scalar_type());
+  } else {
+    TORCH_CHECK_VALUE(x.scalar_type() == w.scalar_type(), "torch_ssam: input has dtype ", x.scalar_type(),
+                      " and weight has ", w.scalar_type(),
+                      "; expected the same outside of autocast. Convert the input, or the module with to(dtype).");
   }
   Constants constants{Tensor(), options.noise_std(), options.readout().has_value()};
   if (is_training() && options.noise_std() > 0) {
     constants.generator = generator.clone();  // of this forward, and its backward
     ops::advance_(generator);
   }
-  return Diagonal::apply(x, weight, constants);
+  return Diagonal::apply(x, w, constants);
 }
 
 Tensor DiagonalLinearImpl::product() const {

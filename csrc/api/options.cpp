@@ -3,6 +3,7 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <unordered_set>
@@ -32,6 +33,17 @@ void check_noise(double noise_std, const std::string& distribution, const std::s
   TORCH_CHECK_VALUE(scale == "isotropic", "torch_ssam: scale is '", scale, "'; expected 'isotropic'.");
 }
 
+void check_sgd(const SSAMOptions& o) {
+  check_number("lr", o.lr());
+  check_number("momentum", o.momentum());
+  check_number("weight_decay", o.weight_decay());
+  check_number("dampening", o.dampening(), -std::numeric_limits<double>::infinity());
+  TORCH_CHECK_VALUE(!o.nesterov() || (o.momentum() > 0 && o.dampening() == 0), "torch_ssam: nesterov with momentum ",
+                    o.momentum(), " and dampening ", o.dampening(),
+                    "; Nesterov momentum expects momentum > 0 and dampening 0.");
+  if (o.radius()) check_number("radius", *o.radius(), 0, /*open_low=*/true);
+}
+
 void check_options(const SSAMOptions& o) {
   check_noise(o.noise_std(), o.distribution(), o.scale());
   check_count("samples", o.samples(), 1, 0xffffffffLL);
@@ -44,14 +56,7 @@ void check_options(const SSAMOptions& o) {
       "antithetic, clean_weight 0; got samples ",
       o.samples(), ", antithetic ", o.antithetic(), ", clean_weight ", o.clean_weight(),
       ". Use perturbations() without keep_perturbed for several passes a step.");
-  check_number("lr", o.lr());
-  check_number("momentum", o.momentum());
-  check_number("weight_decay", o.weight_decay());
-  check_number("dampening", o.dampening(), -std::numeric_limits<double>::infinity());
-  TORCH_CHECK_VALUE(!o.nesterov() || (o.momentum() > 0 && o.dampening() == 0), "torch_ssam: nesterov with momentum ",
-                    o.momentum(), " and dampening ", o.dampening(),
-                    "; Nesterov momentum expects momentum > 0 and dampening 0.");
-  if (o.radius()) check_number("radius", *o.radius(), 0, /*open_low=*/true);
+  check_sgd(o);
 }
 
 void check_common(const SSAMOptions& options, const SSAMOptions& first) {
@@ -69,11 +74,48 @@ std::int64_t passes_of(const SSAMOptions& options) {
   return options.samples() * (options.antithetic() ? 2 : 1) + (options.clean_weight() > 0 ? 1 : 0);
 }
 
+namespace {
+
+// Where a tensor's elements lie; `whole` means without gaps, in which another tensor might lie.
+struct Span {
+  const char *begin, *end;
+  bool whole;
+  std::size_t place;
+};
+
+// Memory that two tensors share would be perturbed twice.
+void check_memory(const std::vector<at::Tensor>& tensors) {
+  std::vector<Span> spans;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& t = tensors[i];
+    if (t.numel() == 0 || !(t.is_cpu() || t.is_cuda())) continue;
+    std::int64_t reach = 1;
+    for (std::int64_t d = 0; d < t.dim(); ++d) reach += (t.size(d) - 1) * t.stride(d);
+    const auto* begin = static_cast<const char*>(t.const_data_ptr());
+    spans.push_back({begin, begin + reach * static_cast<std::int64_t>(t.element_size()), reach == t.numel(), i});
+  }
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (std::size_t k = 1; k < spans.size(); ++k) {
+    const Span &a = spans[k - 1], &b = spans[k];
+    const bool shared = a.begin == b.begin || (b.begin < a.end && a.whole && b.whole);
+    TORCH_CHECK_VALUE(
+        !shared, "torch_ssam: parameters ", std::min(a.place, b.place), " and ", std::max(a.place, b.place),
+        " are two tensors in the same memory, which would be perturbed twice; expected one. Tie weights by "
+        "registering the same tensor under both names.");
+  }
+}
+
+}  // namespace
+
 std::vector<at::Tensor> check_params(const std::vector<at::Tensor>& params,
                                      const std::vector<torch::optim::OptimizerParamGroup>& others) {
   std::unordered_set<const c10::TensorImpl*> taken, seen;
+  std::vector<at::Tensor> all;
   for (const auto& group : others) {
-    for (const at::Tensor& p : group.params()) taken.insert(p.unsafeGetTensorImpl());
+    for (const at::Tensor& p : group.params()) {
+      taken.insert(p.unsafeGetTensorImpl());
+      all.push_back(p);
+    }
   }
   std::vector<at::Tensor> unique;
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -84,12 +126,17 @@ std::vector<at::Tensor> check_params(const std::vector<at::Tensor>& params,
                       strided ? c10::toString(p.scalar_type()) : "sparse",
                       "; expected a dense Double, Float, BFloat16 or Half tensor. Leave it out of the parameters, or "
                       "convert it.");
+    TORCH_CHECK_VALUE(!p.is_inference(), "torch_ssam: parameter ", i,
+                      " of the group was made under InferenceMode; expected a normal tensor. Create the model outside "
+                      "of it, or clone() the tensor there.");
     TORCH_CHECK_VALUE(p.is_leaf(), "torch_ssam: parameter ", i,
                       " of the group is the result of a computation; expected a leaf tensor, as modules hold them.");
     TORCH_CHECK_VALUE(taken.count(p.unsafeGetTensorImpl()) == 0, "torch_ssam: parameter ", i,
                       " of the group is in another group too; expected each parameter in one group.");
     if (seen.insert(p.unsafeGetTensorImpl()).second) unique.push_back(p);
   }
+  all.insert(all.end(), unique.begin(), unique.end());
+  check_memory(all);
   return unique;
 }
 

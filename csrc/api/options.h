@@ -14,6 +14,7 @@ namespace torch_ssam::detail {
 double check_number(const char* name, double value, double low = 0, bool open_low = false);
 void check_count(const char* name, std::int64_t value, std::int64_t low, std::int64_t high);
 void check_noise(double noise_std, const std::string& distribution, const std::string& scale);
+void check_sgd(const SSAMOptions& options);  // those of the update
 void check_options(const SSAMOptions& options);
 void check_common(const SSAMOptions& options, const SSAMOptions& first);
 std::int64_t passes_of(const SSAMOptions& options);

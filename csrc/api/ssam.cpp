@@ -208,11 +208,15 @@ at::Tensor SSAM::step_kept(const LossClosure& closure) {
   }
   try {
     update_and_perturb();
-  } catch (const PerturbedWeightsChanged&) {
+    drive_->noise.advance();
+  } catch (...) {
+    // Half of the tensors may hold the old noise: nobody should train on with that.
     drive_->training = false;
+    const std::string changed = drive_->noise.restore();
+    note_clean();
+    if (!changed.empty()) TORCH_WARN(changed);
     throw;
   }
-  drive_->noise.advance();
   return loss;
 }
 
@@ -280,6 +284,11 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
 
 // --- keep_perturbed
 
+void SSAM::zero_grad(bool set_to_none) {
+  Optimizer::zero_grad(set_to_none);
+  drive_->fresh = false;
+}
+
 void SSAM::train(bool mode) {
   if (!mode) {
     eval();
@@ -291,7 +300,7 @@ void SSAM::train(bool mode) {
   try {
     apply_noise(0, false);
   } catch (...) {
-    if (const std::string changed = drive_->noise.restore(); !changed.empty()) drive_->changed = changed;
+    if (const std::string changed = drive_->noise.restore(); !changed.empty()) TORCH_WARN(changed);
     throw;
   }
   drive_->training = true;
@@ -300,7 +309,7 @@ void SSAM::train(bool mode) {
 
 void SSAM::eval() {
   settle();
-  if (!drive_->training) return;
+  if (!drive_->training && (!drive_->noise.active() || drive_->inside_pass)) return;
   drive_->training = false;
   const std::string changed = drive_->noise.restore();
   note_clean();

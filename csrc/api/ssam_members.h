@@ -1,4 +1,4 @@
-// What the sources of SSAM share: the trainable tensors of a group with their places, and the walk over groups.
+// What the sources of SSAM share: the tensors of a group with their places, and the walk over groups.
 #pragma once
 
 #include <torch_ssam/ssam.h>
@@ -12,7 +12,7 @@ namespace torch_ssam {
 struct SSAM::Members : detail::Members {};
 
 template <typename Visit>
-void SSAM::for_each_group(const Visit& visit) {
+void SSAM::for_each_group(const Visit& visit, bool frozen_too) {
   std::int64_t place = 0;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     Members members;
@@ -20,7 +20,7 @@ void SSAM::for_each_group(const Visit& visit) {
     members.params.reserve(params.size());
     members.places.reserve(params.size());
     for (const at::Tensor& p : params) {
-      if (p.requires_grad()) members.push_back(p, place);
+      if (frozen_too || p.requires_grad()) members.push_back(p, place);
       ++place;
     }
     visit(std::as_const(options_of(g)), members);

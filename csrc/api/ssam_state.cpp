@@ -13,10 +13,12 @@
 #include "ssam_members.h"
 
 // Every option that is saved, once; `seed` is not: seed and draw are the optimizer's.
-#define TORCH_SSAM_EACH_OPTION(X)                                                                                   \
-  X(lr)                                                                                                             \
-  X(noise_std) X(momentum) X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) X(samples) \
-      X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
+#define TORCH_SSAM_EACH_OPTION(X)                                                                        \
+  X(lr)                                                                                                  \
+  X(noise_std)                                                                                           \
+  X(momentum)                                                                                            \
+  X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) X(samples) X(antithetic) \
+      X(clean_weight) X(radius) X(keep_perturbed)
 
 namespace torch_ssam {
 
@@ -160,7 +162,10 @@ void SSAM::prepare_load() {
   TORCH_CHECK(!drive_->inside_pass, "torch_ssam: load inside perturb(): leave it first.");
   drive_->pending = false;
   note_clean();
-  eval();
+  if (!drive_->training) return;
+  drive_->training = false;
+  // A model loaded before its optimizer has written to the weights: go on with those.
+  (void)drive_->noise.restore();
 }
 
 // Checks what came, and takes it over.

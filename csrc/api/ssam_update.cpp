@@ -2,6 +2,7 @@
 // behind the operators; the order is that of Python's _ssam.py. Tests: tests/cpp/test_api_ssam.cpp.
 #include <ATen/Functions.h>
 
+#include "options.h"
 #include "ssam_members.h"
 
 namespace torch_ssam {
@@ -68,12 +69,8 @@ std::vector<SSAM::Part> SSAM::alike(const Members& members, const SSAMOptions& o
 }
 
 // Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update.
-void SSAM::update_group(const SSAMOptions& options, const Members& members) {
+void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
   detail::NoiseState& noise = drive_->noise;
-  Members with_grad;
-  for (std::size_t i = 0; i < members.params.size(); ++i) {
-    if (members.params[i].grad().defined()) with_grad.push_back(members.params[i], members.places[i]);
-  }
   for (const Part& part : alike(with_grad, options)) {
     if (part.applied) {
       ops::update_(noise.clean_of(part.params), part.grads, part.momentum_buffers, update_of(options, part.first));
@@ -83,16 +80,49 @@ void SSAM::update_group(const SSAMOptions& options, const Members& members) {
     }
     keep_momentum(part);
   }
-  if (options.radius() && !members.params.empty()) {
-    ops::project_(noise.clean_of(members.params), *options.radius());
-    for (const at::Tensor& p : members.params) {
-      if (!noise.is_applied(p)) noise.written({p});
+}
+
+// The same, with the projection onto the group's ball.
+void SSAM::update_group(const SSAMOptions& options, const Members& members) {
+  detail::NoiseState& noise = drive_->noise;
+  Members with_grad;
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    if (members.params[i].grad().defined()) with_grad.push_back(members.params[i], members.places[i]);
+  }
+  update_parts(options, with_grad);
+  if (!options.radius()) return;
+  std::vector<at::Tensor> stacked;
+  for (const at::Tensor& p : members.params) {
+    if (p.requires_grad()) stacked.push_back(p);
+  }
+  if (stacked.empty()) return;
+  ops::project_(noise.clean_of(stacked), *options.radius());
+  for (const at::Tensor& p : stacked) {
+    if (!noise.is_applied(p)) noise.written({p});
+  }
+}
+
+// One operator call checks all before it writes; of several, none may fail after another wrote.
+void SSAM::check_before_update() const {
+  if (param_groups_.size() == 1) return;
+  std::size_t place = 0;
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) {
+    detail::check_sgd(options_of(g));
+    for (const at::Tensor& p : param_groups_[g].params()) {
+      TORCH_CHECK_VALUE(
+          !p.grad().defined() || p.grad().layout() == at::kStrided, "torch_ssam: the gradient of parameter ", place,
+          " is sparse; expected a dense one. Use sparse(false) in the embedding, or give the parameter an "
+          "optimizer of its own.");
+      ++place;
     }
   }
 }
 
+// As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
 void SSAM::update() {
-  for_each_group([&](const SSAMOptions& options, const Members& members) { update_group(options, members); });
+  check_before_update();
+  for_each_group([&](const SSAMOptions& options, const Members& members) { update_group(options, members); },
+                 /*frozen_too=*/true);
 }
 
 // Of perturbed tensors: updates the clean weights and writes clean + next noise, in one pass over memory where it can.
@@ -101,19 +131,29 @@ void SSAM::update_and_perturb() {
   if (noise.changed()) {
     if (const std::string changed = noise.restore(); !changed.empty()) detail::throw_changed(changed);
   }
-  for_each_group([&](const SSAMOptions& options, const Members& members) {
+  noise.restore_frozen();
+  check_before_update();
+  const auto visit = [&](const SSAMOptions& options, const Members& everything) {
     const ops::Noise next{options.noise_std(), options.distribution(), 0, false, /*draw_offset=*/1};
-    Members kept, fused, without_grad;
-    for (std::size_t i = 0; i < members.params.size(); ++i) {
-      const at::Tensor& p = members.params[i];
-      if (noise.is_applied(p)) kept.push_back(p, members.places[i]);
-      (p.grad().defined() ? fused : without_grad).push_back(p, members.places[i]);
+    Members members, fused, without_grad, frozen;
+    std::vector<at::Tensor> kept;
+    for (std::size_t i = 0; i < everything.params.size(); ++i) {
+      const at::Tensor& p = everything.params[i];
+      const std::int64_t place = everything.places[i];
+      const bool has_grad = p.grad().defined();
+      if (!p.requires_grad()) {
+        if (has_grad) frozen.push_back(p, place);
+        continue;
+      }
+      members.push_back(p, place);
+      (has_grad ? fused : without_grad).push_back(p, place);
+      if (noise.is_applied(p)) kept.push_back(p);
     }
-    if (options.noise_std() == 0 || options.radius() || kept.params.size() < members.params.size()) {
+    if (options.noise_std() == 0 || options.radius() || kept.size() < members.params.size()) {
       // Rare: noise switched on or off here, or a projection between update and noise.
-      update_group(options, members);
+      update_group(options, everything);
       if (options.noise_std() == 0) {
-        noise.restore(kept.params);
+        noise.restore(kept);
       } else {
         noise.apply(members, next);
       }
@@ -125,9 +165,10 @@ void SSAM::update_and_perturb() {
       noise.written(part.params);
       keep_momentum(part);
     }
+    update_parts(options, frozen);
     noise.apply_from_clean(without_grad, next);
-  });
-  noise.restore_frozen();
+  };
+  for_each_group(visit, /*frozen_too=*/true);
 }
 
 }  // namespace torch_ssam

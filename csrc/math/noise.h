@@ -14,9 +14,9 @@ namespace torch_ssam::math {
 
 enum class Distribution : int { gaussian = 0, rademacher = 1 };
 
-inline constexpr int64_t kLanes = 16;                                    // counters a block
-inline constexpr int64_t kGaussianBlock = 4 * kLanes;                    // elements a block, one word each
-inline constexpr int64_t kRademacherBlock = 32 * kGaussianBlock;         // elements a block, one bit each
+inline constexpr int64_t kLanes = 16;                             // counters a block
+inline constexpr int64_t kGaussianBlock = 4 * kLanes;             // elements a block, one word each
+inline constexpr int64_t kRademacherBlock = 32 * kGaussianBlock;  // elements a block, one bit each
 
 // Everything but the element's index. Plain words, so that it passes to a kernel by value.
 struct NoiseStream {

@@ -36,7 +36,8 @@ TORCH_SSAM_BODY void threefry_two_rounds(Words<word_t>& w, int a0, int a1, int b
 
 // Key injection after every fourth round; the last word also takes the number of the injection.
 template <typename word_t>
-TORCH_SSAM_BODY void threefry_inject(Words<word_t>& w, uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t number) {
+TORCH_SSAM_BODY void threefry_inject(Words<word_t>& w, uint32_t a, uint32_t b, uint32_t c, uint32_t d,
+                                     uint32_t number) {
   w.x0 += a;
   w.x1 += b;
   w.x2 += c;

@@ -14,15 +14,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
 
 DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator) {
   const TensorView w = view_parameter(weight, "weight", 0, Use::reads);
-  TORCH_SSAM_CHECK(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w), "; expected (depth, features), depth >= 1.");
+  TORCH_SSAM_CHECK(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w),
+                   "; expected (depth, features), depth >= 1.");
   const int64_t dim = input.dim();
   TORCH_SSAM_CHECK(dim >= 1, "input is a single number; expected (..., features) with features = ", w.sizes[1], ".");
   TORCH_SSAM_CHECK(input.size(dim - 1) == w.sizes[1], "input has ", input.size(dim - 1),
-        " features in its last dimension and weight has ", w.sizes[1], "; expected the same.");
+                   " features in its last dimension and weight has ", w.sizes[1], "; expected the same.");
   const ScalarType x = input.scalar_type();
-  TORCH_SSAM_CHECK(x == w.dtype || (w.dtype == ScalarType::Float && (x == ScalarType::BFloat16 || x == ScalarType::Half)),
-        "input has dtype ", dtype_name(x), " and weight has ", dtype_name(w.dtype),
-        "; expected the same. Convert the input, or the module with module.to(dtype).");
+  TORCH_SSAM_CHECK(
+      x == w.dtype || (w.dtype == ScalarType::Float && (x == ScalarType::BFloat16 || x == ScalarType::Half)),
+      "input has dtype ", dtype_name(x), " and weight has ", dtype_name(w.dtype),
+      "; expected the same. Convert the input, or the module with module.to(dtype).");
   check_one_device({input}, "input", weight, "weight");
   if (generator) {
     check_generator(*generator);

@@ -10,7 +10,7 @@ std::string cpu_capability() { return cpu::kernels().name; }
 
 void set_cpu_capability(std::string name) {
   TORCH_SSAM_CHECK(cpu::select_kernels(name.c_str()), "no CPU kernels '", name,
-        "' here; expected plain, avx2 or avx512, and a processor and build that have them.");
+                   "' here; expected plain, avx2 or avx512, and a processor and build that have them.");
 }
 
 }  // namespace

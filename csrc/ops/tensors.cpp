@@ -72,8 +72,9 @@ std::string shape_of(const TensorView& view) { return list_text(view.sizes, view
 TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use) {
   int32_t layout = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  TORCH_SSAM_CHECK(layout == aoti_torch_layout_strided(), item(name, index),
-        " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
+  TORCH_SSAM_CHECK(
+      layout == aoti_torch_layout_strided(), item(name, index),
+      " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
   int32_t code = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   ScalarType dtype = ScalarType::Undefined;
@@ -83,7 +84,7 @@ TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, 
     dtype = tensor.scalar_type();
   }
   TORCH_SSAM_CHECK(is_supported(dtype), item(name, index), " has dtype ", dtype_name(dtype),
-        "; expected float64, float32, bfloat16 or float16.");
+                   "; expected float64, float32, bfloat16 or float16.");
   TensorView view{};
   view.dtype = dtype;
   view.numel = tensor.numel();
@@ -92,8 +93,9 @@ TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, 
   view.sizes = sizes.data();
   view.strides = tensor.strides().data();
   view.contiguous = tensor.is_contiguous();
-  TORCH_SSAM_CHECK(use == Use::reads || !elements_overlap(view), item(name, index), " has overlapping elements: shape ", shape_of(view), " strides ",
-        list_text(view.strides, view.dim), ". Writing to it is not defined; use tensor.clone() or .contiguous().");
+  TORCH_SSAM_CHECK(use == Use::reads || !elements_overlap(view), item(name, index), " has overlapping elements: shape ",
+                   shape_of(view), " strides ", list_text(view.strides, view.dim),
+                   ". Writing to it is not defined; use tensor.clone() or .contiguous().");
   view.data = tensor.data_ptr();
   return view;
 }
@@ -107,14 +109,16 @@ TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name
 
 void check_matches(const TensorViews& views, const char* name, const TensorViews& like, const char* like_name,
                    bool any_dtype) {
-  TORCH_SSAM_CHECK(views.size() == like.size(), name, " has ", views.size(), " tensors and ", like_name, " has ", like.size(),
-        "; expected one for each.");
+  TORCH_SSAM_CHECK(views.size() == like.size(), name, " has ", views.size(), " tensors and ", like_name, " has ",
+                   like.size(), "; expected one for each.");
   for (size_t i = 0; i < views.size(); ++i) {
-    TORCH_SSAM_CHECK(views[i].dim == like[i].dim && std::equal(views[i].sizes, views[i].sizes + views[i].dim, like[i].sizes),
-          item(name, i), " has shape ", shape_of(views[i]), " and ", item(like_name, i), " has ", shape_of(like[i]),
-          "; expected the same.");
-    TORCH_SSAM_CHECK(any_dtype || views[i].dtype == like[i].dtype, item(name, i), " has dtype ", dtype_name(views[i].dtype),
-          " and ", item(like_name, i), " has ", dtype_name(like[i].dtype), "; expected the same.");
+    TORCH_SSAM_CHECK(
+        views[i].dim == like[i].dim && std::equal(views[i].sizes, views[i].sizes + views[i].dim, like[i].sizes),
+        item(name, i), " has shape ", shape_of(views[i]), " and ", item(like_name, i), " has ", shape_of(like[i]),
+        "; expected the same.");
+    TORCH_SSAM_CHECK(any_dtype || views[i].dtype == like[i].dtype, item(name, i), " has dtype ",
+                     dtype_name(views[i].dtype), " and ", item(like_name, i), " has ", dtype_name(like[i].dtype),
+                     "; expected the same.");
   }
 }
 
@@ -124,19 +128,21 @@ void check_one_device(const std::vector<Tensor>& tensors, const char* name, cons
   const int32_t index = cpu ? -1 : other.get_device_index();
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool same = tensors[i].is_cpu() == cpu && (cpu || tensors[i].get_device_index() == index);
-    TORCH_SSAM_CHECK(same, item(name, i), " and ", other_name,
-          " are on different devices; expected one device a call. Move them to one, or call once for each device.");
+    TORCH_SSAM_CHECK(
+        same, item(name, i), " and ", other_name,
+        " are on different devices; expected one device a call. Move them to one, or call once for each device.");
   }
 }
 
 void check_generator(const Tensor& generator) {
   TORCH_SSAM_CHECK(generator.scalar_type() == ScalarType::Long && generator.numel() == 2 && generator.is_contiguous(),
-        "generator has dtype ", dtype_name(generator.scalar_type()), " and ", generator.numel(),
-        " elements; expected a contiguous int64 tensor of two, (seed, draw).");
+                   "generator has dtype ", dtype_name(generator.scalar_type()), " and ", generator.numel(),
+                   " elements; expected a contiguous int64 tensor of two, (seed, draw).");
 }
 
 void check_places(const std::vector<int64_t>& places, size_t count) {
-  TORCH_SSAM_CHECK(places.size() == count, "places has ", places.size(), " entries for ", count, " tensors; expected one each.");
+  TORCH_SSAM_CHECK(places.size() == count, "places has ", places.size(), " entries for ", count,
+                   " tensors; expected one each.");
   for (const int64_t place : places) {
     TORCH_SSAM_CHECK(place >= 0 && place <= 0xffffffffLL, "place ", place, " is out of range; expected 0 to 2^32 - 1.");
   }

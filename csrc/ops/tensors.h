@@ -32,9 +32,10 @@ template <typename... Parts>
 }
 
 // A macro, so that the parts of the message are made only when it is needed.
-#define TORCH_SSAM_CHECK(holds, ...)                         \
-  do {                                                       \
-    if (!(holds)) [[unlikely]] ::torch_ssam::fail(__VA_ARGS__); \
+#define TORCH_SSAM_CHECK(holds, ...)   \
+  do {                                 \
+    if (!(holds)) [[unlikely]]         \
+      ::torch_ssam::fail(__VA_ARGS__); \
   } while (false)
 
 // A tensor's memory, without its reference count: valid while the caller holds the tensor.

@@ -24,9 +24,8 @@ UpdateOptions check_update_options(double lr, double momentum, double dampening,
   check_finite_nonnegative(momentum, "momentum");
   check_finite_nonnegative(weight_decay, "weight_decay");
   TORCH_SSAM_CHECK(std::isfinite(dampening), "dampening is ", dampening, "; expected a finite number.");
-  TORCH_SSAM_CHECK(!nesterov || (momentum > 0 && dampening == 0),
-        "nesterov=True with momentum ", momentum, " and dampening ", dampening,
-        "; Nesterov momentum expects momentum > 0 and dampening 0.");
+  TORCH_SSAM_CHECK(!nesterov || (momentum > 0 && dampening == 0), "nesterov=True with momentum ", momentum,
+                   " and dampening ", dampening, "; Nesterov momentum expects momentum > 0 and dampening 0.");
   return {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
 }
 
@@ -61,9 +60,9 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
     check_matches(t.params, "params", t.weights, "weights", /*any_dtype=*/true);
     check_matches(t.grads, "grads", t.params, "params");
   }
-  TORCH_SSAM_CHECK((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ", options.momentum,
-        " and there are ", momentum_buffers.size(),
-        " momentum_buffers; expected one a tensor where momentum is not 0, and none where it is.");
+  TORCH_SSAM_CHECK((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ",
+                   options.momentum, " and there are ", momentum_buffers.size(),
+                   " momentum_buffers; expected one a tensor where momentum is not 0, and none where it is.");
   if (!momentum_buffers.empty()) check_matches(t.momentum_buffers, "momentum_buffers", t.weights, "weights");
   if (!weights.empty()) {
     check_one_device(weights, "weights", weights[0], "weights[0]");

@@ -1,7 +1,7 @@
 // csrc/theory's simulator for Python: flat float64 arrays in, arrays that own the simulator's memory out, no copies.
 // It runs without the GIL; ten times a second the calling thread takes it to look for Ctrl-C and to report progress.
 // Checks are the simulator's (std::invalid_argument becomes ValueError); torch_ssam/simulate.py is the front.
-// Tests: tests/python/test_simulate.py.
+// Tests: tests/python/test_simulate*.py.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 

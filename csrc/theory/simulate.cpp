@@ -2,7 +2,7 @@
 // worker taking the next, so the result is the same for any number of threads. Workers report to the calling thread,
 // which alone calls `progress`. A group whose weights stop being finite is run again from the last 64 steps one by one,
 // so that the step of divergence is exact and the loops need no check.
-// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate.py.
+// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
 #include "theory/simulate.h"
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 // Noise of layer l, replicate r, coordinate h at step k is that of docs/noise.md with draw k, place l, sample 0 and
 // element r * features + h: what SSAM draws for a list of `depth` float64 parameters of shape (replicates, features).
 // So results depend on the seed alone, and replicate r on nothing but its number. docs/simulator.md has the rest.
-// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate.py.
+// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
 #pragma once
 
 #include <cstdint>

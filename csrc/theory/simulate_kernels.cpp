@@ -2,7 +2,7 @@
 // compiled once for each instruction set (TORCH_SSAM_VARIANT names it). Nothing here may have external linkage but the
 // function at the end (see csrc/math/portable.h), so no standard library and nothing inline from csrc/theory.
 // Every sum has one fixed order, so bits depend on neither variant, group nor thread. Notation of THEORY.md.
-// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate.py.
+// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
 #include "simulate_kernels.h"
 
 #include "../math/diagonal.h"

@@ -1,6 +1,6 @@
 // The checks of the simulator's options, each once, and what follows from them before the first step.
 // A bad option throws std::invalid_argument that says what came, what was expected, and what to do.
-// Tests: tests/python/test_simulate.py, tests/cpp/test_simulate.cpp.
+// Tests: tests/python/test_simulate*.py, tests/cpp/test_simulate.cpp.
 #include <unistd.h>
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // Chooses the simulator's inner loops, by the names and the environment variable of csrc/ops/cpu/capability.cpp; apart
 // from it because theory and operators are separate libraries, of which a program may have one.
-// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate.py.
+// Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
 #include <cstdlib>
 #include <cstring>
 

@@ -202,12 +202,17 @@ TEST(DiagonalLinearTest, EmptyInputsAndFeaturesWork) {
   EXPECT_TRUE(torch::equal(layer->weight.grad(), torch::zeros({2, 3})));
 }
 
-TEST(DiagonalLinearTest, TakesSixteenBitInputsAndAutocast) {
-  DiagonalLinear layer(3);
-  EXPECT_EQ(layer(torch::ones({2, 3}, torch::kBFloat16)).scalar_type(), torch::kBFloat16);
-  at::autocast::set_autocast_enabled(at::kCPU, true);
-  EXPECT_EQ(layer(torch::ones({2, 3})).scalar_type(), at::autocast::get_autocast_dtype(at::kCPU));
-  at::autocast::set_autocast_enabled(at::kCPU, false);
+TEST(DiagonalLinearTest, UnderAutocastItComputesAsLinearDoes) {
+  for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
+    DiagonalLinear layer(3);
+    layer->to(dtype);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    const Tensor y = layer(torch::full({2, 3}, 2.0F));
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    EXPECT_EQ(y.scalar_type(), at::autocast::get_autocast_dtype(at::kCPU));
+    y.sum().backward();
+    EXPECT_TRUE(torch::equal(layer->weight.grad(), torch::full({2, 3}, 4.0, dtype)));
+  }
 }
 
 TEST(TheoryTest, SimulateAndTheClosedFormMeetInOneProgram) {

@@ -58,6 +58,41 @@ TEST(ErrorTest, GroupsThatDoNotFitAreRefusedAndNotAdded) {
   EXPECT_EQ(opt.param_groups().size(), 1U);
 }
 
+TEST(ErrorTest, TensorsThatShareMemoryAreRefused) {
+  const Tensor base = torch::ones(8);
+  const Tensor whole = base.view({8}).requires_grad_(true), part = base.slice(0, 2, 5).detach().requires_grad_(true);
+  EXPECT_MESSAGE(SSAM({whole, part}), "parameters 0 and 1 are two tensors in the same memory");
+  const Tensor columns = torch::ones({4, 6});
+  const auto column = [&](int from, int to) { return columns.slice(1, from, to).detach().requires_grad_(true); };
+  EXPECT_NO_THROW(SSAM({column(0, 3), column(3, 6)}));  // interleaved, no element is shared
+  const c10::InferenceMode inference;
+  const Tensor made = torch::ones(3);
+  EXPECT_MESSAGE(SSAM({made}), "was made under InferenceMode");
+}
+
+TEST(ErrorTest, OfSeveralGroupsNoneIsWrittenWhereOneIsRefused) {
+  const Tensor a = parameter(torch::ones(3)), b = parameter(torch::ones(3));
+  std::vector<OptimizerParamGroup> groups{OptimizerParamGroup({a}), OptimizerParamGroup({b})};
+  SSAM opt(groups, SSAMOptions(0.1).keep_perturbed(true));
+  opt.train();
+  a.mutable_grad() = torch::ones(3);
+  b.mutable_grad() = torch::ones(3).to_sparse();
+  EXPECT_MESSAGE(opt.step(), "the gradient of parameter 1 is sparse");
+  EXPECT_TRUE(same_bits({a, b}, {torch::ones(3), torch::ones(3)}));
+  EXPECT_MESSAGE(opt.step(), "is in eval");
+}
+
+TEST(ErrorTest, ZeroGradAsksForANewPerturbedGradient) {
+  const auto params = one();
+  SSAM opt(params, SSAMOptions(0.1));
+  {
+    const auto pass = opt.perturb();
+    params[0].sum().backward();
+  }
+  opt.zero_grad();
+  EXPECT_MESSAGE(opt.step(), "without a gradient at perturbed weights");
+}
+
 TEST(ErrorTest, CallsOutOfOrderNameTheOrder) {
   const auto params = one();
   SSAM opt(params, SSAMOptions(0.1));
@@ -124,7 +159,7 @@ TEST(ErrorTest, DiagonalLinearSaysWhatDoesNotFit) {
                  "init_scale has 3 values; expected one number or one per layer (2)");
   DiagonalLinear layer(3);
   EXPECT_MESSAGE(layer(torch::ones({2, 4})), "input has 4 features in its last dimension and weight has 3");
-  EXPECT_MESSAGE(layer(torch::ones({2, 3}, torch::kDouble)), "input has dtype float64 and weight has float32");
+  EXPECT_MESSAGE(layer(torch::ones({2, 3}, torch::kDouble)), "input has dtype Double and weight has Float");
 }
 
 TEST(ErrorTest, TheoryThrowsInvalidArgument) {

@@ -130,6 +130,21 @@ TEST(KeepPerturbedTest, AWriteInTrainIsReportedAndTheOptimizerIsInEval) {
   EXPECT_MESSAGE(opt.step(), "is in eval");
 }
 
+TEST(KeepPerturbedTest, AModelLoadedBeforeItsOptimizerInTrainKeepsItsWeights) {
+  const auto params = parameters();
+  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true));
+  std::stringstream file;
+  torch::save(opt, file);
+  opt.train();
+  {
+    const torch::NoGradGuard no_grad;
+    for (const Tensor& p : params) p.fill_(2);
+  }
+  torch::load(opt, file);
+  opt.eval();
+  for (const Tensor& p : params) EXPECT_TRUE(torch::equal(p, torch::full_like(p, 2)));
+}
+
 TEST(KeepPerturbedTest, ACheckpointTakenInTrainCarriesTheCleanWeights) {
   const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).seed(5);
   const auto params = parameters();

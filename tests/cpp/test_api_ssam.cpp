@@ -227,6 +227,27 @@ TEST(SsamTest, AChangedNoiseStdTakesEffectAtTheNextPass) {
   EXPECT_TRUE(torch::allclose(w, 2 * small));
 }
 
+TEST(SsamTest, AGradientOfATensorFrozenSinceIsUsedAsTorchDoes) {
+  for (const bool kept : {false, true}) {
+    const auto ours = parameters(), theirs = parameters();
+    SSAM a(ours, SSAMOptions(0.1).noise_std(0.1).keep_perturbed(kept));
+    torch::optim::SGD b(theirs, torch::optim::SGDOptions(0.1));
+    a.train();
+    for (std::size_t i = 0; i < ours.size(); ++i) {
+      ours[i].mutable_grad() = torch::ones_like(ours[i]);
+      theirs[i].mutable_grad() = torch::ones_like(ours[i]);
+      ours[i].requires_grad_(false);
+    }
+    if (!kept) {
+      const auto pass = a.perturb();
+    }
+    a.step();
+    b.step();
+    a.eval();
+    for (std::size_t i = 0; i < ours.size(); ++i) EXPECT_TRUE(torch::allclose(ours[i], theirs[i])) << i;
+  }
+}
+
 TEST(SsamTest, ParametersWithoutGradientAreSkipped) {
   const auto params = parameters();
   SSAM opt(params, SSAMOptions(0.1).momentum(0.9));

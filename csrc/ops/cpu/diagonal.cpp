@@ -159,7 +159,8 @@ std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor inpu
   const std::vector<int64_t> none{0};
   const auto sizes = input.sizes();
   const std::vector<int64_t> weight_sizes{depth, features};
-  Tensor grad_input = torch::stable::new_empty(input, needs_input ? sizes : torch::headeronly::IntHeaderOnlyArrayRef(none));
+  Tensor grad_input =
+      torch::stable::new_empty(input, needs_input ? sizes : torch::headeronly::IntHeaderOnlyArrayRef(none));
   Tensor grad_weight = needs_weight && rows > 0 ? torch::stable::new_empty(weight, weight_sizes)
                        : needs_weight           ? torch::stable::new_zeros(weight, weight_sizes)
                                                 : torch::stable::new_empty(weight, none);

@@ -157,8 +157,7 @@ math::UpdateParams<math_t> update_params(const UpdateArgs& args) {
 template <typename Body>
 inline __attribute__((always_inline)) void with_update_kind(const UpdateArgs& args, bool has_buffer, Body body) {
   using math::Momentum;
-  const Momentum momentum =
-      !has_buffer ? Momentum::none : (args.nesterov ? Momentum::nesterov : Momentum::heavy_ball);
+  const Momentum momentum = !has_buffer ? Momentum::none : (args.nesterov ? Momentum::nesterov : Momentum::heavy_ball);
   switch (momentum) {
     case Momentum::none:
       return args.scaled ? body.template operator()<Momentum::none, true>()
@@ -213,7 +212,8 @@ void update_and_perturb_loop(const UpdateArgs& args, const NoiseArgs& noise_args
   const auto noise_std = static_cast<math_t>(noise_args.noise_std);
   with_noise(noise_args.stream, noise_args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
     update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset,
-                                                 kMomentum != math::Momentum::none ? buffer + offset : nullptr, perturbed + offset);
+                                                 kMomentum != math::Momentum::none ? buffer + offset : nullptr,
+                                                 perturbed + offset);
   });
 }
 
@@ -253,7 +253,8 @@ void scale(double factor, void* weights_, int64_t count) {
   using math_t = opmath_t<master_t>;
   auto* weights = static_cast<master_t*>(weights_);
   const auto f = static_cast<math_t>(factor);
-  for (int64_t i = 0; i < count; ++i) weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
+  for (int64_t i = 0; i < count; ++i)
+    weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
 }
 
 template <typename master_t, typename model_t>
@@ -444,11 +445,13 @@ void diagonal_weight_gradient(int64_t depth, int64_t features, const void* total
   }
 }
 
-#define TORCH_SSAM_EACH_PAIR(kernel)                                                                       \
-  {                                                                                                        \
-    kernel<double, double>, kernel<float, float>, kernel<math::bfloat16_t, math::bfloat16_t>,              \
-        kernel<math::float16_t, math::float16_t>, kernel<float, math::bfloat16_t>, kernel<float, math::float16_t> \
-  }
+#define TORCH_SSAM_EACH_PAIR(kernel)           \
+  {kernel<double, double>,                     \
+   kernel<float, float>,                       \
+   kernel<math::bfloat16_t, math::bfloat16_t>, \
+   kernel<math::float16_t, math::float16_t>,   \
+   kernel<float, math::bfloat16_t>,            \
+   kernel<float, math::float16_t>}
 
 constexpr Kernels kTable = {
     TORCH_SSAM_STRING(TORCH_SSAM_VARIANT),

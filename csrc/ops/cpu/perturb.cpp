@@ -11,9 +11,8 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
   const GeneratorState state = read_generator(generator, args.noise.draw_offset);
   const Kernels& k = kernels();
   // Where the clean weights are saved, the parameters are the source; else the clean weights are.
-  const std::array<Operand, 2> operands{
-      Operand{&args.params, save ? Access::read_write : Access::write},
-      Operand{&args.clean, save ? Access::write : Access::read}};
+  const std::array<Operand, 2> operands{Operand{&args.params, save ? Access::read_write : Access::write},
+                                        Operand{&args.clean, save ? Access::write : Access::read}};
   for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
     const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
     const NoiseArgs noise = noise_args(args.noise, state, places[t]);

@@ -18,15 +18,15 @@ inline GeneratorState read_generator(const Tensor& generator, int64_t draw_offse
 }
 
 inline double read_scalar(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? *static_cast<const double*>(tensor.data_ptr())
-                                                    : static_cast<double>(*static_cast<const float*>(tensor.data_ptr()));
+  return tensor.scalar_type() == ScalarType::Double
+             ? *static_cast<const double*>(tensor.data_ptr())
+             : static_cast<double>(*static_cast<const float*>(tensor.data_ptr()));
 }
 
 inline bool is_set(const std::optional<Tensor>& flag) { return flag && read_scalar(*flag) != 0.0; }
 
 inline NoiseArgs noise_args(const NoiseOptions& noise, const GeneratorState& state, int64_t place) {
-  return {math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution,
-          noise.signed_std()};
+  return {math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution, noise.signed_std()};
 }
 
 inline UpdateArgs update_args(const UpdateOptions& o, const UpdateTensors& t) {

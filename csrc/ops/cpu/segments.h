@@ -41,8 +41,8 @@ inline DtypePair dtype_pair(ScalarType master, ScalarType model) {
     }
   }
   TORCH_SSAM_CHECK(master == ScalarType::Float && (model == ScalarType::BFloat16 || model == ScalarType::Half),
-        "no kernel for clean weights of dtype ", dtype_name(master), " with parameters of dtype ", dtype_name(model),
-        "; expected the same dtype, or float32 with bfloat16 or float16.");
+                   "no kernel for clean weights of dtype ", dtype_name(master), " with parameters of dtype ",
+                   dtype_name(model), "; expected the same dtype, or float32 with bfloat16 or float16.");
   return model == ScalarType::BFloat16 ? DtypePair::f32_bf16 : DtypePair::f32_f16;
 }
 

@@ -15,8 +15,7 @@ void update_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vec
                 std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const UpdateTensors t =
-      check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
+  const UpdateTensors t = check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
   for (size_t i = 0; i < weights.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.grads[i].dtype);
   if (is_set(found_inf)) return;
   const UpdateArgs args = update_args(options, t);
@@ -48,9 +47,9 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
   const UpdateArgs args = update_args(options, t);
   const GeneratorState state = read_generator(generator, draw_offset);
   const Kernels& k = kernels();
-  const std::array<Operand, 4> operands{
-      Operand{&t.weights, Access::read_write}, Operand{&t.grads, Access::read},
-      Operand{present(t.momentum_buffers), Access::read_write}, Operand{&t.params, Access::write}};
+  const std::array<Operand, 4> operands{Operand{&t.weights, Access::read_write}, Operand{&t.grads, Access::read},
+                                        Operand{present(t.momentum_buffers), Access::read_write},
+                                        Operand{&t.params, Access::write}};
   for_each_segment(t.weights, operands, kGrain, [&](size_t i, Span span, const std::array<void*, 4>& p) {
     const auto pair = dtype_pair(t.weights[i].dtype, t.params[i].dtype);
     k.update_and_perturb[static_cast<int>(pair)](args, noise_args(noise, state, places[i]), span, p[0], p[1], p[2],
@@ -73,7 +72,8 @@ void project_cpu(std::vector<Tensor> weights, double radius) {
     for (int64_t piece = begin; piece < end; ++piece) {
       while (piece >= first[t + 1]) ++t;
       const Span span{(piece - first[t]) * kPiece, std::min(kPiece, views[t].numel - (piece - first[t]) * kPiece)};
-      const void* memory = static_cast<char*>(views[t].data) + span.begin * static_cast<int64_t>(bytes_of(views[t].dtype));
+      const void* memory =
+          static_cast<char*>(views[t].data) + span.begin * static_cast<int64_t>(bytes_of(views[t].dtype));
       if (!views[t].contiguous) {
         buffer.resize(static_cast<size_t>(kPiece) * sizeof(double));
         copy_strided(views[t], span, buffer.data(), /*gather=*/true);

@@ -41,17 +41,15 @@ struct WideWord {
     return w;
   }
 
-  __attribute__((always_inline)) void store(uint32_t* target) const {
-    __builtin_memcpy(target, part, sizeof(part));
-  }
+  __attribute__((always_inline)) void store(uint32_t* target) const { __builtin_memcpy(target, part, sizeof(part)); }
 };
 
-#define TORCH_SSAM_WIDE_OPERATOR(op, operand_t, operand)                                                  \
-  inline __attribute__((always_inline)) WideWord operator op(const WideWord& a, const operand_t& b) {     \
-    WideWord r;                                                                                           \
-    TORCH_SSAM_UNROLL                                                                                     \
-    for (int i = 0; i < kVectors; ++i) r.part[i] = a.part[i] op operand;                                  \
-    return r;                                                                                             \
+#define TORCH_SSAM_WIDE_OPERATOR(op, operand_t, operand)                                              \
+  inline __attribute__((always_inline)) WideWord operator op(const WideWord& a, const operand_t& b) { \
+    WideWord r;                                                                                       \
+    TORCH_SSAM_UNROLL                                                                                 \
+    for (int i = 0; i < kVectors; ++i) r.part[i] = a.part[i] op operand;                              \
+    return r;                                                                                         \
   }
 TORCH_SSAM_WIDE_OPERATOR(+, WideWord, b.part[i])
 TORCH_SSAM_WIDE_OPERATOR(+, uint32_t, b)

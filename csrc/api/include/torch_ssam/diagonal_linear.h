@@ -21,7 +21,7 @@ struct DiagonalLinearOptions {
   TORCH_ARG(std::int64_t, features);                              // size d of the input's last dimension
   TORCH_ARG(std::int64_t, depth);                                 // number L of layers, >= 1
   TORCH_ARG(std::optional<std::string>, readout) = std::nullopt;  // "sum" sums the last dimension
-  TORCH_ARG(std::vector<double>, init_scale) = {1.0};             // one number, or one per layer
+  TORCH_ARG(std::vector<double>, init_scale) = { 1.0 };           // one number, or one per layer
   TORCH_ARG(double, noise_std) = 0;  // > 0: in training mode each forward draws noise of its own on the weights
   TORCH_ARG(std::optional<std::int64_t>, seed) = std::nullopt;  // of that noise; none: from torch's generator
 

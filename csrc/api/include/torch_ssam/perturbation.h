@@ -35,7 +35,7 @@ class __attribute__((visibility("default"))) PerturbedWeightsChanged : public c1
 // One pass at perturbed weights. Move-only.
 class [[nodiscard("the weights are perturbed only while this object lives")]] Perturbation {
  public:
-  Perturbation(Perturbation && other) noexcept;
+  Perturbation(Perturbation&& other) noexcept;
   Perturbation& operator=(Perturbation&& other) noexcept;
   Perturbation(const Perturbation&) = delete;
   Perturbation& operator=(const Perturbation&) = delete;
@@ -76,7 +76,7 @@ class [[nodiscard("loop over it")]] Perturbations {
     detail::Loop* loop_;
   };
 
-  Perturbations(Perturbations &&) noexcept;
+  Perturbations(Perturbations&&) noexcept;
   Perturbations& operator=(Perturbations&&) = delete;
   Perturbations(const Perturbations&) = delete;
   Perturbations& operator=(const Perturbations&) = delete;

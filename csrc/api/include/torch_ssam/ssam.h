@@ -19,7 +19,7 @@
 // Like TORCH_ARG, and remembers that the option was set: a group takes what it does not set from the optimizer.
 #define TORCH_SSAM_ARG(T, name)                      \
  public:                                             \
-  auto name(const T& value)->decltype(*this) {       \
+  auto name(const T& value) -> decltype(*this) {     \
     this->name##_ = value;                           \
     this->given_ |= std::uint32_t{1} << name##Bit;   \
     return *this;                                    \
@@ -134,6 +134,9 @@ class SSAM : public torch::optim::Optimizer {
   // perturbed weights since the last step: that would train without noise.
   at::Tensor step(LossClosure closure = nullptr) override;
 
+  // As Optimizer's; the next step() then needs a new gradient at perturbed weights.
+  void zero_grad(bool set_to_none = true);
+
   // keep_perturbed: train() perturbs the weights and step() leaves them perturbed with the next draw, so a plain loop
   // needs no change; eval() puts the clean ones back. Otherwise these move nothing.
   void train(bool mode = true);
@@ -161,7 +164,7 @@ class SSAM : public torch::optim::Optimizer {
   const SSAMOptions& options_of(std::size_t group) const;
   const SSAMOptions& first_options() const { return options_of(0); }
   template <typename Visit>
-  void for_each_group(const Visit& visit);
+  void for_each_group(const Visit& visit, bool frozen_too = false);
   SSAMParamState& state_of(const at::Tensor& param);
   at::Tensor momentum_buffer(const at::Tensor& param) const;
 
@@ -173,7 +176,9 @@ class SSAM : public torch::optim::Optimizer {
   bool idle() const;
   at::Tensor step_kept(const LossClosure& closure);
   at::Tensor run_closure(const LossClosure& closure);
+  void check_before_update() const;
   void update();
+  void update_parts(const SSAMOptions& options, const Members& with_grad);
   void update_group(const SSAMOptions& options, const Members& members);
   void update_and_perturb();
   std::vector<Part> alike(const Members& members, const SSAMOptions& options);
