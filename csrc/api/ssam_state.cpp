@@ -13,12 +13,13 @@
 #include "ssam_members.h"
 
 // Every option that is saved, once; `seed` is not: seed and draw are the optimizer's.
-#define TORCH_SSAM_EACH_OPTION(X)                                                                        \
-  X(lr)                                                                                                  \
-  X(noise_std)                                                                                           \
-  X(momentum)                                                                                            \
-  X(dampening) X(weight_decay) X(nesterov) X(maximize) X(distribution) X(scale) X(samples) X(antithetic) \
-      X(clean_weight) X(radius) X(keep_perturbed)
+#define TORCH_SSAM_EACH_OPTION(X) \
+  X(lr)                           \
+  X(noise_std)                    \
+  X(momentum)                     \
+  X(dampening)                    \
+  X(weight_decay)                 \
+  X(nesterov) X(maximize) X(distribution) X(scale) X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
 
 namespace torch_ssam {
 
