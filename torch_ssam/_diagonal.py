@@ -171,6 +171,76 @@ torch.library.register_autograd(
 )
 
 
+def _mixed(input: Tensor, weight: Tensor) -> ValueError:
+    return ValueError(
+        f"input has dtype {input.dtype} and weight has {weight.dtype}; expected the same outside of "
+        "autocast. Convert the input, or the module with module.to(dtype)."
+    )
+
+
+def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and weight as autocast on the input's device wants them."""
+    device = input.device.type
+    if torch.is_autocast_enabled(device) and input.is_floating_point() and input.dtype != torch.float64:
+        input = input.to(torch.get_autocast_dtype(device))
+        if weight.dtype in (torch.float16, torch.bfloat16):  # the kernels take float32 weights as they are
+            weight = weight.to(input.dtype)
+    elif input.dtype != weight.dtype:
+        raise _mixed(input, weight)
+    return input, weight
+
+
+_forward_entry: Any = torch.ops.torch_ssam.diagonal.default
+_backward_entry: Any = torch.ops.torch_ssam.diagonal_backward.default
+_forward_entry = getattr(_forward_entry, "_op", _forward_entry)
+_backward_entry = getattr(_backward_entry, "_op", _backward_entry)
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+class _Diagonal(torch.autograd.Function):
+    """The same derivatives at a third of the cost a call: at 100 features that cost is all there is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, generator: Tensor | None, noise_std: float, readout: bool
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, generator)
+        ctx.noise_std, ctx.distribution, ctx.readout = noise_std, _DISTRIBUTION, readout
+        with _BelowAutograd():
+            output: Tensor = _forward_entry(input, weight, generator, noise_std, _DISTRIBUTION, readout)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph: the operator, whose derivative is registered above
+            return _backward(ctx, grads[0])[:5]
+        input, weight, generator = ctx.saved_tensors
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        with _BelowAutograd():
+            to_input, to_weight = _backward_entry(
+                grads[0],
+                input,
+                weight,
+                generator,
+                ctx.noise_std,
+                _DISTRIBUTION,
+                ctx.readout,
+                needs_input,
+                needs_weight,
+            )
+        return to_input if needs_input else None, to_weight if needs_weight else None, None, None, None
+
+
+def _is_plain(input: Tensor, weight: Tensor) -> bool:
+    """Whether nothing watches the operators: no tensor subclass, no torch function mode, no tracing."""
+    return (
+        type(input) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_function_stack() == 0
+    )
+
+
 class DiagonalLinear(nn.Module):
     r"""A diagonal linear network: y = x * w_1 * ... * w_L elementwise, or its sum over features.
 
@@ -251,25 +321,21 @@ class DiagonalLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         weight: Tensor = self.weight
-        device = input.device.type
-        if torch.is_autocast_enabled(device) and input.is_floating_point() and input.dtype != torch.float64:
-            input = input.to(torch.get_autocast_dtype(device))
-            if weight.dtype in (
-                torch.float16,
-                torch.bfloat16,
-            ):  # the kernels take float32 weights as they are
-                weight = weight.to(input.dtype)
+        if torch._C._is_any_autocast_enabled():
+            input, weight = _autocast(input, weight)
         elif input.dtype != weight.dtype:
-            raise ValueError(
-                f"input has dtype {input.dtype} and weight has {weight.dtype}; expected the same outside of "
-                "autocast. Convert the input, or the module with module.to(dtype)."
-            )
+            raise _mixed(input, weight)
         generator = self._next_draw() if self.training and self.noise_std > 0 else None
         if _transforms_active():
             return _written_out(input, weight, generator, self.noise_std, self.readout is not None)
-        result: Tensor = torch.ops.torch_ssam.diagonal(
-            input, weight, generator, self.noise_std, _DISTRIBUTION, self.readout is not None
-        )
+        readout = self.readout is not None
+        result: Tensor
+        if _is_plain(input, weight):
+            result = _Diagonal.apply(input, weight, generator, self.noise_std, readout)  # type: ignore[no-untyped-call]
+        else:
+            result = torch.ops.torch_ssam.diagonal(
+                input, weight, generator, self.noise_std, _DISTRIBUTION, readout
+            )
         return result
 
     def _next_draw(self) -> Tensor:

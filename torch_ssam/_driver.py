@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo as untraced
 
 from . import _options
+from ._calls import hooked_step, untraced
 from ._checkpoints import NoiseOptimizer
 from ._passes import Pass, bounds_of, examples_in, part_of, passes_of, weights_of
 from ._scope import Scope
@@ -92,9 +92,6 @@ class NoiseDriver(NoiseOptimizer):
                 "Run forward and backward plainly and call opt.step()."
             )
         self._settle()
-
-    # torch.compile breaks its graph at each of these: traced, a scheduler that changes lr or noise_std would
-    # make it compile again.
 
     @untraced
     def perturb(self) -> Perturbation:
@@ -187,7 +184,7 @@ class NoiseDriver(NoiseOptimizer):
 
     # -- step ------------------------------------------------------------------------------------------------
 
-    @untraced
+    @hooked_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the clean weights.
 
@@ -325,5 +322,10 @@ class NoiseDriver(NoiseOptimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's; the next `step()` then needs a new gradient at perturbed weights."""
-        super().zero_grad(set_to_none)
+        if set_to_none:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad = None
+        else:
+            super().zero_grad(set_to_none)
         self._fresh = False

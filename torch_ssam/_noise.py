@@ -8,7 +8,7 @@ Tests: test_weight_noise.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,9 +24,35 @@ class PerturbedWeightsChanged(RuntimeError):
     """Parameters were written to while they held perturbed weights."""
 
 
-def _fingerprint(param: Tensor) -> tuple[int, int]:
-    # Writes in place move the version, `param.data = other` moves the address.
-    return param._version, param.data_ptr()
+Members = list[tuple[int, Tensor]]  # tensors with their places
+
+
+class _Copy:
+    """The clean copy of a tensor, and the tensor's version and address as we left it, while it is perturbed."""
+
+    __slots__ = ("address", "clean", "param", "version")
+
+    def __init__(self, param: Tensor, clean: Tensor) -> None:
+        self.param, self.clean = param, clean
+        self.writing()
+
+    def writing(self) -> None:
+        """We are about to write: whatever is found until `left()` is ours."""
+        self.version = -1
+        self.address = 0
+
+    def left(self) -> None:
+        # Writes in place move the version, `param.data = other` moves the address.
+        self.address = self.param.data_ptr()
+        self.version = self.param._version
+
+    def changed(self) -> bool:
+        version = self.version
+        return version >= 0 and (version != self.param._version or self.address != self.param.data_ptr())
+
+    def fits(self, param: Tensor) -> bool:
+        clean = self.clean
+        return param.shape == clean.shape and param.dtype == clean.dtype and param.device == clean.device
 
 
 def _holds_noise(
@@ -70,9 +96,9 @@ class NoiseState:
         self.seed = seed
         self._draw = 0
         self._generators: dict[torch.device, Tensor] = {}
-        self._clean: dict[Tensor, Tensor] = {}
-        # Fingerprints of the perturbed tensors as we left them; None while we are writing.
-        self._applied: dict[Tensor, tuple[int, int] | None] = {}
+        # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
+        self._copies: dict[int, _Copy] = {}
+        self._applied: dict[int, _Copy] = {}  # of the tensors that are perturbed now
 
     # -- seed and draw ---------------------------------------------------------------------------------------
 
@@ -102,7 +128,7 @@ class NoiseState:
     def drop_buffers(self) -> None:
         """Frees the memory of clean copies that are not in use."""
         if not self._applied:
-            self._clean = {}
+            self._copies = {}
 
     def advance(self) -> None:
         """Moves on to the next draw."""
@@ -113,13 +139,15 @@ class NoiseState:
 
     # -- which tensors ---------------------------------------------------------------------------------------
 
-    def placed(self, frozen: bool = False) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
+    def placed(self, frozen: bool = False) -> list[tuple[Group, Members]]:
         """Each group with its trainable tensors (with `frozen`, all tensors) and their places."""
-        place = 0
+        placed, first = [], 0
         for group in self._groups():
-            members = group["params"]
-            yield group, [(place + i, p) for i, p in enumerate(members) if frozen or p.requires_grad]
-            place += len(members)
+            params = group["params"]
+            members = [(i, p) for i, p in enumerate(params, first) if frozen or p.requires_grad]
+            placed.append((group, members))
+            first += len(params)
+        return placed
 
     def place_of(self) -> dict[Tensor, int]:
         """The place of every tensor, frozen ones included."""
@@ -133,43 +161,35 @@ class NoiseState:
 
     def is_applied(self, param: Tensor) -> bool:
         """Whether this tensor holds perturbed weights now."""
-        return param in self._applied
+        return id(param) in self._applied
 
     def clean_of(self, param: Tensor) -> Tensor:
         """The clean weights: the saved copy while perturbed, else the tensor itself."""
-        return self._clean[param] if param in self._applied else param
+        copy = self._applied.get(id(param))
+        return param if copy is None else copy.clean
 
     def applied_clean(self) -> dict[Tensor, Tensor]:
         """Clean copies of all tensors that are perturbed now."""
-        return {p: self._clean[p] for p in self._applied}
+        return {copy.param: copy.clean for copy in self._applied.values()}
 
-    def _buffer(self, param: Tensor) -> Tensor:
-        buffer = self._clean.get(param)
-        if (
-            buffer is None
-            or buffer.shape != param.shape
-            or buffer.dtype != param.dtype
-            or buffer.device != param.device
-        ):
+    def _copy_of(self, param: Tensor) -> _Copy:
+        """Memory for the clean weights of a tensor."""
+        copy = self._copies.get(id(param))
+        if copy is None or not copy.fits(param):
             with torch.inference_mode(False):  # it outlives an inference_mode block around us
-                buffer = torch.empty_like(param, requires_grad=False)
-            self._clean[param] = buffer
-        return buffer
+                copy = _Copy(param, torch.empty_like(param, requires_grad=False))
+            self._copies[id(param)] = copy
+        return copy
 
-    def written(self, params: Iterable[Tensor]) -> None:
+    def written(self, params: list[Tensor]) -> None:
         """Tells autograd that these tensors changed, and remembers perturbed ones as we left them."""
-        params = list(params)
-        ours = [p for p in params if p in self._applied]
-        self._applied.update(
-            dict.fromkeys(ours)
-        )  # at once: a signal between the next lines must not blame others
+        applied = self._applied
+        ours = [applied[id(p)] for p in params if id(p) in applied]
+        for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
+            copy.writing()
         torch.autograd.graph.increment_version(params)
-        for p in ours:
-            self._applied[p] = _fingerprint(p)
-
-    def _changed(self, param: Tensor) -> bool:
-        fingerprint = self._applied[param]
-        return fingerprint is not None and _fingerprint(param) != fingerprint
+        for copy in ours:
+            copy.left()
 
     # -- noise on and off ------------------------------------------------------------------------------------
 
@@ -182,14 +202,15 @@ class NoiseState:
     def apply_group(
         self,
         group: Group,
-        members: list[tuple[int, Tensor]],
+        members: Members,
         sample: int = 0,
         negate: bool = False,
         draw_offset: int = 0,
     ) -> None:
         """Puts noise on these tensors: clean ones are saved first, perturbed ones written from their copy."""
-        again = [(i, p) for i, p in members if p in self._applied]
-        fresh = [(i, p) for i, p in members if p not in self._applied] if again else members
+        applied = self._applied
+        again = [(i, p) for i, p in members if id(p) in applied] if applied else []
+        fresh = [(i, p) for i, p in members if id(p) not in applied] if again else members
         for device, part in _by_device(fresh):
             self._perturb(device, group, part, sample, negate, draw_offset)
         self.apply_from_clean(group, again, sample, negate, draw_offset)
@@ -198,23 +219,26 @@ class NoiseState:
         """Puts noise on tensors that have none yet (of a group added while weights are kept perturbed)."""
         for group, members in self.placed():
             if float(group["noise_std"]) != 0.0:
-                self.apply_group(group, [(i, p) for i, p in members if p not in self._applied])
+                self.apply_group(group, [(i, p) for i, p in members if not self.is_applied(p)])
 
     def _perturb(
         self,
         device: torch.device,
         group: Group,
-        part: list[tuple[int, Tensor]],
+        part: Members,
         sample: int,
         negate: bool,
         draw_offset: int,
     ) -> None:
         params = [p for _, p in part]
-        buffers = [self._buffer(p) for p in params]
+        copies = [self._copy_of(p) for p in params]
+        buffers = [copy.clean for copy in copies]
         places = [i for i, _ in part]
         generator = self.generator(device)
         how = float(group["noise_std"]), group["distribution"], sample, negate, draw_offset
-        noted = dict.fromkeys(params)
+        noted = {id(copy.param): copy for copy in copies}
+        for copy in copies:
+            copy.writing()
         try:
             ops.perturb_(params, buffers, generator, places, *how)
             self._applied.update(noted)
@@ -228,7 +252,7 @@ class NoiseState:
     def apply_from_clean(
         self,
         group: Group,
-        members: list[tuple[int, Tensor]],
+        members: Members,
         sample: int = 0,
         negate: bool = False,
         draw_offset: int = 0,
@@ -238,7 +262,7 @@ class NoiseState:
             params = [p for _, p in part]
             ops.perturb_from_clean_(
                 params,
-                [self._clean[p] for p in params],
+                [self._applied[id(p)].clean for p in params],
                 self.generator(device),
                 [i for i, _ in part],
                 float(group["noise_std"]),
@@ -251,12 +275,13 @@ class NoiseState:
 
     def check_unchanged(self) -> None:
         """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
-        if any(map(self._changed, self._applied)):
-            self.restore()
+        for copy in self._applied.values():
+            if copy.changed():
+                self.restore()
 
     def restore_frozen(self) -> None:
         """Puts clean weights back into tensors that were frozen while perturbed."""
-        frozen = [p for p in self._applied if not p.requires_grad]
+        frozen = [copy.param for copy in self._applied.values() if not copy.param.requires_grad]
         if frozen:
             self.restore(frozen)
 
@@ -274,18 +299,24 @@ class NoiseState:
         """Puts the exact clean bits back. Tensors that others wrote to keep what was written, and are named.
 
         May be called again after an interruption anywhere in it."""
-        params = [p for p in (self._applied if only is None else only) if p in self._applied]
-        if not params:
+        applied = self._applied
+        copies = (
+            list(applied.values()) if only is None else [applied[id(p)] for p in only if id(p) in applied]
+        )
+        if not copies:
             return
-        changed = [p for p in params if self._changed(p)]
-        kept = {id(p) for p in changed}
-        ours = [p for p in params if id(p) not in kept]
-        for _, part in _by_device([(0, p) for p in ours]):
-            members = [p for _, p in part]
-            ops.restore_(members, [self._clean[p] for p in members])
+        changed = [copy.param for copy in copies if copy.changed()]
+        if changed:
+            kept = {id(p) for p in changed}
+            members = [(0, copy.param) for copy in copies if id(copy.param) not in kept]
+        else:
+            members = [(0, copy.param) for copy in copies]
+        for _, part in _by_device(members):
+            ops.restore_([p for _, p in part], [applied[id(p)].clean for _, p in part])
         # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
-        for p in params:
-            del self._applied[p]
+        for copy in copies:
+            del applied[id(copy.param)]
+        ours = [p for _, p in members]
         torch.autograd.graph.increment_version(ours)
         if changed:
             raise PerturbedWeightsChanged(
@@ -303,33 +334,31 @@ class NoiseState:
 
     def __getstate__(self) -> dict[str, Any]:
         # The groups callable belongs to the owner, which gives it back.
-        return {
-            "seed": self.seed,
-            "draw": self.draw,
-            "clean": self._clean if self._applied else {},
-            "applied": list(self._applied),
-        }
+        return {"seed": self.seed, "draw": self.draw, "applied": list(self.applied_clean().items())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.seed, self._draw = state["seed"], state["draw"]
         self._generators = {}
-        self._clean = state["clean"]
-        self._applied = {p: _fingerprint(p) for p in state["applied"]}
+        self._copies = {id(p): _Copy(p, clean) for p, clean in state["applied"]}
+        self._applied = dict(self._copies)
+        for copy in self._applied.values():
+            copy.left()
 
     def bind(self, groups: Callable[[], list[Group]]) -> None:
         """Reads groups from here on from this callable (after unpickling)."""
         self._groups = groups
 
 
-def _by_device(members: list[tuple[int, Tensor]]) -> Iterator[tuple[torch.device, list[tuple[int, Tensor]]]]:
+def _by_device(members: Members) -> list[tuple[torch.device, Members]]:
     """The members split by device; nearly always one part."""
     if not members:
-        return
+        return []
     device = members[0][1].device
-    if all(p.device == device for _, p in members):
-        yield device, members
-        return
-    parts: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    if (device.type == "cpu" and all([p.is_cpu for _, p in members])) or all(
+        p.device == device for _, p in members
+    ):
+        return [(device, members)]
+    parts: dict[torch.device, Members] = {}
     for place, p in members:
         parts.setdefault(p.device, []).append((place, p))
-    yield from parts.items()
+    return list(parts.items())

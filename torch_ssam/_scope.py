@@ -15,8 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from torch._compile import _disable_dynamo as untraced
-
+from ._calls import untraced
 from ._noise import PerturbedWeightsChanged
 
 

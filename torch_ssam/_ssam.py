@@ -8,7 +8,7 @@ test_keep_perturbed.py.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,19 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import _options
 from ._checkpoints import NOISE_DEFAULTS
 from ._driver import NoiseDriver
+from ._noise import Members
 from ._ops import ops
 
-Members = list[tuple[int, Tensor]]
+
+class _Part(NamedTuple):
+    """Tensors of a group that one operator call can update: a device, all at their first step or none."""
+
+    params: list[Tensor]
+    places: list[int]
+    grads: list[Tensor]
+    momenta: list[Tensor]  # empty without momentum
+    first: bool
+    perturbed: bool
 
 
 class SSAM(NoiseDriver):
@@ -151,23 +161,34 @@ class SSAM(NoiseDriver):
 
     # -- the update ------------------------------------------------------------------------------------------
 
-    def _parts(self, group: dict[str, Any], members: Members) -> list[Members]:
+    def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
         """Members with a gradient, split by device, first step or later, perturbed or not: a call each."""
-        parts: dict[Any, Members] = {}
+        parts: dict[Any, _Part] = {}
+        key = part = None
         has_momentum = group["momentum"] != 0
+        noise, state = self._noise, self.state
         for place, p in members:
-            if p.grad is not None:
-                first = has_momentum and "momentum_buffer" not in self.state.get(p, {})
-                parts.setdefault((p.device, first, self._noise.is_applied(p)), []).append((place, p))
+            grad = p.grad
+            if grad is None:
+                continue
+            entry = state.get(p) if has_momentum else None
+            momentum = entry.get("momentum_buffer") if entry else None
+            first = has_momentum and momentum is None
+            perturbed = noise.is_applied(p)
+            own_key = (p.is_cpu or p.device, first, perturbed)
+            if part is None or own_key != key:
+                key = own_key
+                part = parts.get(key)
+                if part is None:
+                    part = parts[key] = _Part([], [], [], [], first, perturbed)
+            part.params.append(p)
+            part.places.append(place)
+            part.grads.append(grad)
+            if has_momentum:
+                part.momenta.append(
+                    torch.zeros_like(p, requires_grad=False) if momentum is None else momentum
+                )
         return list(parts.values())
-
-    def _momentum_buffers(self, group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], bool]:
-        """Buffers of tensors that all have one, or all have none (then zeros, and True as second value)."""
-        if group["momentum"] == 0:
-            return [], False
-        if "momentum_buffer" in self.state.get(params[0], {}):
-            return [self.state[p]["momentum_buffer"] for p in params], False
-        return [torch.zeros_like(p, requires_grad=False) for p in params], True
 
     def _hyperparameters(
         self, group: dict[str, Any], device: torch.device
@@ -185,28 +206,28 @@ class SSAM(NoiseDriver):
             group["maximize"],
         ), lr if on_device else None
 
-    def _update_part(self, group: dict[str, Any], part: Members, noise_std: float | None = None) -> None:
+    def _update_part(self, group: dict[str, Any], part: _Part, noise_std: float | None = None) -> None:
         """Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update.
 
         With a noise_std the tensors get the next draw of noise in the same pass over memory.
         """
         noise = self._noise
-        params = [p for _, p in part]
-        grads, clean = [p.grad for p in params], [noise.clean_of(p) for p in params]
-        buffers, first = self._momentum_buffers(group, params)
-        options, lr_tensor = self._hyperparameters(group, params[0].device)
+        params, momenta, first = part.params, part.momenta, part.first
+        clean = [noise.clean_of(p) for p in params] if part.perturbed else params
+        device = params[0].device
+        options, lr_tensor = self._hyperparameters(group, device)
         if noise_std is None:
-            ops.update_(clean, grads, buffers, *options, first, lr_tensor)
+            ops.update_(clean, part.grads, momenta, *options, first, lr_tensor)
         else:
-            places, generator = [i for i, _ in part], noise.generator(params[0].device)
-            noise_options = noise_std, group["distribution"], 0, False, 1
+            how = noise_std, group["distribution"], 0, False, 1
+            generator = noise.generator(device)
             ops.update_and_perturb_(
-                params, clean, grads, buffers, generator, places, *options, first, *noise_options, lr_tensor
+                params, clean, part.grads, momenta, generator, part.places, *options, first, *how, lr_tensor
             )
         if first:  # only now: an operator that refuses must leave no state behind
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
-        if noise_std is not None or not noise.is_applied(params[0]):
+            for p, momentum in zip(params, momenta, strict=True):
+                self.state[p]["momentum_buffer"] = momentum
+        if noise_std is not None or not part.perturbed:
             noise.written(params)
 
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
@@ -233,7 +254,7 @@ class SSAM(NoiseDriver):
 
     def _update(self) -> None:
         # As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
-        placed = list(self._noise.placed(frozen=True))
+        placed = self._noise.placed(frozen=True)
         self._check_before(placed)
         for group, members in placed:
             self._update_group(group, members)
@@ -242,17 +263,17 @@ class SSAM(NoiseDriver):
         noise = self._noise
         noise.check_unchanged()
         noise.restore_frozen()
-        placed = list(noise.placed(frozen=True))
+        placed = noise.placed(frozen=True)
         self._check_before(placed)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
             members = [(i, p) for i, p in everything if p.requires_grad]
-            kept = [(i, p) for i, p in members if noise.is_applied(p)]
+            kept = [p for _, p in members if noise.is_applied(p)]
             if noise_std == 0.0 or group["radius"] is not None or len(kept) < len(members):
                 # Rare: noise switched on or off here, or a projection between update and noise.
                 self._update_group(group, everything)
                 if noise_std == 0.0:
-                    noise.restore([p for _, p in kept])
+                    noise.restore(kept)
                 else:
                     noise.apply_group(group, members, draw_offset=1)
                 continue
@@ -262,4 +283,5 @@ class SSAM(NoiseDriver):
                 for part in self._parts(group, [(i, p) for i, p in everything if not p.requires_grad]):
                     self._update_part(group, part)
             without = [(i, p) for i, p in members if p.grad is None]
-            noise.apply_from_clean(group, without, draw_offset=1)
+            if without:
+                noise.apply_from_clean(group, without, draw_offset=1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo as untraced
 
 from . import _options
+from ._calls import untraced
 from ._checkpoints import NOISE_DEFAULTS
 from ._noise import NoiseState
 from ._scope import Scope

@@ -4,6 +4,7 @@ allocator reports to its profiler, so that what the C++ operators take counts to
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,16 @@ SLACK = 4 * SIZE // 8
 
 def peak_bytes(body: Callable[[], Any]) -> tuple[int, int]:
     """(peak, at the end) of the memory that PyTorch's CPU allocator has handed out since `body` began."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        body()
+    # Tensors of an earlier test that die in a reference cycle must not be freed in here.
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            body()
+    finally:
+        gc.enable()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
