@@ -19,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _compiling = torch.compiler.is_dynamo_compiling
+_watcher: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
@@ -28,7 +29,8 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _compiling():  # dynamo takes this as true while it traces
+        # Dynamo takes the first as true while it traces; the second is there while it watches frames.
+        if _compiling() or _watcher() is not None:
             return disabled(*args, **kwargs)
         return function(*args, **kwargs)
 

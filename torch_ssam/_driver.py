@@ -174,7 +174,11 @@ class NoiseDriver(NoiseOptimizer):
         finally:
             if scale != 1.0:
                 self._scale_grads(scale)
-            self._noise.advance()
+            self._advance()
+
+    @untraced  # what a generator calls is traced on its own
+    def _advance(self) -> None:
+        self._noise.advance()
 
     @untraced
     def _scale_grads(self, factor: float) -> None:
