@@ -1,7 +1,7 @@
 // Threefry4x32 with 20 rounds (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 // SC 2011): four 32-bit words from a 128-bit key and a 128-bit counter, with additions, rotations and xor only, so the
 // same words everywhere and no state. Passes BigCrush with 20 rounds; 12 are the fewest known to. A word is a uint32_t,
-// or a bundle of them with the same operators (csrc/ops/cpu/wide.h), which keeps several counters in flight.
+// or a bundle of them with the same operators (noise_blocks.h), which keeps several counters in flight.
 // Tests: Random123's published known answers in tests/cpp/test_math.cpp and tests/python/test_noise_contract.py.
 #pragma once
 

@@ -87,6 +87,18 @@ py::dict simulate(const Array& target, std::int64_t depth, const Array& noise_st
   return result;
 }
 
+// For benchmarks/simulate.py: the limit beside which the simulator's speed is measured.
+double noise_alone(std::int64_t features, std::int64_t depth, std::int64_t steps, std::int64_t replicates) {
+  theory::SimulateOptions options;
+  options.target.assign(static_cast<std::size_t>(features), 0.0);
+  options.noise_std = {1.0};
+  options.depth = depth;
+  options.steps = options.record_every = steps;
+  options.replicates = replicates;
+  const py::gil_scoped_release release;
+  return theory::simulate_noise_alone(options);
+}
+
 }  // namespace
 
 void bind_simulate(py::module_& m) {
@@ -95,6 +107,8 @@ void bind_simulate(py::module_& m) {
         py::arg("distribution"), py::arg("harmonic_lr"), py::arg("radius"), py::arg("expected"),
         py::arg("record_every"), py::arg("threads"), py::arg("inputs"), py::arg("labels"), py::arg("batch_size"),
         py::arg("progress"));
+  m.def("simulate_noise_alone", &noise_alone, py::kw_only(), py::arg("features"), py::arg("depth"), py::arg("steps"),
+        py::arg("replicates"));
   m.def("simulate_capability", &theory::simulate_capability);
 }
 

@@ -121,6 +121,42 @@ Covariance::Covariance(View values, std::int64_t features) : values_(values), fe
       }
     }
   }
+  if (full_) check_semidefinite();
+}
+
+// Every pivot of the Cholesky factorisation of the correlations is >= 0, up to rounding of the caller's sums. A pivot
+// within rounding of 0 is taken as 0; what that leaves in the rest only makes it larger, so no semidefinite matrix is
+// refused. features^3 / 6 multiplications.
+void Covariance::check_semidefinite() const {
+  constexpr double kRounding = 1e-9;
+  const auto n = static_cast<std::size_t>(features_);
+  std::vector<double> factor(n * n, 0.0);  // rows of L
+  for (std::size_t h = 0; h < n; ++h) {
+    double* row = &factor[h * n];
+    for (std::size_t k = 0; k <= h; ++k) {
+      const double* other = &factor[k * n];
+      double sums[4] = {};  // four at a time: one alone would wait for each addition
+      for (std::size_t i = 0; i < k; ++i) sums[i % 4] += row[i] * other[i];
+      const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      if (k < h) {
+        row[k] = other[k] > 0 ? (correlation(h, k) - sum) / other[k] : 0.0;
+        continue;
+      }
+      const double pivot = (diagonal(static_cast<std::int64_t>(h)) > 0 ? 1.0 : 0.0) - sum;
+      if (pivot < -kRounding) {
+        throw bad_input("covariance must be positive semidefinite, got one whose correlations of the first ", h + 1,
+                        " coordinates have a negative eigenvalue; compute it as X.T @ X / n, or add to its diagonal");
+      }
+      row[k] = pivot > kRounding ? std::sqrt(pivot) : 0.0;
+    }
+  }
+}
+
+double Covariance::correlation(std::size_t h, std::size_t k) const {
+  const auto row = static_cast<std::int64_t>(h);
+  const auto column = static_cast<std::int64_t>(k);
+  const double scale = std::sqrt(diagonal(row)) * std::sqrt(diagonal(column));
+  return scale > 0 ? (*this)(row, column) / scale : 0.0;
 }
 
 void Covariance::check_features(std::int64_t features) const {

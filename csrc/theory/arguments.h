@@ -70,6 +70,9 @@ class Covariance {
   void check_positive_diagonal(const char* what) const;
 
  private:
+  double correlation(std::size_t h, std::size_t k) const;
+  void check_semidefinite() const;
+
   View values_;
   std::int64_t features_ = 0;
   bool full_ = false;

@@ -13,6 +13,7 @@
 #include <exception>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "theory/simulate_internal.h"
@@ -27,6 +28,10 @@ constexpr std::int64_t kChunk = 64;  // steps between looks at the stop flag and
 constexpr std::int64_t kRow = 32;  // rows are padded to a multiple of this
 
 std::size_t index(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+math::Distribution noise_kind(const SimulateOptions& options) {
+  return options.distribution == Distribution::gaussian ? math::Distribution::gaussian : math::Distribution::rademacher;
+}
 
 // The workers of one simulation. run() calls body(item) for items 0 .. count - 1 and polls meanwhile.
 class Workers {
@@ -182,26 +187,25 @@ class Simulation {
       }
     }
     const SimulateOptions& o = setup_.options;
-    const SimulateGroup group{
-        depth,
-        count,
-        stride,
-        first,
-        o.seed,
-        o.distribution == Distribution::gaussian ? math::Distribution::gaussian : math::Distribution::rademacher,
-        o.expected,
-        o.harmonic_lr,
-        o.lr,
-        noise_std.data(),
-        target.data(),
-        variance.data(),
-        setup_.features,
-        setup_.full_covariance ? o.covariance.data() : nullptr,
-        setup_.examples > 0 ? o.inputs.data() : nullptr,
-        o.labels.data(),
-        setup_.examples,
-        o.batch_size,
-        o.radius.value_or(0.0)};
+    const SimulateGroup group{depth,
+                              count,
+                              stride,
+                              first,
+                              o.seed,
+                              noise_kind(o),
+                              o.expected,
+                              o.harmonic_lr,
+                              o.lr,
+                              noise_std.data(),
+                              target.data(),
+                              variance.data(),
+                              setup_.features,
+                              setup_.full_covariance ? o.covariance.data() : nullptr,
+                              setup_.examples > 0 ? o.inputs.data() : nullptr,
+                              o.labels.data(),
+                              setup_.examples,
+                              o.batch_size,
+                              o.radius.value_or(0.0)};
     const auto advance = [&](std::int64_t step, std::int64_t steps) {
       kernels_.advance(group, step, steps, weights.data(), scratch.data());
     };
@@ -299,5 +303,19 @@ class Simulation {
 }  // namespace
 
 SimulationResult simulate(const SimulateOptions& options) { return Simulation(options).run(); }
+
+double simulate_noise_alone(const SimulateOptions& options) {
+  const SimulateSetup setup(options);
+  SimulateGroup group{};
+  group.depth = setup.depth;
+  group.seed = options.seed;
+  group.distribution = noise_kind(options);
+  std::vector<float> values(index(setup.depth * math::kGaussianBlock));
+  const std::int64_t elements = setup.replicates * setup.features;
+  for (; group.first_element < elements; group.first_element += math::kGaussianBlock) {
+    simulate_kernels().noise_alone(group, 0, options.steps, values.data());
+  }
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
 
 }  // namespace torch_ssam::theory

@@ -56,6 +56,10 @@ struct SimulationResult {
 
 SimulationResult simulate(const SimulateOptions& options);
 
+// Generates the noise that a simulation would, on the calling thread, and nothing else: the limit beside which its
+// speed is measured. Returns the sum of the last values, so that they are computed.
+double simulate_noise_alone(const SimulateOptions& options);
+
 // The compiled variant in use: plain, avx2 or avx512 (TORCH_SSAM_CPU_CAPABILITY forces one). All give the same bits.
 const char* simulate_capability();
 

@@ -6,6 +6,7 @@
 #include "simulate_kernels.h"
 
 #include "../math/diagonal.h"
+#include "../math/noise_blocks.h"
 #include "../math/reduce.h"
 #include "../math/update.h"
 
@@ -14,49 +15,16 @@
 #define TORCH_SSAM_STRING_(a) #a
 #define TORCH_SSAM_STRING(a) TORCH_SSAM_STRING_(a)
 
-#if defined(__clang__)
-#define TORCH_SSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define TORCH_SSAM_INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 namespace torch_ssam::theory {
 namespace {
 
 using math::kGaussianBlock;
 using math::kLanes;
+using math::NoiseBlocks;
 using math::NoiseStream;
 using std::int64_t;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// The noise of one block of 64 elements.
-template <math::Distribution kDistribution>
-void generate(const NoiseStream& stream, int64_t block, float* values) {
-  constexpr bool kGaussian = kDistribution == math::Distribution::gaussian;
-  constexpr int64_t kBits = math::kRademacherBlock / kGaussianBlock;
-  const auto first = static_cast<uint64_t>(kGaussian ? block : block / kBits) * kLanes;
-  const auto low = static_cast<uint32_t>(first);
-  const auto high = static_cast<uint32_t>(first >> 32);
-  const int bit = static_cast<int>(block % kBits);
-  TORCH_SSAM_INDEPENDENT
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const uint32_t counter = low + static_cast<uint32_t>(lane);
-    if constexpr (kGaussian) {
-      const math::Noise4 z = math::gaussian4(stream, counter, high);
-      values[lane] = z.z0;
-      values[kLanes + lane] = z.z1;
-      values[2 * kLanes + lane] = z.z2;
-      values[3 * kLanes + lane] = z.z3;
-    } else {
-      const math::Words4 w = math::noise_words(stream, counter, high);
-      values[lane] = math::rademacher(w.x0, bit);
-      values[kLanes + lane] = math::rademacher(w.x1, bit);
-      values[2 * kLanes + lane] = math::rademacher(w.x2, bit);
-      values[3 * kLanes + lane] = math::rademacher(w.x3, bit);
-    }
-  }
-}
 
 void perturb_block(const float* __restrict noise, int64_t n, const double* __restrict noise_std,
                    const double* __restrict clean, double* __restrict perturbed) {
@@ -69,14 +37,14 @@ template <math::Distribution kDistribution>
 void perturb(const SimulateGroup& g, int64_t step, const double* weights, double* perturbed) {
   alignas(64) float noise[kGaussianBlock];
   for (int64_t layer = 0; layer < g.depth; ++layer) {
-    const NoiseStream stream = math::make_noise_stream(g.seed, step, layer, 0);
+    NoiseBlocks<kDistribution> blocks(math::make_noise_stream(g.seed, step, layer, 0));
     const int64_t row = layer * g.stride;
     int64_t done = 0;
     while (done < g.count) {
       const int64_t element = g.first_element + done;
       const int64_t inside = element % kGaussianBlock;
       const int64_t n = smaller(kGaussianBlock - inside, g.count - done);
-      generate<kDistribution>(stream, element / kGaussianBlock, noise);
+      blocks.generate(element / kGaussianBlock, noise);
       const int64_t at = row + done;
       if (n == kGaussianBlock) {
         perturb_block(noise, kGaussianBlock, g.noise_std + at, weights + at, perturbed + at);
@@ -116,6 +84,11 @@ TORCH_SSAM_BODY double descend_element(double weight, double gradient, double lr
   double no_buffer = 0;
   return math::update_element<math::Momentum::none, false>(
       weight, gradient, no_buffer, math::make_update_params<double>(lr, 0, 0, 0, false, true, 1));
+}
+
+// dO / dp of a coordinate that does not need the others.
+TORCH_SSAM_BODY double separable_slope(double variance, double target, double product) {
+  return -2 * variance * (target - product);
 }
 
 // weights <- weights - lr P_i slope, from the last layer down.
@@ -187,6 +160,35 @@ void descend_expected(const SimulateGroup& g, double lr, const double* __restric
   }
 }
 
+// A whole step of coordinates that do not need each other, one block of noise wide, with the layers of a coordinate in
+// registers: the loops above with prefix, suffix and product unrolled, so the same operations in the same order.
+template <int kDepth>
+void step_block(const SimulateGroup& g, double lr, const float* __restrict noise, double* __restrict weights) {
+  const double* __restrict noise_std = g.noise_std;
+  const double* __restrict target = g.target;
+  const double* __restrict variance = g.variance;
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < kGaussianBlock; ++i) {
+    double v[kDepth], before[kDepth];
+    double product = 1;
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < kDepth; ++l) {
+      const int64_t at = l * kGaussianBlock + i;
+      v[l] = math::perturb_element(weights[at], noise_std[at], noise[at]);
+      before[l] = product;
+      product = math::diagonal_extend(product, v[l]);
+    }
+    const double slope = separable_slope(variance[i], target[i], product);
+    double suffix = 1;
+    TORCH_SSAM_UNROLL
+    for (int l = kDepth - 1; l >= 0; --l) {
+      const int64_t at = l * kGaussianBlock + i;
+      weights[at] = descend_element(weights[at], math::diagonal_layer_gradient(before[l], suffix, slope), lr);
+      suffix = math::diagonal_extend(suffix, v[l]);
+    }
+  }
+}
+
 double dot(const double* __restrict a, const double* __restrict b, int64_t count) {
   double lanes[kLanes] = {};
   const int64_t whole = count - count % kLanes;
@@ -214,7 +216,7 @@ void loss_slope(const SimulateGroup& g, int64_t step, const double* __restrict p
   const int64_t stride = row_length<kStride>(g);
   if (g.covariance == nullptr && g.inputs == nullptr) {
     TORCH_SSAM_INDEPENDENT
-    for (int64_t i = 0; i < stride; ++i) slope[i] = -2 * g.variance[i] * (g.target[i] - product[i]);
+    for (int64_t i = 0; i < stride; ++i) slope[i] = separable_slope(g.variance[i], g.target[i], product[i]);
     return;
   }
   for (int64_t i = 0; i < stride; ++i) slope[i] = 0;
@@ -253,16 +255,17 @@ void project(const SimulateGroup& g, double* weights) {
       const double* w = weights + layer * g.stride + begin;
       for (int64_t i = 0; i < g.features; ++i) lanes[i % kLanes] = math::accumulate_square(lanes[i % kLanes], w[i]);
     }
-    const double squared = math::add_lanes(lanes);
-    const math::Projection projection = math::make_projection(squared, g.radius);
+    const math::Projection projection = math::make_projection(math::add_lanes(lanes), g.radius);
     if (!projection.outside) continue;
-    // A norm that overflowed is divergence: the factor 0 would hide it.
-    const double factor = squared - squared == 0 ? projection.factor : squared - squared;
     for (int64_t layer = 0; layer < g.depth; ++layer) {
       double* w = weights + layer * g.stride + begin;
-      for (int64_t i = 0; i < g.features; ++i) w[i] = math::scale_element(w[i], factor);
+      for (int64_t i = 0; i < g.features; ++i) w[i] = math::scale_element(w[i], projection.factor);
     }
   }
+}
+
+double step_size(const SimulateGroup& g, int64_t step) {
+  return g.harmonic ? g.lr / static_cast<double>(step + 1) : g.lr;
 }
 
 template <int64_t kStride>
@@ -276,7 +279,7 @@ void advance_rows(const SimulateGroup& g, int64_t first_step, int64_t steps, dou
   double* rows = slope + g.stride;
   const bool gaussian = g.distribution == math::Distribution::gaussian;
   for (int64_t step = first_step; step < first_step + steps; ++step) {
-    const double lr = g.harmonic ? g.lr / static_cast<double>(step + 1) : g.lr;
+    const double lr = step_size(g, step);
     if (g.expected) {
       multiply_up<kStride>(g, weights, prefix, product);
       loss_slope<kStride>(g, step, product, rows, slope);
@@ -292,12 +295,50 @@ void advance_rows(const SimulateGroup& g, int64_t first_step, int64_t steps, dou
   }
 }
 
-void advance(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights, double* scratch) {
-  g.stride == kGaussianBlock ? advance_rows<kGaussianBlock>(g, first_step, steps, weights, scratch)
-                             : advance_rows<0>(g, first_step, steps, weights, scratch);
+// The noise of one step in a group that is one block: layer after layer.
+template <math::Distribution kDistribution>
+void block_noise(const SimulateGroup& g, int64_t step, float* values) {
+  for (int64_t layer = 0; layer < g.depth; ++layer) {
+    NoiseBlocks<kDistribution> blocks(math::make_noise_stream(g.seed, step, layer, 0));
+    blocks.generate(g.first_element / kGaussianBlock, values + layer * kGaussianBlock);
+  }
 }
 
-constexpr SimulateKernels kTable = {TORCH_SSAM_STRING(TORCH_SSAM_VARIANT), advance};
+template <math::Distribution kDistribution, int kDepth>
+void advance_block(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights) {
+  alignas(64) float noise[kDepth * kGaussianBlock];
+  for (int64_t step = first_step; step < first_step + steps; ++step) {
+    block_noise<kDistribution>(g, step, noise);
+    step_block<kDepth>(g, step_size(g, step), noise, weights);
+  }
+}
+
+template <int kDepth>
+void advance_block(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights) {
+  g.distribution == math::Distribution::gaussian
+      ? advance_block<math::Distribution::gaussian, kDepth>(g, first_step, steps, weights)
+      : advance_block<math::Distribution::rademacher, kDepth>(g, first_step, steps, weights);
+}
+
+void advance(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights, double* scratch) {
+  if (g.stride != kGaussianBlock) return advance_rows<0>(g, first_step, steps, weights, scratch);
+  const bool coupled = g.covariance != nullptr || g.inputs != nullptr || g.radius > 0;
+  if (!coupled && !g.expected && g.first_element % kGaussianBlock == 0) {
+    if (g.depth == 2) return advance_block<2>(g, first_step, steps, weights);
+    if (g.depth == 3) return advance_block<3>(g, first_step, steps, weights);
+    if (g.depth == 4) return advance_block<4>(g, first_step, steps, weights);
+  }
+  advance_rows<kGaussianBlock>(g, first_step, steps, weights, scratch);
+}
+
+void noise_alone(const SimulateGroup& g, int64_t first_step, int64_t steps, float* values) {
+  for (int64_t step = first_step; step < first_step + steps; ++step) {
+    g.distribution == math::Distribution::gaussian ? block_noise<math::Distribution::gaussian>(g, step, values)
+                                                   : block_noise<math::Distribution::rademacher>(g, step, values);
+  }
+}
+
+constexpr SimulateKernels kTable = {TORCH_SSAM_STRING(TORCH_SSAM_VARIANT), advance, noise_alone};
 
 }  // namespace
 

@@ -34,6 +34,9 @@ struct SimulateKernels {
   // weights (depth, stride) from step `first_step` to first_step + steps; scratch has simulate_scratch() values.
   void (*advance)(const SimulateGroup& group, std::int64_t first_step, std::int64_t steps, double* weights,
                   double* scratch);
+  // The noise of a group of one block and nothing else, depth * 64 values, overwritten at every step: what the time of
+  // advance() is compared with (benchmarks/simulate.py).
+  void (*noise_alone)(const SimulateGroup& group, std::int64_t first_step, std::int64_t steps, float* values);
 };
 
 constexpr std::int64_t simulate_scratch(std::int64_t depth, std::int64_t stride) { return (3 * depth + 5) * stride; }

@@ -251,6 +251,24 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str) -> None:
         assert np.array_equal(run.loss, runs[0].loss)
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_coordinates_alone_and_coordinates_together_are_the_same_bits(depth: int, distribution: str) -> None:
+    # Without a radius depths 2 to 4 have a loop of their own; a radius that is never met takes the general one.
+    options: dict[str, Any] = {
+        "noise_std": np.linspace(0.1, 0.4, depth * 70).reshape(depth, 70),
+        "lr": 0.02,
+        "lr_decay": "harmonic",
+        "covariance": np.linspace(0.5, 1.5, 70),
+        "steps": 90,
+        "replicates": 3,
+        "distribution": distribution,
+    }
+    alone = simulate(np.linspace(-1, 2, 70), depth, **options)
+    together = simulate(np.linspace(-1, 2, 70), depth, radius=1e6, **options)
+    assert alone.weights.tobytes() == together.weights.tobytes()
+
+
 @pytest.mark.parametrize("variant", ["plain", "avx2", "avx512"])
 def test_every_cpu_variant_gives_the_same_bits(variant: str) -> None:
     code = (

@@ -7,6 +7,7 @@ right one.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -87,6 +88,40 @@ def test_oscillation_is_named_with_the_limit_of_the_curvature() -> None:
     assert "Oscillating" in above.explanations[0]
     below = simulate(1.0, 2, noise_std=0.5, lr=0.9 * limit, steps=2000, expected=True, init=0.87)
     assert flags(below) == NONE
+
+
+@pytest.mark.parametrize("lr", [0.35, 0.4, 0.45])
+def test_irregular_oscillation_far_above_the_limit_is_named_too(lr: float) -> None:
+    limit = 2 / theory.critical_points(2.0, 0.3, 2).minimum_eigenvalues.max()
+    assert lr > 1.3 * limit
+    run = simulate(2.0, 2, noise_std=0.3, lr=lr, steps=2000, expected=True)
+    assert run.oscillating.all()
+
+
+def test_layers_that_large_steps_keep_apart_are_not_told_to_run_longer() -> None:
+    run = simulate([1.0, 2.0], 2, noise_std=0.3, lr=3.0, steps=200, radius=2.0)
+    assert run.unbalanced.all()
+    assert "Run longer" not in run.explanations[0]
+    assert "Use a smaller lr" in run.explanations[0].split("Not balanced")[1]
+
+
+def test_an_unknown_cpu_capability_is_reported_and_the_best_is_used() -> None:
+    code = "from torch_ssam.simulate import _C; print(_C.simulate_capability())"
+    done = {
+        name: subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "TORCH_SSAM_CPU_CAPABILITY": name},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in ("sse9", "")
+    }
+    assert done["sse9"].stdout == done[""].stdout
+    assert (
+        "simulator: TORCH_SSAM_CPU_CAPABILITY=sse9 is not one of plain, avx2, avx512" in done["sse9"].stderr
+    )
+    assert "simulator" not in done[""].stderr
 
 
 # --- Progress, Ctrl-C, bad input

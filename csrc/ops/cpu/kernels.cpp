@@ -7,20 +7,14 @@
 #include "kernels.h"
 
 #include "../../math/diagonal.h"
+#include "../../math/noise_blocks.h"
 #include "../../math/reduce.h"
 #include "../../math/stored.h"
-#include "wide.h"
 
 #define TORCH_SSAM_CONCAT_(a, b) a##b
 #define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
 #define TORCH_SSAM_STRING_(a) #a
 #define TORCH_SSAM_STRING(a) TORCH_SSAM_STRING_(a)
-
-#if defined(__clang__)
-#define TORCH_SSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define TORCH_SSAM_INDEPENDENT _Pragma("GCC ivdep")
-#endif
 
 namespace torch_ssam::cpu {
 namespace {
@@ -28,62 +22,13 @@ namespace {
 using math::Distribution;
 using math::kGaussianBlock;
 using math::kLanes;
-using math::kRademacherBlock;
 using math::load_scalar;
+using math::NoiseBlocks;
 using math::NoiseStream;
 using math::opmath_t;
 using math::Store;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Values of one block of 64 elements. Rademacher words serve 32 such blocks and are kept between them.
-template <Distribution kDistribution>
-class NoiseBlocks;
-
-template <>
-class NoiseBlocks<Distribution::gaussian> {
- public:
-  explicit NoiseBlocks(const NoiseStream& stream) : stream_(stream) {}
-
-  void generate(int64_t block, float* values) {
-    alignas(64) uint32_t words[kGaussianBlock];
-    block_words(stream_, block, words);
-    // Word pairs (0, 1) and (2, 3): two runs of 16 pairs.
-    for (int64_t half = 0; half < kGaussianBlock; half += 2 * kLanes) {
-      TORCH_SSAM_INDEPENDENT
-      for (int64_t lane = half; lane < half + kLanes; ++lane) {
-        const math::GaussianPair z = math::gaussian_pair(words[lane], words[lane + kLanes]);
-        values[lane] = z.first;
-        values[lane + kLanes] = z.second;
-      }
-    }
-  }
-
- private:
-  NoiseStream stream_;
-};
-
-template <>
-class NoiseBlocks<Distribution::rademacher> {
- public:
-  explicit NoiseBlocks(const NoiseStream& stream) : stream_(stream) {}
-
-  void generate(int64_t block, float* values) {
-    constexpr int64_t kBits = kRademacherBlock / kGaussianBlock;
-    const int64_t wide = block / kBits;
-    if (wide != current_) {
-      block_words(stream_, wide, words_);
-      current_ = wide;
-    }
-    const int bit = static_cast<int>(block % kBits);
-    for (int i = 0; i < kGaussianBlock; ++i) values[i] = math::rademacher(words_[i], bit);
-  }
-
- private:
-  NoiseStream stream_;
-  int64_t current_ = -1;
-  alignas(64) uint32_t words_[kGaussianBlock] = {};
-};
 
 // Calls body(noise, offset, n): n values of noise for the elements begin + offset, ...; n is 64 but at the two ends.
 template <Distribution kDistribution, typename Body>
