@@ -149,6 +149,23 @@ def test_wrong_types_raise_a_type_error(call):
         call()
 
 
+def test_a_covariance_that_is_not_semidefinite_is_refused_and_one_that_is_barely_so_is_not():
+    # Every pair of coordinates is possible, the three together are not: the smallest eigenvalue is -0.8.
+    indefinite = np.full((3, 3), -0.9) + 1.9 * np.eye(3)
+    with pytest.raises(ValueError, match="positive semidefinite, got one whose correlations of the first 3"):
+        theory.loss(np.ones((2, 3)), np.ones(3), indefinite)
+    rng = np.random.default_rng(0)
+    for rank in (1, 2, 30, 59, 60):  # of 60: singular up to rounding, of very different scales, with zeros
+        x = rng.standard_normal((rank, 60)) * np.logspace(-6, 6, 60)
+        x[:, 7] = 0
+        covariance = x.T @ x / rank
+        assert np.isfinite(theory.loss(np.ones((2, 60)), np.ones(60), covariance))
+        shifted = covariance - 1e-3 * np.diag(np.diag(covariance)) * (rank < 60)
+        if rank < 60:
+            with pytest.raises(ValueError, match="semidefinite"):
+                theory.loss(np.ones((2, 60)), np.ones(60), shifted)
+
+
 def test_every_public_function_has_an_example_that_runs():
     results = doctest.testmod(theory)
     assert results.failed == 0

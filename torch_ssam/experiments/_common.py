@@ -106,10 +106,17 @@ def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Any
     return figure, list(plots)
 
 
+def half_width(values: Floats, axis: int = 0) -> Floats:
+    """Half the width of the 95% interval (Student's t) of the mean of independent values."""
+    n = values.shape[axis]
+    quantile = need("scipy.stats").t.ppf(0.975, n - 1)
+    return np.asarray(quantile * values.std(axis=axis, ddof=1) / np.sqrt(n))
+
+
 def mean_error(values: npt.ArrayLike) -> tuple[float, float]:
     """Mean of independent values and the half width of its 95% interval."""
     v = np.asarray(values, dtype=float).ravel()
-    return float(v.mean()), float(1.96 * v.std(ddof=1) / np.sqrt(v.size))
+    return float(v.mean()), float(half_width(v))
 
 
 def tail_mean(values: Floats, share: float = 0.5) -> Floats:
@@ -121,8 +128,7 @@ def tail_mean(values: Floats, share: float = 0.5) -> Floats:
 def column_mean(values: Floats) -> tuple[Floats, Floats]:
     """Mean over the first axis and the half width of its 95% interval."""
     mean: Floats = values.mean(axis=0)
-    error: Floats = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    return mean, error
+    return mean, half_width(values)
 
 
 def worst(values: Sequence[float] | Floats) -> float:

@@ -28,9 +28,9 @@ dl { display: grid; grid-template-columns: 6.5rem 1fr; gap: .35rem 1rem; margin:
 dt { color: var(--soft); font: 600 .8rem/1.9 system-ui, sans-serif; text-transform: uppercase; letter-
 spacing: .04em; } dd { margin: 0; white-space: pre-line; }
 img { display: block; max-width: 100%; height: auto; margin: 1rem auto; }
-table { border-collapse: collapse; font: .82rem/1.5 ui-monospace, Consolas, monospace; width: 100%; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); }
+table { border-collapse: collapse; font: .78rem/1.5 ui-monospace, Consolas, monospace; width: 100%; }
+th, td { text-align: right; padding: .2rem .45rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); white-space: normal; vertical-align: bottom; }
 .wide { overflow-x: auto; }
 .badge { font: 600 .78rem/1 system-ui, sans-serif; padding: .3rem .6rem; border-radius: 999px; color: #fff;
   vertical-align: middle; margin-right: .6rem; white-space: nowrap; }
@@ -90,7 +90,8 @@ def write_report(results: dict[str, Result], path: Path, *, quick: bool, seed: i
 <p>The claims of Clara, Langer and Schmidt-Hieber, &ldquo;Training Diagonal Linear Networks with Stochastic
 Sharpness-Aware Minimization&rdquo; (arXiv 2503.11891), and its open questions, each beside its
 theory. Every verdict is computed from the numbers shown.
-Error bars are 95% intervals over independent replicates.</p></header>
+Errors are 95% intervals over independent replicates, or groups of them, of what is random in a run;
+they do not cover the bias of a constant step, which the notes name.</p></header>
 <nav><ol>{items}</ol></nav>{sections}
 <footer>{scale}Seed {seed}. Made by torch_ssam.experiments in {seconds:.0f} s.</footer>
 </main></body></html>

@@ -13,7 +13,7 @@ import numpy as np
 from torch_ssam import theory
 from torch_ssam.simulate import simulate
 
-from ._common import COLOURS, Floats, Result, Setting, axes
+from ._common import COLOURS, Floats, Result, Setting, axes, half_width
 
 ETA = 0.4
 
@@ -47,7 +47,7 @@ def covariance(
     for part in np.array_split(tail[:, stayed], 16, axis=1):
         centred = part.reshape(-1, depth) - tail[:, stayed].reshape(-1, depth).mean(axis=0)
         groups.append(centred.T @ centred / len(centred))
-    value, error = np.mean(groups, axis=0), 1.96 * np.std(groups, axis=0, ddof=1) / 4
+    value, error = np.mean(groups, axis=0), half_width(np.array(groups))
     return (value, error), 1 - stayed.sum() / replicates
 
 
