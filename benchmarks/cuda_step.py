@@ -3,7 +3,8 @@ operations, and that under torch.compile, with the memory bandwidth that each re
 
 python benchmarks/cuda_step.py [--rounds N] [--write]     FAIL_WITHOUT_CUDA=1 makes a missing GPU an error
 Times are CUDA events around many steps; the sides alternate; the table has medians. Bytes are those that a
-step must move. Without a GPU it says so and measures nothing.
+side moves. Without a GPU it says so and measures nothing; `--rehearse` runs the same code on the CPU with
+small tensors, to see that it runs: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 LR, MOMENTUM, STD = 0.01, 0.9, 0.01
-SIZES = {
+Sizes = dict[str, list[int]]
+SIZES: Sizes = {
     "32M, 12 tensors": [32 * 2**20 // 12] * 12,
     "32M, 500 tensors": [32 * 2**20 // 500] * 500,
     "1M, 161 tensors": [2**20 // 161] * 161,
 }
+REHEARSED: Sizes = {"4k, 3 tensors": [1365] * 3}
 Step = Callable[[], object]
 
 
-def tensors(sizes: list[int], dtype: torch.dtype) -> list[torch.nn.Parameter]:
+def tensors(sizes: list[int], dtype: torch.dtype, device: str) -> list[torch.nn.Parameter]:
     """Parameters of these sizes with gradients that are never zero."""
     out = []
     for n in sizes:
-        p = torch.nn.Parameter(torch.randn(n, device="cuda", dtype=dtype))
+        p = torch.nn.Parameter(torch.randn(n, device=device, dtype=dtype))
         p.grad = torch.full_like(p, 1e-3)
         out.append(p)
     return out
@@ -44,22 +48,34 @@ def fused_sgd(params: list[torch.nn.Parameter]) -> Step:
     return torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, fused=True).step
 
 
-def eager(params: list[torch.nn.Parameter], compiled: bool) -> Step:
-    """What a user writes by hand: save, perturb, restore, SGD."""
-    buffers = [torch.zeros_like(p) for p in params]
+def by_hand(params: list[torch.nn.Parameter], compiled: bool) -> Step:
+    """What a user writes: save and perturb before the gradient; restore and SGD after it.
+
+    Two functions, for in between the model reads the noisy weights: compiled as one, the noise would be found to
+    be unused and left out.
+    """
+    weights = [p.detach() for p in params]
+    clean = [torch.empty_like(w) for w in weights]
+    buffers = [torch.zeros_like(w) for w in weights]
     grads = [p.grad for p in params if p.grad is not None]
 
-    def work(weights: list[torch.Tensor]) -> None:
-        clean = [w.clone() for w in weights]
+    def perturb() -> None:
+        torch._foreach_copy_(clean, weights)
         torch._foreach_add_(weights, [torch.randn_like(w) for w in weights], alpha=STD)
+
+    def update() -> None:
         torch._foreach_copy_(weights, clean)
         torch._foreach_mul_(buffers, MOMENTUM)
         torch._foreach_add_(buffers, grads)
         torch._foreach_add_(weights, buffers, alpha=-LR)
 
-    run = torch.compile(work) if compiled else work
-    data = [p.detach() for p in params]
-    return lambda: run(data)
+    before, after = (torch.compile(f) if compiled else f for f in (perturb, update))
+
+    def step() -> None:
+        before()
+        after()
+
+    return step
 
 
 def ours(params: list[torch.nn.Parameter], keep: bool, distribution: str = "gaussian") -> Step:
@@ -86,18 +102,23 @@ def ours(params: list[torch.nn.Parameter], keep: bool, distribution: str = "gaus
     return step
 
 
-# Bytes an element of size 1 byte must move: reads and writes of weights, gradients, buffers and clean copies.
+# Reads and writes of an element that a side makes: of weights, gradients, buffers, clean copies and noise.
 SIDES: dict[str, tuple[Callable[[list[torch.nn.Parameter]], Step], int]] = {
     "SGD fused": (fused_sgd, 5),
     "SSAM keep_perturbed": (lambda p: ours(p, keep=True), 6),
     "SSAM keep_perturbed, rademacher": (lambda p: ours(p, keep=True, distribution="rademacher"), 6),
     "SSAM perturb + step": (lambda p: ours(p, keep=False), 3 + 2 + 5),
-    "S-SAM foreach": (lambda p: eager(p, compiled=False), 21),
-    "S-SAM torch.compile": (lambda p: eager(p, compiled=True), 5),
+    "S-SAM foreach": (lambda p: by_hand(p, compiled=False), 2 + 1 + 3 + 2 + 2 + 3 + 3),
+    "S-SAM torch.compile": (lambda p: by_hand(p, compiled=True), 3 + 5),
 }
 
 
-def milliseconds(step: Step, repeats: int) -> float:
+def milliseconds(step: Step, repeats: int, device: str) -> float:
+    if device == "cpu":
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        return 1e3 * (time.perf_counter() - begin) / repeats
     start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     start.record()
@@ -108,18 +129,19 @@ def milliseconds(step: Step, repeats: int) -> float:
     return float(start.elapsed_time(end)) / repeats
 
 
-def table(rounds: int) -> list[str]:
+def table(all_sizes: Sizes, rounds: int, device: str) -> list[str]:
     """Markdown rows: time, beside fused SGD, and achieved bandwidth."""
     lines = ["| parameters | dtype | side | ms | beside SGD fused | GB/s |", "|---|---|---|---|---|---|"]
-    for title, sizes in SIZES.items():
+    for title, sizes in all_sizes.items():
         for dtype in (torch.float32, torch.bfloat16):
-            steps = {name: make(tensors(sizes, dtype)) for name, (make, _) in SIDES.items()}
+            torch.compiler.reset()  # else functions of other sizes count as recompilations, up to a limit
+            steps = {name: make(tensors(sizes, dtype, device)) for name, (make, _) in SIDES.items()}
             for step in steps.values():
-                milliseconds(step, 3)  # compiles, allocates, warms up
+                milliseconds(step, 3, device)  # compiles, allocates, warms up
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(rounds):
                 for name, step in steps.items():
-                    times[name].append(milliseconds(step, 20))
+                    times[name].append(milliseconds(step, 20, device))
             base = statistics.median(times["SGD fused"])
             for name, (_, moves) in SIDES.items():
                 ms = statistics.median(times[name])
@@ -134,14 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", action="store_true", help="write docs/cuda_benchmarks.md")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, small, only to see that it runs")
     args = parser.parse_args()
+    if args.rehearse:
+        print("Rehearsal on the CPU: these figures mean nothing.")
+        print("\n".join(table(REHEARSED, args.rounds, "cpu")))
+        return
     if not torch.cuda.is_available():
         print("benchmarks/cuda_step.py: no CUDA GPU here, nothing measured")
         raise SystemExit(1 if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else 0)
     properties = torch.cuda.get_device_properties(0)
     gpu = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
     head = f"Written by benchmarks/cuda_step.py on {gpu}, PyTorch {torch.__version__}."
-    lines = ["# CUDA benchmarks", "", head, "", *table(args.rounds), ""]
+    lines = ["# CUDA benchmarks", "", head, "", *table(SIZES, args.rounds, "cuda"), ""]
     print("\n".join(lines))
     if args.write:
         (ROOT / "docs" / "cuda_benchmarks.md").write_text("\n".join(lines))

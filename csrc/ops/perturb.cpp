@@ -25,7 +25,8 @@ NoiseOptions check_noise(double noise_std, const std::string& distribution, int6
 }
 
 PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
-                          const std::vector<int64_t>& places, const NoiseOptions& noise, bool save) {
+                          const std::vector<int64_t>& places, const NoiseOptions& noise, bool save,
+                          const std::optional<Tensor>& found_inf) {
   PerturbArgs args{view_parameters(params, "params", Use::writes),
                    view_parameters(clean, "clean", save ? Use::writes : Use::reads), noise};
   check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
@@ -33,7 +34,13 @@ PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<T
   check_generator(generator);
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
+  check_number(found_inf, "found_inf", {generator}, "generator");
   return args;
+}
+
+void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf) {
+  check_generator(generator);
+  check_number(found_inf, "found_inf", {generator}, "generator");
 }
 
 RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {

@@ -31,7 +31,10 @@ struct PerturbArgs {
 // `save` says that the parameters hold the clean weights and `clean` receives them (then the dtypes must agree).
 TORCH_SSAM_EXPORT PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
                                             const Tensor& generator, const std::vector<int64_t>& places,
-                                            const NoiseOptions& noise, bool save);
+                                            const NoiseOptions& noise, bool save,
+                                            const std::optional<Tensor>& found_inf = {});
+
+TORCH_SSAM_EXPORT void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf);
 
 struct RestoreArgs {
   TensorViews params;

@@ -148,6 +148,16 @@ void check_places(const std::vector<int64_t>& places, size_t count) {
   }
 }
 
+void check_number(const std::optional<Tensor>& number, const char* name, const std::vector<Tensor>& beside,
+                  const char* beside_name) {
+  if (!number) return;
+  const ScalarType dtype = number->scalar_type();
+  TORCH_SSAM_CHECK(number->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
+                   number->numel(), " elements and dtype ", dtype_name(dtype),
+                   "; expected one float32 or float64 number.");
+  if (!beside.empty()) check_one_device({*number}, name, beside[0], beside_name);
+}
+
 void check_finite_nonnegative(double value, const char* name) {
   // Kernels compute in float for every dtype but float64.
   TORCH_SSAM_CHECK(value >= 0.0 && value <= static_cast<double>(std::numeric_limits<float>::max()), name, " is ", value,

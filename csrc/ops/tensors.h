@@ -71,6 +71,11 @@ TORCH_SSAM_EXPORT void check_one_device(const std::vector<Tensor>& tensors, cons
 // int64 tensor (seed, draw).
 TORCH_SSAM_EXPORT void check_generator(const Tensor& generator);
 TORCH_SSAM_EXPORT void check_places(const std::vector<int64_t>& places, size_t count);
+
+// A number given as a tensor (lr, grad_scale, found_inf), if it is given: one float32 or float64, on the device of
+// `beside`, if there are any.
+TORCH_SSAM_EXPORT void check_number(const std::optional<Tensor>& number, const char* name,
+                                    const std::vector<Tensor>& beside, const char* beside_name);
 TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
 TORCH_SSAM_EXPORT math::Distribution parse_distribution(const std::string& name);
 

@@ -29,19 +29,6 @@ UpdateOptions check_update_options(double lr, double momentum, double dampening,
   return {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
 }
 
-namespace {
-
-void check_scalar(const std::optional<Tensor>& tensor, const char* name, const std::vector<Tensor>& weights) {
-  if (!tensor) return;
-  const ScalarType dtype = tensor->scalar_type();
-  TORCH_SSAM_CHECK(tensor->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
-                   tensor->numel(), " elements and dtype ", dtype_name(dtype),
-                   "; expected one float32 or float64 number.");
-  if (!weights.empty()) check_one_device({*tensor}, name, weights[0], "weights[0]");
-}
-
-}  // namespace
-
 UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
                            const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& params,
                            const UpdateOptions& options, const std::optional<Tensor>& lr_tensor,
@@ -70,9 +57,9 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
     check_one_device(momentum_buffers, "momentum_buffers", weights[0], "weights[0]");
     check_one_device(params, "params", weights[0], "weights[0]");
   }
-  check_scalar(lr_tensor, "lr", weights);
-  check_scalar(grad_scale, "grad_scale", weights);
-  check_scalar(found_inf, "found_inf", weights);
+  check_number(lr_tensor, "lr", weights, "weights[0]");
+  check_number(grad_scale, "grad_scale", weights, "weights[0]");
+  check_number(found_inf, "found_inf", weights, "weights[0]");
   return t;
 }
 

@@ -225,32 +225,66 @@ TYPED_TEST(CudaOnHost, StridedTensorsFollowTheirLogicalOrder) {
   EXPECT_TRUE(same_bits(buffer, buffer_flat));
 }
 
+// A launch over the elements [begin, begin + n) of a tensor of which no more is in memory.
+template <typename Types, int kCount>
+void check_far_elements(Distribution distribution, int64_t begin, int64_t n) {
+  using master_t = typename Types::master_t;
+  using model_t = typename Types::model_t;
+  using Body = typename PerturbBody<master_t, model_t, false>::template With<kCount>;
+  Memory<master_t> clean(n, 1);
+  Memory<model_t> got(n, 2), expected(n, 2);
+  cpu::kernels().perturb[Types::pair](noise_args(distribution), {begin, n}, clean.data(), nullptr, expected.data());
+  const auto shifted = [&](void* p, int64_t size) {
+    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(p) - static_cast<uintptr_t>(begin * size));
+  };
+  const auto tensor =
+      contiguous<2>(begin + n, {shifted(got.data(), sizeof(model_t)), shifted(clean.data(), sizeof(master_t))});
+  const auto launch = [&](const auto& table, int64_t blocks) {
+    walk<Body>({{noise_settings(distribution), Number{}}, table}, blocks);
+  };
+  TableBuilder<typename Body::TableType, decltype(launch)> builder(Body::kAlign, Body::kSpan, launch);
+  builder.add(tensor, begin, begin + n);
+  builder.flush();
+  ASSERT_TRUE(same_bits(got, expected)) << "begin " << begin << " lanes " << kCount;
+}
+
 TYPED_TEST(CudaOnHost, ElementsBeyondTwoToTheThirtyOneHaveTheirOwnNoise) {
-  using master_t = typename TypeParam::master_t;
-  using model_t = typename TypeParam::model_t;
-  constexpr int64_t kCount = kLanesOwned<model_t>;
-  using Wide = typename PerturbBody<master_t, model_t, false>::template With<kCount>;
   for (const Distribution distribution : kDistributions) {
     // Where counters carry into their high word: 2^34 for Gaussian noise, 2^39 for Rademacher noise.
-    for (const int64_t start : {int64_t{1} << 31, int64_t{1} << 34, int64_t{1} << 39}) {
-      const int64_t begin = start - 512, n = 1024;
-      Memory<master_t> clean(n, 1);
-      Memory<model_t> got(n, 2), expected(n, 2);
-      cpu::kernels().perturb[TypeParam::pair](noise_args(distribution), {begin, n}, clean.data(), nullptr,
-                                              expected.data());
-      const auto shifted = [&](void* p, int64_t size) {
-        return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(p) - static_cast<uintptr_t>(begin * size));
-      };
-      const auto tensor =
-          contiguous<2>(begin + n, {shifted(got.data(), sizeof(model_t)), shifted(clean.data(), sizeof(master_t))});
-      const auto launch = [&](const auto& table, int64_t blocks) {
-        walk<Wide>({{noise_settings(distribution), Number{}}, table}, blocks);
-      };
-      TableBuilder<typename Wide::TableType, decltype(launch)> builder(Wide::kAlign, Wide::kSpan, launch);
-      builder.add(tensor, begin, begin + n);
-      builder.flush();
-      ASSERT_TRUE(same_bits(got, expected)) << "start " << start;
+    for (const int64_t start : {int64_t{1} << 31, int64_t{1} << 32, int64_t{1} << 34, int64_t{1} << 39}) {
+      check_far_elements<TypeParam, kLanesOwned<typename TypeParam::model_t>>(distribution, start - 512, 1024);
+      check_far_elements<TypeParam, 1>(distribution, start - 509, 1021);
     }
+  }
+}
+
+TYPED_TEST(CudaOnHost, StridedTensorsBeyondThePoolOfShapesTakeAnotherLaunch) {
+  using master_t = typename TypeParam::master_t;
+  using model_t = typename TypeParam::model_t;
+  // (2, 1, 3, 1, 5) with the last dimension outermost: 16 numbers of the pool's 2048 each.
+  const int64_t sizes[] = {2, 1, 3, 1, 5}, strides[] = {3, 3, 1, 1, 6};
+  const int64_t n = 30;
+  std::vector<Memory<master_t>> clean;
+  std::vector<Memory<model_t>> got;
+  std::vector<ListTensor<2>> list;
+  for (int t = 0; t < 150; ++t) {
+    clean.emplace_back(n, t);
+    got.emplace_back(n, t + 1);
+    list.push_back(contiguous<2>(n, {got.back().data(), clean.back().data()}, t));
+    list.back().sizes = sizes;
+    list.back().dim = 5;
+    list.back().strides[0] = strides;
+  }
+  const Launches launches = walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
+      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}});
+  EXPECT_EQ(launches.aligned, 0);
+  EXPECT_EQ(launches.any, 2);
+  for (int t = 0; t < 150; ++t) {
+    Memory<model_t> flat(n), expected(n);
+    cpu::kernels().perturb[TypeParam::pair](noise_args(Distribution::gaussian, t), {0, n}, clean[t].data(), nullptr,
+                                            flat.data());
+    for (int64_t i = 0; i < n; ++i) expected.data()[i / 15 * 3 + i / 5 % 3 + i % 5 * 6] = flat.data()[i];
+    ASSERT_TRUE(same_bits(got[t], expected)) << "tensor " << t;
   }
 }
 

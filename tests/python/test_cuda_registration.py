@@ -41,6 +41,7 @@ operators = {
     name.split("::")[1]: {
         "cpu": has(name, "CPU"),
         "cuda": has(name, "CUDA"),
+        "sparse": (has(name, "SparseCPU"), has(name, "SparseCUDA")),
         "fake": registry.singleton.find(name).fake_impl.kernel is not None or has(name, "Meta"),
     }
     for name in names
@@ -88,6 +89,11 @@ def test_every_operator_has_its_cuda_kernel(report: dict[str, Any]) -> None:
     missing = [n for n, keys in report["operators"].items() if n not in NO_DEVICE and not keys["cuda"]]
     assert len(report["operators"]) > len(NO_DEVICE)
     assert missing == []
+
+
+def test_sparse_tensors_reach_the_same_checks_on_both_devices(report: dict[str, Any]) -> None:
+    assert any(cpu for cpu, _ in (keys["sparse"] for keys in report["operators"].values()))
+    assert [n for n, keys in report["operators"].items() if keys["sparse"][0] != keys["sparse"][1]] == []
 
 
 def test_every_operator_with_a_cpu_kernel_has_a_fake_kernel(report: dict[str, Any]) -> None:

@@ -254,13 +254,14 @@ CASES: list[Case] = [
     ),
     *[
         (
-            UPDATE,
+            (*UPDATE, *(("perturb_from_clean_", "advance_") if name == "found_inf" else ())),
             name,
             bad,
             f"{name.removesuffix('_tensor')} has {text}; expected one float32 or float64 number",
         )
         for name in ("lr_tensor", "grad_scale", "found_inf")
         for bad, text in (
+            (torch.empty(0), "0 elements and dtype float32"),
             (torch.ones(2), "2 elements and dtype float32"),
             (torch.ones(1).half(), "1 elements and dtype float16"),
             (torch.ones(1, dtype=torch.int64), "1 elements and dtype int64"),

@@ -31,7 +31,7 @@ void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
                             std::vector<int64_t> places, double noise_std, std::string distribution, int64_t sample,
                             bool negate, int64_t draw_offset, std::optional<Tensor> found_inf) {
   const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
-  const PerturbArgs args = check_perturb(params, clean, generator, places, noise, /*save=*/false);
+  const PerturbArgs args = check_perturb(params, clean, generator, places, noise, /*save=*/false, found_inf);
   for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
   if (is_set(found_inf)) return;
   perturb_loop(args, generator, places, false);
@@ -55,7 +55,7 @@ void restore_cpu(std::vector<Tensor> params, std::vector<Tensor> clean) {
 }
 
 void advance_cpu(Tensor generator, int64_t draws, std::optional<Tensor> found_inf) {
-  check_generator(generator);
+  check_advance(generator, found_inf);
   if (is_set(found_inf)) return;
   auto* state = static_cast<int64_t*>(generator.data_ptr());
   state[1] = static_cast<int64_t>(static_cast<uint64_t>(state[1]) + static_cast<uint64_t>(draws));

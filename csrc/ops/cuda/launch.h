@@ -139,17 +139,10 @@ void for_each_pair(const TensorViews& masters, const TensorViews& models, const 
   }
 }
 
-// A number given as a tensor is read on the device, or, where it lies on the CPU, here.
-inline Number number_of(const std::optional<Tensor>& tensor, double otherwise, const Tensor& on_device,
-                        const char* name) {
+// A number given as a tensor, which lies on the device of the call (check_number), is read there.
+inline Number number_of(const std::optional<Tensor>& tensor, double otherwise) {
   if (!tensor) return {nullptr, false, otherwise};
-  const bool is_double = tensor->scalar_type() == ScalarType::Double;
-  Number number{tensor->data_ptr(), is_double, 0.0};
-  if (tensor->is_cpu()) {
-    return {nullptr, false, read(number)};
-  }
-  check_one_device({*tensor}, name, on_device, "the parameters");
-  return number;
+  return {tensor->data_ptr(), tensor->scalar_type() == ScalarType::Double, 0.0};
 }
 
 inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {

@@ -10,7 +10,7 @@ void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::v
   if (args.params.empty()) return;
   const Launcher launcher(generator);
   const PerturbSettings settings{noise_settings(args.noise, generator),
-                                 number_of(found_inf, 0.0, generator, "found_inf")};
+                                 number_of(found_inf, 0.0)};
   for_each_pair(args.clean, args.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     const auto tensors = list_tensors<2>({&args.params, &args.clean}, chosen, &places);
     with_types(pair, [&]<typename T>(T) {
@@ -36,8 +36,8 @@ void perturb_from_clean_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
                              std::vector<int64_t> places, double noise_std, std::string distribution, int64_t sample,
                              bool negate, int64_t draw_offset, std::optional<Tensor> found_inf) {
   const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
-  perturb_list(check_perturb(params, clean, generator, places, noise, /*save=*/false), generator, places, false,
-               found_inf);
+  perturb_list(check_perturb(params, clean, generator, places, noise, /*save=*/false, found_inf), generator, places,
+               false, found_inf);
 }
 
 Tensor perturbed_cuda(Tensor weights, Tensor generator, int64_t place, double noise_std, std::string distribution,
@@ -69,10 +69,9 @@ void restore_cuda(std::vector<Tensor> params, std::vector<Tensor> clean) {
 }
 
 void advance_cuda(Tensor generator, int64_t draws, std::optional<Tensor> found_inf) {
-  check_generator(generator);
+  check_advance(generator, found_inf);
   const Launcher launcher(generator);
-  launcher.run<AdvanceBody>(
-      {static_cast<int64_t*>(generator.data_ptr()), draws, number_of(found_inf, 0.0, generator, "found_inf")}, 1);
+  launcher.run<AdvanceBody>({static_cast<int64_t*>(generator.data_ptr()), draws, number_of(found_inf, 0.0)}, 1);
 }
 
 }  // namespace
@@ -83,6 +82,13 @@ STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CUDA, m) {
   m.impl("perturbed", TORCH_BOX(&perturbed_cuda));
   m.impl("restore_", TORCH_BOX(&restore_cuda));
   m.impl("advance_", TORCH_BOX(&advance_cuda));
+}
+
+// Sparse tensors reach the same checks, which say what to do instead.
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCUDA, m) {
+  m.impl("perturb_", TORCH_BOX(&perturb_cuda));
+  m.impl("perturb_from_clean_", TORCH_BOX(&perturb_from_clean_cuda));
+  m.impl("restore_", TORCH_BOX(&restore_cuda));
 }
 
 }  // namespace torch_ssam::cuda

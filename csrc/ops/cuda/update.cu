@@ -9,14 +9,13 @@ namespace {
 using math::Momentum;
 
 template <typename math_t>
-UpdateSettings<math_t> update_settings(const UpdateOptions& o, const UpdateTensors& t, Momentum momentum,
-                                       const Tensor& on_device) {
+UpdateSettings<math_t> update_settings(const UpdateOptions& o, const UpdateTensors& t, Momentum momentum) {
   return {math::make_update_params<math_t>(0.0, o.momentum, o.dampening, o.weight_decay, o.maximize, o.first_step, 1.0),
           momentum,
           t.grad_scale.has_value(),
-          number_of(t.lr_tensor, o.lr, on_device, "lr"),
-          number_of(t.grad_scale, 1.0, on_device, "grad_scale"),
-          number_of(t.found_inf, 0.0, on_device, "found_inf")};
+          number_of(t.lr_tensor, o.lr),
+          number_of(t.grad_scale, 1.0),
+          number_of(t.found_inf, 0.0)};
 }
 
 // With `generator`, the parameters get clean + noise in the same pass.
@@ -31,7 +30,7 @@ void update_list(const UpdateTensors& t, const UpdateOptions& options, const Ten
     with_types(pair, [&]<typename T>(T) {
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;
-      const auto update = update_settings<math::opmath_t<master_t>>(options, t, momentum, on_device);
+      const auto update = update_settings<math::opmath_t<master_t>>(options, t, momentum);
       const auto run = [&]<Momentum kMomentum, bool kScaled>() {
         if (generator == nullptr) {
           const auto tensors = list_tensors<3>({&t.weights, &t.grads, &t.momentum_buffers}, chosen, nullptr);
@@ -124,6 +123,13 @@ void project_cuda(std::vector<Tensor> weights, double radius) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CUDA, m) {
+  m.impl("update_", TORCH_BOX(&update_cuda));
+  m.impl("update_and_perturb_", TORCH_BOX(&update_and_perturb_cuda));
+  m.impl("project_", TORCH_BOX(&project_cuda));
+}
+
+// Sparse tensors reach the same checks, which say what to do instead.
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCUDA, m) {
   m.impl("update_", TORCH_BOX(&update_cuda));
   m.impl("update_and_perturb_", TORCH_BOX(&update_and_perturb_cuda));
   m.impl("project_", TORCH_BOX(&project_cuda));
