@@ -243,7 +243,9 @@ class SSAM(NoiseDriver):
         if len(placed) == 1:
             return
         for group, members in placed:
-            _options.check_sgd(group)
+            lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
+            on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
+            _options.check_sgd({**group, "lr": 0.0} if on_gpu else group)
             for place, p in members:
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise ValueError(

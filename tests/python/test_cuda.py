@@ -196,6 +196,49 @@ def test_a_replayed_graph_draws_new_noise_each_time() -> None:
     assert not torch.equal(seen[1], seen[2])
 
 
+def two_groups(device: str) -> tuple[torch_ssam.SSAM, list[torch.nn.Parameter]]:
+    """An optimizer with keep_perturbed and lr as a tensor, of tensors that have gradients."""
+    params = [torch.nn.Parameter(random(n, torch.float32, n).to(device)) for n in (4097, 33, 1000)]
+    for p in params:
+        p.grad = random(p.numel(), torch.float32, p.numel() + 1).to(device)
+    groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 1e-3}]
+    lr = torch.tensor(0.1, device=device)
+    opt = torch_ssam.SSAM(groups, lr=lr, noise_std=0.02, momentum=0.9, keep_perturbed=True, seed=5)
+    opt.train()
+    return opt, params
+
+
+def test_a_replayed_step_of_the_optimizer_gives_the_cpus_bits() -> None:
+    (opt, params), (gpu_opt, gpu_params) = two_groups("cpu"), two_groups("cuda")
+    opt.step()
+    gpu_opt.step()  # makes the momentum buffers
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gpu_opt.step()
+    for _ in range(3):
+        opt.step()
+        graph.replay()
+    for a, b in zip(gpu_params, params, strict=True):
+        assert_same_bits(a, b)
+    opt.eval()
+    gpu_opt.eval()
+    for a, b in zip(gpu_params, params, strict=True):
+        assert_same_bits(a, b)
+    assert gpu_opt.draw == opt.draw == 4
+
+
+def test_a_step_of_the_optimizer_waits_for_nothing() -> None:
+    opt, _ = two_groups("cuda")
+    opt.step()
+    previous = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        opt.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(previous)
+
+
 def test_kernels_run_on_the_current_stream_in_order() -> None:
     n = 1 << 24
     source = torch.randn(n, device="cuda")

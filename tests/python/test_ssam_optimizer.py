@@ -162,3 +162,14 @@ def test_optimizers_and_models_can_be_built_on_the_meta_device() -> None:
         opt = torch_ssam.SSAM(layer.parameters(), noise_std=0.1)
     assert layer.weight.is_meta
     assert opt.draw == 0
+
+
+def test_a_learning_rate_on_another_device_is_not_read_before_the_update() -> None:
+    """To read one that lies on a GPU would wait for the GPU; a meta tensor cannot be read at all."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(3))]} for _ in range(2)]
+    opt = torch_ssam.SSAM(groups, lr=0.1, noise_std=0.1)
+    opt.param_groups[1]["lr"] = torch.tensor(0.1, device="meta")
+    opt._check_before(list(opt._noise.placed()))
+    opt.param_groups[1]["momentum"] = -1.0
+    with pytest.raises(ValueError, match="momentum"):
+        opt._check_before(list(opt._noise.placed()))
