@@ -1,0 +1,100 @@
+"""tools/check_ptx.py, which `make ptx` runs over all CUDA kernels: that it refuses what it says it refuses,
+and, where nvcc is, what it says of the kernels of perturb.cu for one architecture (the whole takes minutes).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "check_ptx.py"
+
+
+@pytest.fixture(scope="module")
+def check_ptx() -> Any:
+    spec = importlib.util.spec_from_file_location("check_ptx", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_ptx"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+# As it should be: four groups of four floats a thread, read and written 16 bytes at a time.
+GOOD = {
+    "name": "ListBody<PerturbOp<float, float, false>, 4>",
+    "registers": 64,
+    "stack": 0,
+    "spills": 0,
+    "accesses": Counter({("ld", 16, True): 4, ("st", 16, True): 4, ("ld", 8, False): 2}),
+    "instructions": Counter({"LDG.E.128": 4, "STG.E.128": 4, "FFMA": 100}),
+}
+
+
+def test_a_good_kernel_has_no_problems(check_ptx: Any) -> None:
+    assert check_ptx.problems(90, check_ptx.Kernel(**GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"registers": 65}, "65 registers"),
+        ({"stack": 8}, "8 bytes of stack frame"),
+        ({"spills": 4}, "4 bytes spilled"),
+        ({"instructions": Counter({"STL.64": 1})}, "local memory"),
+        ({"instructions": Counter({"STG.E.128": 4, "STG.E.U16": 1})}, "narrow stores"),
+        ({"accesses": Counter({("ld", 16, True): 4, ("st", 4, False): 16})}, "vector accesses"),
+        ({"accesses": Counter({("ld", 8, True): 8, ("st", 16, True): 4})}, "vector accesses"),
+        (
+            {"accesses": Counter({("ld", 16, True): 4, ("st", 16, True): 4, ("ld", 4, False): 5})},
+            "scalar accesses",
+        ),
+        (
+            {"accesses": Counter({("ld", 16, True): 4, ("st", 16, True): 4, ("st", 4, False): 1})},
+            "scalar accesses",
+        ),
+        ({"accesses": GOOD["accesses"] + Counter({("generic", 0, False): 1})}, "not known to be global"),
+    ],
+)
+def test_what_is_not_as_it_should_be_is_named(check_ptx: Any, changed: dict[str, Any], message: str) -> None:
+    found = check_ptx.problems(90, check_ptx.Kernel(**{**GOOD, **changed}))
+    assert len(found) >= 1
+    assert any(message in text for text in found)
+
+
+def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
+    ptx = """
+	ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd1];
+	ld.global.nc.f32 %f1, [%rd2];
+	st.global.v2.b32 [%rd3], {%r1, %r2};
+	st.global.u16 [%rd4], %rs1;
+	ld.param.u64 %rd5, [kernel_param_0];
+	st.shared.f32 [%r9], %f1;
+	ld.f32 %f2, [%rd6];
+"""
+    assert check_ptx.global_accesses(ptx) == {
+        ("ld", 16, True): 1,
+        ("ld", 4, False): 1,
+        ("st", 8, True): 1,
+        ("st", 2, False): 1,
+        ("generic", 0, False): 1,
+    }
+
+
+def test_the_kernels_of_perturb_pass_on_one_architecture() -> None:
+    if "CUDACXX" not in os.environ and shutil.which("nvcc") is None:
+        if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+            pytest.fail("FAIL_WITHOUT_CUDA=1. NOT TESTED here: no nvcc")
+        pytest.skip("NOT TESTED here: no nvcc")
+    command = [sys.executable, str(SCRIPT), "--sources", "perturb", "--architectures", "90", "--no-write"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
