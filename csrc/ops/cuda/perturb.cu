@@ -9,8 +9,7 @@ void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::v
                   const std::optional<Tensor>& found_inf) {
   if (args.params.empty()) return;
   const Launcher launcher(generator);
-  const PerturbSettings settings{noise_settings(args.noise, generator),
-                                 number_of(found_inf, 0.0)};
+  const PerturbSettings settings{noise_settings(args.noise, generator), number_of(found_inf, 0.0)};
   for_each_pair(args.clean, args.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     const auto tensors = list_tensors<2>({&args.params, &args.clean}, chosen, &places);
     with_types(pair, [&]<typename T>(T) {
