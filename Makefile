@@ -10,7 +10,7 @@ CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.c
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all demo test test-cpp test-python lint format bench asan tsan ptx docs wheel clean build bootstrap
+.PHONY: all demo test test-cpp test-python lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -62,6 +62,10 @@ tsan: bootstrap             ## the kernels' tests under ThreadSanitizer
 
 ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
 	$(PY) tools/check_ptx.py
+
+cuda: build                 ## tests and benchmark on a GPU; fails where there is none
+	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py
+	FAIL_WITHOUT_CUDA=1 $(PY) benchmarks/cuda_step.py --write
 
 docs: build
 	$(PY) -m sphinx -W -b html docs docs/_build

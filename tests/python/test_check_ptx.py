@@ -90,6 +90,7 @@ def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_kernels_of_perturb_pass_on_one_architecture() -> None:
     if "CUDACXX" not in os.environ and shutil.which("nvcc") is None:
         if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
