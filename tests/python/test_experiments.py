@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 from torch_ssam import experiments, theory
-from torch_ssam.experiments import correlated, deep_linear
+from torch_ssam.experiments import correlated, deep_linear, pac_bayes
 from torch_ssam.experiments.__main__ import main
 
 FAST = ("landscape", "starts", "signatures", "stationary", "correlated", "geometry")
@@ -118,3 +118,31 @@ def test_regularized_loss_of_aligned_matrices_is_the_mean_loss_under_noise(depth
             product = (layer + noise) @ product
         total += float((torch.diag(singular) - product).square().sum()) / 2 ** (4 * depth)
     assert float(deep_linear.aligned_loss(values, singular, eta)) == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_layers_of_full_matrices_tend_to_the_imbalance_that_scipy_finds(depth: int) -> None:
+    import torch
+    from scipy.optimize import minimize
+
+    singular = torch.tensor(deep_linear.SINGULAR[depth], dtype=torch.float64)
+
+    def objective(x: np.ndarray) -> float:
+        return float(
+            deep_linear.aligned_loss(torch.tensor(x).view(depth, -1), singular, deep_linear.ETA[depth])
+        )
+
+    start = np.random.default_rng(depth).uniform(0.3, 1.5, depth * len(singular))
+    end = minimize(objective, start, method="BFGS", options={"gtol": 1e-7}).x.reshape(depth, -1)
+    products, gap = deep_linear.predicted(depth)
+    np.testing.assert_allclose(np.abs(end.prod(axis=0)), products, atol=1e-4)
+    assert np.linalg.norm(end[1] ** 2 - end[0] ** 2) == pytest.approx(gap, abs=1e-3)
+    assert gap < 1e-6 if depth == 2 else gap > 1
+
+
+def test_the_risk_of_the_best_constant_is_the_variance_or_the_rarer_class() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.uniform(-0.4, 0.4, 500)  # no loss is clipped: the mean is best, and the grid has steps of 0.01
+    assert y.var() <= pac_bayes.constant_risk(y, classes=False) <= y.var() + 0.005**2
+    labels = np.where(rng.random(500) < 0.3, 1.0, -1.0)
+    assert pac_bayes.constant_risk(labels, classes=True) == (labels == 1).mean()

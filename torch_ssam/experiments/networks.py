@@ -171,6 +171,7 @@ def run(setting: Setting) -> Result:
         confirmed=flatter and both,
         partly=flatter and bool(balanced["squared"].all()),
         rows=rows,
+        shown=tuple(key for key in rows[0] if key not in ("loss +-", "accuracy +-")),
         figure=figure,
         notes=[
             "Accuracy is on 597 held-out digits; the two optimizers see the same batches. imbalance is "

@@ -186,6 +186,7 @@ def run(setting: Setting) -> Result:
         else ("A bound fails on the test examples." if not holds else "Some bound is vacuous."),
         confirmed=holds and tight,
         rows=rows,
+        shown=tuple(key for key in rows[0] if key not in ("weights", "risk of w", "prior std")),
         figure=figure,
         notes=[
             "Assumed: independent examples; whitening from other examples (their labels unused); prior "
