@@ -24,6 +24,7 @@ NOISE_DEFAULTS: dict[str, Any] = {
     "antithetic": False,
     "clean_weight": 0.0,
     "keep_perturbed": False,
+    "memory": "copy",
 }
 
 
@@ -58,6 +59,8 @@ class NoiseOptimizer(Optimizer):
         self._check_options(group)
         if self.param_groups:
             _options.check_common(group, self.param_groups[0])
+        if group["memory"] == "regenerate":
+            _options.check_regenerated(params)
         _options.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
         return {**param_group, "params": params}
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _library, _options
 from ._ops import ops
+from ._regenerate import Recipe, add, recipe, without
 
 Group = dict[str, Any]
 
@@ -28,13 +29,27 @@ Members = list[tuple[int, Tensor]]  # tensors with their places
 
 
 class _Copy:
-    """The clean copy of a tensor, and the tensor's version and address as we left it, while it is perturbed."""
+    """The clean copy of a tensor, and the tensor's version and address as we left it, while it is perturbed.
 
-    __slots__ = ("address", "clean", "param", "version")
+    With memory="regenerate" there is none; a recipe says what noise to take off again.
+    """
 
-    def __init__(self, param: Tensor, clean: Tensor) -> None:
-        self.param, self.clean = param, clean
+    __slots__ = ("_clean", "address", "param", "place", "recipe", "version")
+
+    def __init__(
+        self, param: Tensor, clean: Tensor | None, place: int = -1, how: Recipe | None = None
+    ) -> None:
+        self.param, self._clean = param, clean
+        self.place, self.recipe = place, how
         self.writing()
+
+    @property
+    def clean(self) -> Tensor:
+        """The clean weights; without a copy a new tensor."""
+        if self._clean is None:
+            assert self.recipe is not None
+            return without(self.param, self.place, self.recipe)
+        return self._clean
 
     def writing(self) -> None:
         """We are about to write: whatever is found until `left()` is ours."""
@@ -51,8 +66,13 @@ class _Copy:
         return version >= 0 and (version != self.param._version or self.address != self.param.data_ptr())
 
     def fits(self, param: Tensor) -> bool:
-        clean = self.clean
-        return param.shape == clean.shape and param.dtype == clean.dtype and param.device == clean.device
+        clean = self._clean
+        return (
+            clean is not None
+            and param.shape == clean.shape
+            and param.dtype == clean.dtype
+            and param.device == clean.device
+        )
 
 
 def _holds_noise(
@@ -209,6 +229,7 @@ class NoiseState:
     ) -> None:
         """Puts noise on these tensors: clean ones are saved first, perturbed ones written from their copy."""
         applied = self._applied
+        self._restore_recipes([p for _, p in members if id(p) in applied] if applied else [])
         again = [(i, p) for i, p in members if id(p) in applied] if applied else []
         fresh = [(i, p) for i, p in members if id(p) not in applied] if again else members
         for device, part in _by_device(fresh):
@@ -231,11 +252,16 @@ class NoiseState:
         draw_offset: int,
     ) -> None:
         params = [p for _, p in part]
+        if group["memory"] == "regenerate":
+            self._perturb_in_place(
+                part, recipe(self.generator(device), *_noise_of(group), sample, negate, draw_offset)
+            )
+            return
         copies = [self._copy_of(p) for p in params]
         buffers = [copy.clean for copy in copies]
         places = [i for i, _ in part]
         generator = self.generator(device)
-        how = float(group["noise_std"]), group["distribution"], sample, negate, draw_offset
+        how = *_noise_of(group), sample, negate, draw_offset
         noted = {id(copy.param): copy for copy in copies}
         for copy in copies:
             copy.writing()
@@ -265,13 +291,42 @@ class NoiseState:
                 [self._applied[id(p)].clean for p in params],
                 self.generator(device),
                 [i for i, _ in part],
-                float(group["noise_std"]),
-                group["distribution"],
+                *_noise_of(group),
                 sample,
                 negate,
                 draw_offset,
             )
             self.written(params)
+
+    def _perturb_in_place(self, part: Members, how: Recipe) -> None:
+        params = [p for _, p in part]
+        _options.check_regenerated(params)
+        noted = {id(p): _Copy(p, None, i, how) for i, p in part}
+        add(params, [i for i, _ in part], how, lambda: self._applied.update(noted))
+        self.written(params)
+
+    def _restore_in_place(self, copies: list[_Copy]) -> None:
+        """Takes the noise of one recipe off and forgets it."""
+        how = copies[0].recipe
+        assert how is not None
+        gone = {id(copy.param) for copy in copies}
+        left = {key: copy for key, copy in self._applied.items() if key not in gone}
+
+        def forget() -> None:
+            self._applied = left
+
+        params, places = [copy.param for copy in copies], [copy.place for copy in copies]
+        add(params, places, how._replace(negate=not how.negate), forget)
+        torch.autograd.graph.increment_version(params)
+
+    def restore_regenerated(self) -> None:
+        """Takes noise off tensors without a copy; others stay as they are."""
+        self._restore_recipes([copy.param for copy in self._applied.values()])
+
+    def _restore_recipes(self, params: list[Tensor]) -> None:
+        regenerated = [p for p in params if self._applied[id(p)].recipe is not None]
+        if regenerated:
+            self.restore(regenerated)
 
     def check_unchanged(self) -> None:
         """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
@@ -296,31 +351,45 @@ class NoiseState:
             raise
 
     def restore(self, only: Iterable[Tensor] | None = None) -> None:
-        """Puts the exact clean bits back. Tensors that others wrote to keep what was written, and are named.
+        """Puts the clean weights back, bit for bit where there are copies.
 
-        May be called again after an interruption anywhere in it."""
+        Tensors that others wrote to keep what was written, and are named. May be called again after an
+        interruption anywhere in it.
+        """
         applied = self._applied
         copies = (
             list(applied.values()) if only is None else [applied[id(p)] for p in only if id(p) in applied]
         )
         if not copies:
             return
-        changed = [copy.param for copy in copies if copy.changed()]
+        changed = [copy for copy in copies if copy.changed()]
         if changed:
-            kept = {id(p) for p in changed}
-            members = [(0, copy.param) for copy in copies if id(copy.param) not in kept]
-        else:
-            members = [(0, copy.param) for copy in copies]
+            kept = {id(copy.param) for copy in changed}
+            copies = [copy for copy in copies if id(copy.param) not in kept]
+        by_recipe: dict[int, list[_Copy]] = {}
+        for copy in copies:
+            if copy.recipe is not None:
+                by_recipe.setdefault(id(copy.recipe), []).append(copy)
+        for regenerated in by_recipe.values():
+            self._restore_in_place(regenerated)
+        applied = self._applied
+        members = (
+            [(0, copy.param) for copy in copies if copy.recipe is None]
+            if by_recipe
+            else [(0, copy.param) for copy in copies]
+        )
         for _, part in _by_device(members):
             ops.restore_([p for _, p in part], [applied[id(p)].clean for _, p in part])
         # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
-        for copy in copies:
+        for copy in changed:
             del applied[id(copy.param)]
         ours = [p for _, p in members]
+        for p in ours:
+            del applied[id(p)]
         torch.autograd.graph.increment_version(ours)
         if changed:
             raise PerturbedWeightsChanged(
-                f"{self._describe(changed)} written to while holding perturbed weights: "
+                f"{self._describe([copy.param for copy in changed])} written to while holding perturbed weights: "
                 "the new values were kept and are now taken as clean; all other parameters were restored. "
                 "Load or edit weights outside perturb(), or after opt.eval() with keep_perturbed=True."
             )
@@ -362,3 +431,7 @@ def _by_device(members: Members) -> list[tuple[torch.device, Members]]:
     for place, p in members:
         parts.setdefault(p.device, []).append((place, p))
     return list(parts.items())
+
+
+def _noise_of(group: Group) -> tuple[float, str]:
+    return float(group["noise_std"]), group["distribution"]

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 DISTRIBUTIONS = ("gaussian", "rademacher")
 SCALES = ("isotropic",)
+MEMORIES = ("copy", "regenerate")
 LATER_SCALES = ("tensor", "filter", "element", "fisher")
 
 
@@ -72,6 +73,7 @@ def check_noise(group: dict[str, Any]) -> None:
     """The noise options of one parameter group, wherever they came from."""
     number("noise_std", group["noise_std"])
     one_of("distribution", group["distribution"], DISTRIBUTIONS)
+    one_of("memory", group["memory"], MEMORIES)
     if group["scale"] in LATER_SCALES:
         raise NotImplementedError(
             f"scale={group['scale']!r} is not available in this version; expected 'isotropic'. "
@@ -92,6 +94,17 @@ def check_noise(group: dict[str, Any]) -> None:
             f"antithetic={group['antithetic']}, clean_weight={group['clean_weight']}. "
             "Use perturbations() with keep_perturbed=False for several passes a step."
         )
+
+
+def check_regenerated(params: list[Any]) -> None:
+    """What memory="regenerate" takes: dtypes in which two roundings a step are no more than SGD's own."""
+    for p in map(tensor_of, params):
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f'memory="regenerate" with parameters of dtype {p.dtype}: taking noise off again rounds twice '
+                "a step, which 16-bit weights do not survive; expected float32 or float64. Use "
+                'memory="copy".'
+            )
 
 
 def check_sgd(group: dict[str, Any]) -> None:

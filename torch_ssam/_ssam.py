@@ -63,6 +63,9 @@ class SSAM(NoiseDriver):
             (Theorem 4.4 of the paper); None for no projection.
         keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw,
             so that a stock loop needs no change; `eval()` puts the clean ones back.
+        memory: "copy" keeps a copy of the clean weights, and restoring is exact. "regenerate" keeps none and
+            takes the noise off by drawing it again: a weight w with noise n comes back within u (|w + n| +
+            |w|) a step (u = 2^-24 in float32), and noise is made twice. Only float32 and float64.
         seed: seed of the noise, a 64-bit int; None takes one from torch's default generator.
 
     Raises:
@@ -100,6 +103,7 @@ class SSAM(NoiseDriver):
         clean_weight: float = 0.0,
         radius: float | None = None,
         keep_perturbed: bool = False,
+        memory: str = "copy",
         seed: int | None = None,
     ) -> None:
         defaults = {
@@ -118,6 +122,7 @@ class SSAM(NoiseDriver):
             "clean_weight": clean_weight,
             "radius": radius,
             "keep_perturbed": keep_perturbed,
+            "memory": memory,
         }
         self._init_driver(seed)
         super().__init__(_options.parameter_list(params), defaults)
@@ -265,6 +270,7 @@ class SSAM(NoiseDriver):
         noise = self._noise
         noise.check_unchanged()
         noise.restore_frozen()
+        noise.restore_regenerated()  # those are updated in place
         placed = noise.placed(frozen=True)
         self._check_before(placed)
         for group, everything in placed:

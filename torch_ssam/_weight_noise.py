@@ -60,6 +60,7 @@ class WeightNoise:
         noise_std: standard deviation of the noise, >= 0.
         distribution: "gaussian" or "rademacher".
         scale: "isotropic".
+        memory: "copy", or "regenerate" to hold no copy of the clean weights (see `SSAM`).
         seed: a 64-bit int, or None to take one from torch's default generator.
 
     Example:
@@ -80,9 +81,16 @@ class WeightNoise:
         *,
         distribution: str = "gaussian",
         scale: str = "isotropic",
+        memory: str = "copy",
         seed: int | None = None,
     ) -> None:
-        defaults = {**NOISE_DEFAULTS, "noise_std": noise_std, "distribution": distribution, "scale": scale}
+        defaults = {
+            **NOISE_DEFAULTS,
+            "noise_std": noise_std,
+            "distribution": distribution,
+            "scale": scale,
+            "memory": memory,
+        }
         given = _options.parameter_list(params)
         if not given:
             raise ValueError("params is empty; expected at least one tensor.")
@@ -96,6 +104,8 @@ class WeightNoise:
             known += unique
             whole = {**defaults, **group, "params": unique}
             _options.check_noise(whole)
+            if whole["memory"] == "regenerate":
+                _options.check_regenerated(unique)
             self.param_groups.append(whole)
         self._state = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
 

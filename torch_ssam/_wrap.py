@@ -109,6 +109,7 @@ def wrap(
     antithetic: bool = False,
     clean_weight: float = 0.0,
     keep_perturbed: bool = False,
+    memory: str = "copy",
     seed: int | None = None,
 ) -> WrappedOptimizer:
     """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied to the clean ones.
@@ -117,7 +118,8 @@ def wrap(
         base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
-        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, seed: as for `SSAM`.
+        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, memory, seed: as for
+            `SSAM`.
 
     Returns:
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.
@@ -154,5 +156,6 @@ def wrap(
         "antithetic": antithetic,
         "clean_weight": clean_weight,
         "keep_perturbed": keep_perturbed,
+        "memory": memory,
     }
     return WrappedOptimizer(base_optimizer, options, seed)

@@ -134,6 +134,17 @@ def ssam(model: nn.Module, **options: Any) -> torch_ssam.SSAM:
     )
 
 
+# Noise that float32 adds to weights of `on_a_grid` and takes off again without rounding.
+REGENERATED: dict[str, Any] = {"memory": "regenerate", "distribution": "rademacher", "noise_std": 0.25}
+
+
+def on_a_grid(model: nn.Module) -> None:
+    """Rounds the weights to multiples of 1/1024."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1024).round_().div_(1024)
+
+
 def expected_noise(
     weights: Tensor,
     seed: int,

@@ -77,19 +77,28 @@ WAYS: dict[str, tuple[Callable[[Any], None], dict[str, Any]]] = {
     "kept, with a radius": (stock, {"keep_perturbed": True, "radius": 1.0}),
     "kept, evaluating": (evaluate, {"keep_perturbed": True}),
 }
+REGENERATED = ("perturb", "perturbations", "kept", "kept, evaluating")
 
 
 def test_the_measurement_sees_a_tensor_that_comes_and_goes() -> None:
     assert peak_bytes(lambda: torch.empty(SIZE)) == (4 * SIZE, 0)
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.mark.parametrize(
+    ("way", "memory"),
+    [*((way, "copy") for way in sorted(WAYS)), *((way, "regenerate") for way in REGENERATED)],
+)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_memory_beyond_sgd_is_one_copy_of_the_parameters(way: str, momentum: float) -> None:
+def test_memory_beyond_sgd_is_one_copy_of_the_parameters_or_none(
+    way: str, memory: str, momentum: float
+) -> None:
     drive, options = WAYS[way]
+    copy = COPY if memory == "copy" else 0
     sgd = torch.optim.SGD(params_with_gradients(), lr=0.1, momentum=momentum, fused=True)
     sgd_peak, sgd_end = peak_bytes(lambda: [sgd.step() for _ in range(3)])
-    opt = torch_ssam.SSAM(params_with_gradients(), lr=0.1, noise_std=0.1, momentum=momentum, **options)
+    opt = torch_ssam.SSAM(
+        params_with_gradients(), lr=0.1, noise_std=0.1, momentum=momentum, memory=memory, **options
+    )
 
     def run() -> None:
         opt.train()
@@ -98,8 +107,8 @@ def test_memory_beyond_sgd_is_one_copy_of_the_parameters(way: str, momentum: flo
 
     peak, end = peak_bytes(run)
     assert sgd_end == (COPY if momentum else 0)
-    assert peak - sgd_peak <= COPY + SLACK
-    assert COPY <= end - sgd_end <= COPY + SLACK, "the clean copy is kept and nothing else"
+    assert peak - sgd_peak <= copy + SLACK
+    assert copy <= end - sgd_end <= copy + SLACK, "the clean copy is kept and nothing else"
 
 
 @pytest.mark.parametrize("kept", [False, True])

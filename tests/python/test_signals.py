@@ -121,12 +121,17 @@ def make_kept(model: nn.Module) -> Any:
     return front.ssam(model, keep_perturbed=True)
 
 
+def make_regenerated(model: nn.Module, **options: Any) -> Any:
+    return front.ssam(model, **front.REGENERATED, **options)
+
+
 def make_many(model: nn.Module) -> Any:
     return front.ssam(model, samples=2, clean_weight=0.5)
 
 
 BLOCKS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "perturb": (front.ssam, perturb_block),
+    "regenerate": (make_regenerated, perturb_block),
     "wrap": (front.wrapped_sgd, perturb_block),
     "perturbations": (make_many, perturbations_block),
     "closure": (front.ssam, closure_block),
@@ -146,6 +151,7 @@ def test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs
 ) -> None:
     make, body = BLOCKS[block]
     model = front.Net()
+    front.on_a_grid(model)
     clean = front.snapshot(model)
     opt = make(model)
     body(opt, model)
@@ -182,12 +188,15 @@ def test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs
 @pytest.mark.skipif(
     sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's"
 )
-@pytest.mark.parametrize("make", [front.ssam, front.wrapped_sgd], ids=["ssam", "wrap"])
+@pytest.mark.parametrize(
+    "make", [front.ssam, front.wrapped_sgd, make_regenerated], ids=["ssam", "wrap", "regenerate"]
+)
 def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_reach(
     make: Callable[..., Any],
 ) -> None:
     """lr is 0, so that the clean weights are known wherever the update was when it was cut off."""
     model = front.Net()
+    front.on_a_grid(model)
     clean = front.snapshot(model)
     for n in range(2000):
         opt = make(model, keep_perturbed=True)
