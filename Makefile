@@ -31,6 +31,7 @@ test-cpp: bootstrap
 	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
 	@rm -f build-cpp.log
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
+	@[ ! -x build/cpp/count_instructions ] || $(PY) tools/check_instructions.py build/cpp/count_instructions
 
 # test_cpp_parity.py builds a C++ consumer (minutes) and is run by hand until it has been seen to pass on a quiet machine.
 test-python: build
