@@ -49,7 +49,9 @@ format: bootstrap
 	clang-format -i $(CXX_SOURCES)
 
 bench: build                ## ratios against peers, written to docs/benchmarks.md
+	@$(PY) -m pip install -q --no-deps ivon-opt==$$(sed -n 's/^bench = .*ivon-opt==\([0-9.]*\).*/\1/p' pyproject.toml)
 	$(PY) benchmarks/run.py
+	$(PY) -m benchmarks.scaling
 
 asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
 	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=address,undefined

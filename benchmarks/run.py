@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints their tables and writes docs/benchmarks.md. `make bench` calls it.
 
-python benchmarks/run.py [--rounds N] [--only step,diagonal] [--no-write]
+python benchmarks/run.py [--rounds N] [--only step,diagonal,training] [--no-write]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import diagonal, harness, step  # noqa: E402
+from benchmarks import diagonal, harness, step, training  # noqa: E402
 
 
 def section(name: str, rounds: int, capability: str) -> list[str]:
@@ -25,13 +25,15 @@ def section(name: str, rounds: int, capability: str) -> list[str]:
         return [f"## The optimizer step ({capability} kernels)", "", *table, "", step.memory_beyond_sgd()]
     if name == "diagonal":
         return ["## DiagonalLinear, forward and backward", "", *diagonal.table(rounds)]
-    raise SystemExit(f"unknown benchmark {name!r}; expected step or diagonal")
+    if name == "training":
+        return ["## Whole training steps", "", *training.table(rounds)]
+    raise SystemExit(f"unknown benchmark {name!r}; expected step, diagonal or training")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="step,diagonal")
+    parser.add_argument("--only", default="step,diagonal,training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-write", action="store_true")
     args = parser.parse_args()
