@@ -10,7 +10,7 @@ CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.c
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all demo test test-cpp test-python lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
+.PHONY: all demo test test-cpp test-python consumer lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -33,9 +33,16 @@ test-cpp: bootstrap
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
 	@[ ! -x build/cpp/count_instructions ] || $(PY) tools/check_instructions.py build/cpp/count_instructions
 
-# test_cpp_parity.py builds a C++ consumer (minutes) and is run by hand until it has been seen to pass on a quiet machine.
-test-python: build
-	$(PY) -m pytest -q -n $(JOBS) --ignore=tests/python/test_cpp_parity.py
+# The C++ project of test_cpp_parity.py, against the package as pip installs it: a checkout serves another copy.
+consumer: build             ## a C++ project outside the tree, built with the installed package
+	@{ rm -rf build/site && $(PY) -m pip install -q --no-build-isolation --no-deps --target build/site . && \
+	  cmake -S tests/cpp/consumer -B build/consumer -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	    -DCMAKE_PREFIX_PATH="$$(cd build/site && $(CURDIR)/$(PY) -c "import torch, torch_ssam as t; print(t.cmake_prefix_path, torch.utils.cmake_prefix_path, sep=';')")" && \
+	  cmake --build build/consumer --parallel $(JOBS); } > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
+	@rm -f build-consumer.log
+
+test-python: consumer
+	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
 
 lint: bootstrap             ## layout, types, names
 	$(PY) -m ruff check .

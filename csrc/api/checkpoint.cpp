@@ -1,12 +1,15 @@
 // See checkpoint.h and pickled.h.
 #include <ATen/core/grad_mode.h>
+#include <caffe2/serialize/file_adapter.h>
 #include <caffe2/serialize/inline_container.h>
-#include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/csrc/jit/serialization/pickler.h>
+#include <torch/csrc/jit/serialization/unpickler.h>
 #include <torch_ssam/checkpoint.h>
 
+#include <algorithm>
+#include <cstring>
 #include <fstream>
-#include <iterator>
+#include <limits>
 #include <vector>
 
 #include "pickled.h"
@@ -38,6 +41,12 @@ std::int64_t as_int(const c10::IValue& value, const std::string& what) {
   return value.toInt();
 }
 
+std::int64_t as_draw(const c10::IValue& value) {
+  const std::int64_t draw = as_int(value, "draw");
+  TORCH_CHECK_VALUE(draw >= 0, "torch_ssam: draw is ", draw, "; expected an integer >= 0.");
+  return draw;
+}
+
 bool as_bool(const c10::IValue& value, const std::string& what) {
   TORCH_CHECK_VALUE(value.isBool(), "torch_ssam: ", what, " is ", value.tagKind(), "; expected true or false.");
   return value.toBool();
@@ -46,6 +55,61 @@ bool as_bool(const c10::IValue& value, const std::string& what) {
 std::string as_string(const c10::IValue& value, const std::string& what) {
   TORCH_CHECK_VALUE(value.isString(), "torch_ssam: ", what, " is ", value.tagKind(), "; expected a string.");
   return value.toStringRef();
+}
+
+namespace {
+
+constexpr char kLong1 = '\x8a';
+
+// Bytes that follow an opcode of pickle protocol 2, or nothing for an opcode of another protocol.
+std::optional<std::size_t> argument_bytes(std::string_view pickle, std::size_t at) {
+  const auto number = [&](std::size_t bytes) {
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < bytes && at + 1 + i < pickle.size(); ++i) {
+      value |= std::uint32_t{static_cast<unsigned char>(pickle[at + 1 + i])} << 8 * i;
+    }
+    return bytes + value;
+  };
+  const auto lines = [&](int count) {
+    std::size_t end = at;
+    while (count-- > 0) end = std::min(pickle.find('\n', end + 1), pickle.size());
+    return end - at;
+  };
+  const auto is_one_of = [&](std::string_view opcodes) { return opcodes.find(pickle[at]) != opcodes.npos; };
+  if (is_one_of("(.012NQRab}del]ost)u\x81\x85\x86\x87\x88\x89")) return 0;
+  if (is_one_of("Khq\x80")) return 1;
+  if (is_one_of("M")) return 2;
+  if (is_one_of("Jjr")) return 4;
+  if (is_one_of("G")) return 8;
+  if (is_one_of("FILPSVgp")) return lines(1);
+  if (is_one_of("ci")) return lines(2);
+  if (is_one_of("U\x8a")) return number(1);
+  if (is_one_of("TX\x8b")) return number(4);
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string widen_integers(std::string_view pickle) {
+  std::string result;
+  std::size_t at = 0;
+  while (at < pickle.size()) {
+    const std::optional<std::size_t> bytes = argument_bytes(pickle, at);
+    if (!bytes || *bytes >= pickle.size() - at) break;
+    const std::string_view argument = pickle.substr(at + 1, *bytes);
+    if (pickle[at] == kLong1 && argument.size() < 9) {
+      const bool negative = argument.size() > 1 && (argument.back() & 0x80) != 0;
+      result += pickle[at];
+      result += '\x08';
+      result += argument.substr(1);
+      result.append(9 - argument.size(), negative ? '\xff' : '\0');
+    } else {
+      result += pickle.substr(at, 1 + *bytes);
+    }
+    at += 1 + *bytes;
+  }
+  result += pickle.substr(at);
+  return result;
 }
 
 }  // namespace detail
@@ -84,16 +148,27 @@ void load_state_dict(torch::nn::Module& module, const c10::IValue& state_dict) {
 }
 
 c10::IValue read_pickle(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK_VALUE(file.good(), "torch_ssam: cannot read '", path, "'.");
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  TORCH_CHECK_VALUE(std::ifstream(path, std::ios::binary).good(), "torch_ssam: cannot read '", path, "'.");
   try {
-    return torch::jit::pickle_load(bytes);
+    caffe2::serialize::PyTorchStreamReader archive(std::make_unique<caffe2::serialize::FileAdapter>(path));
+    const auto [data, size] = archive.getRecord("data.pkl");
+    const std::string pickle = detail::widen_integers({static_cast<const char*>(data.get()), size});
+    std::size_t at = 0;
+    const auto read = [&](char* to, std::size_t count) {
+      count = std::min(count, pickle.size() - at);
+      std::memcpy(to, pickle.data() + at, count);
+      at += count;
+      return count;
+    };
+    const auto tensor_data = [&](const std::string& name) { return std::get<0>(archive.getRecord("data/" + name)); };
+    // As map_location="cpu": whoever takes a tensor moves it to where it belongs.
+    torch::jit::Unpickler unpickler(read, nullptr, nullptr, tensor_data, at::Device(at::kCPU));
+    return unpickler.parse_ivalue();
   } catch (const c10::Error& error) {
     TORCH_CHECK_VALUE(false, "torch_ssam: '", path, "' is no pickle that LibTorch reads (",
                       error.what_without_backtrace(),
                       "). It takes dicts, lists, numbers, strings and tensors, as torch.save writes them; a module's "
-                      "state_dict as dict(model.state_dict()), and integers, a seed say, of 32 or of 57 to 64 bits.");
+                      "state_dict as dict(model.state_dict()).");
   }
 }
 

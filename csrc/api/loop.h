@@ -26,7 +26,6 @@ std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
 std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);
 
 struct Loop {
-  SSAM* owner;
   std::shared_ptr<Drive> drive;
   std::vector<Pass> passes;
   std::vector<double> weights;
@@ -43,6 +42,7 @@ struct Loop {
 
  private:
   void enter();
+  void scale_grads(double factor) const;
 };
 
 }  // namespace torch_ssam::detail

@@ -3,6 +3,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <sstream>
@@ -50,6 +51,7 @@ at::Tensor NoiseState::generator(at::Device device) {
   }
   TORCH_CHECK(device.is_cpu() || device.is_cuda(), "torch_ssam: no kernels for device type '", device.type(),
               "'; expected cpu or cuda.");
+  const c10::InferenceMode normal(false);  // it outlives an InferenceMode around us
   generators_.push_back(at::tensor({seed_, draw()}, at::kLong).to(device));
   return generators_.back();
 }
@@ -83,7 +85,7 @@ NoiseState::Slot& NoiseState::slot_of(const at::Tensor& param) {
   const at::Tensor& clean = slot.clean;
   if (!clean.defined() || clean.sizes() != param.sizes() || clean.dtype() != param.dtype() ||
       clean.device() != param.device()) {
-    slot.clean = at::empty_like(param);
+    slot.clean = ops::empty_like(param);
   }
   return slot;
 }

@@ -87,6 +87,7 @@ void for_each_device(const Members& members, const std::function<void(at::Device
 struct Drive {
   explicit Drive(std::int64_t seed) : noise(seed) {}
   NoiseState noise;
+  SSAM* owner = nullptr;  // follows moves; null once it is gone, and for WeightNoise
   bool inside_pass = false;
   bool fresh = false;      // a gradient at perturbed weights since the last step
   bool training = false;   // keep_perturbed, between train() and eval()

@@ -1,8 +1,10 @@
 // Dispatcher handles of the operators, each found at its first call; signatures follow the schemas in csrc/ops.
 #include "operators.h"
 
+#include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/InferenceMode.h>
 
 #include <new>
 #include <optional>
@@ -45,6 +47,11 @@ std::optional<Tensor> optional(const Tensor& tensor) {
 const std::optional<Tensor> kNone = std::nullopt;
 
 }  // namespace
+
+Tensor empty_like(const Tensor& tensor) {
+  const c10::InferenceMode normal(false);
+  return at::empty_like(tensor, at::TensorOptions().requires_grad(false));
+}
 
 void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
               const Noise& noise) {

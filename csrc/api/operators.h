@@ -23,6 +23,9 @@ struct Update {
   bool nesterov, maximize, first_step;
 };
 
+// A buffer of the tensor's kind that outlives an InferenceMode around us.
+at::Tensor empty_like(const at::Tensor& tensor);
+
 void perturb_(at::TensorList params, at::TensorList clean, const at::Tensor& generator, at::IntArrayRef places,
               const Noise& noise);
 void perturb_from_clean_(at::TensorList params, at::TensorList clean, const at::Tensor& generator,

@@ -70,6 +70,13 @@ void check_common(const SSAMOptions& options, const SSAMOptions& first) {
   same("keep_perturbed", options.keep_perturbed(), first.keep_perturbed());
 }
 
+void check_group_seed(std::optional<std::int64_t> of_group, std::int64_t seed) {
+  TORCH_CHECK_VALUE(!of_group || *of_group == seed, "torch_ssam: a parameter group has seed ", of_group.value_or(0),
+                    " and the seed is ", seed,
+                    "; expected none in a group, since one seed serves all. Set it in the options that are not of a "
+                    "group.");
+}
+
 std::int64_t passes_of(const SSAMOptions& options) {
   return options.samples() * (options.antithetic() ? 2 : 1) + (options.clean_weight() > 0 ? 1 : 0);
 }

@@ -19,6 +19,9 @@ void check_options(const SSAMOptions& options);
 void check_common(const SSAMOptions& options, const SSAMOptions& first);
 std::int64_t passes_of(const SSAMOptions& options);
 
+// One seed serves all groups: a group may only repeat it.
+void check_group_seed(std::optional<std::int64_t> of_group, std::int64_t seed);
+
 // A group's tensors, checked, each once; those of `others` may not be among them.
 std::vector<at::Tensor> check_params(const std::vector<at::Tensor>& params,
                                      const std::vector<torch::optim::OptimizerParamGroup>& others);

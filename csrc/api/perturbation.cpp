@@ -32,9 +32,18 @@ Perturbation::~Perturbation() { restore_in_destructor(); }
 void Perturbation::restore() {
   if (!drive_) return;
   const std::shared_ptr<detail::Drive> drive = std::move(drive_);
-  const std::string changed = drive->noise.restore();
-  drive->inside_pass = false;
-  if (advances_) drive->noise.advance();
+  const auto end = [&] {
+    drive->inside_pass = false;
+    if (advances_) drive->noise.advance();
+  };
+  std::string changed;
+  try {
+    changed = drive->noise.restore();
+  } catch (...) {  // eval(), or the next pass, tries again
+    end();
+    throw;
+  }
+  end();
   if (!changed.empty()) detail::throw_changed(changed);
   if (std::uncaught_exceptions() <= exceptions_) drive->fresh = true;
 }
@@ -49,6 +58,8 @@ void Perturbation::restore_in_destructor() noexcept {
     TORCH_WARN(error.what_without_backtrace());
     // An exception on its way matters more; otherwise the next step() or perturb() reports this one.
     if (!unwinding) drive->changed = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    TORCH_WARN("torch_ssam: the clean weights could not be put back (", error.what(), "); call eval() to try again.");
   }
 }
 
@@ -83,15 +94,20 @@ std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vecto
 }
 
 Perturbation Loop::make_pass() const {
-  owner->begin_pass();
+  TORCH_CHECK(drive->owner != nullptr, "torch_ssam: the optimizer is gone, so its perturbations() cannot go on.");
+  drive->owner->begin_pass();
   Perturbation made(drive, /*advances=*/false);
-  if (!passes[current].clean) owner->apply_noise(passes[current].sample, passes[current].negate);
+  if (!passes[current].clean) drive->owner->apply_noise(passes[current].sample, passes[current].negate);
   return made;
+}
+
+void Loop::scale_grads(double factor) const {
+  if (drive->owner != nullptr) drive->owner->scale_grads(factor);
 }
 
 void Loop::enter() {
   if (weights[current] != scale) {
-    owner->scale_grads(scale / weights[current]);
+    scale_grads(scale / weights[current]);
     scale = weights[current];
   }
   pass.emplace(make_pass());
@@ -117,7 +133,7 @@ void Loop::next() {
 void Loop::finish() {
   if (!started || finished) return;
   finished = true;
-  if (scale != 1.0) owner->scale_grads(scale);
+  if (scale != 1.0) scale_grads(scale);
   scale = 1.0;
   drive->noise.advance();
 }
@@ -136,6 +152,8 @@ Perturbations::~Perturbations() {
     loop_->finish();
   } catch (const c10::Error& error) {
     TORCH_WARN(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    TORCH_WARN("torch_ssam: the end of perturbations() failed: ", error.what());
   }
 }
 
@@ -145,7 +163,9 @@ Perturbations::Iterator Perturbations::begin() {
 }
 
 std::pair<std::int64_t, std::int64_t> Perturbations::part(std::int64_t pass) const {
-  return loop_->parts.at(static_cast<std::size_t>(pass));
+  TORCH_CHECK_INDEX(pass >= 0 && pass < static_cast<std::int64_t>(loop_->parts.size()), "torch_ssam: pass ", pass,
+                    " of a loop with ", loop_->parts.size(), " parts of a batch.");
+  return loop_->parts[static_cast<std::size_t>(pass)];
 }
 
 std::int64_t Perturbations::Iterator::operator*() const { return static_cast<std::int64_t>(loop_->current); }

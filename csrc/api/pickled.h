@@ -1,4 +1,5 @@
 // Reading values that Python pickled: dicts of plain values and tensors, with messages that name the key.
+// Tests: tests/cpp/test_api_checkpoint.cpp.
 #pragma once
 
 #include <ATen/core/Dict.h>
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace torch_ssam::detail {
 
@@ -24,6 +26,11 @@ c10::IValue value_of(const Dict& dict, const c10::IValue& key);
 double as_double(const c10::IValue& value, const std::string& what);
 std::int64_t as_int(const c10::IValue& value, const std::string& what);
 bool as_bool(const c10::IValue& value, const std::string& what);
+std::int64_t as_draw(const c10::IValue& value);  // an integer >= 0
 std::string as_string(const c10::IValue& value, const std::string& what);
+
+// The pickle with every integer of the opcode LONG1 in eight bytes: Python writes as few as it needs, and LibTorch's
+// reader takes no other number of them. Anything unknown ends the rewriting, and is the reader's to report.
+std::string widen_integers(std::string_view pickle);
 
 }  // namespace torch_ssam::detail

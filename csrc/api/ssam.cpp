@@ -35,10 +35,24 @@ SSAM::SSAM(const std::vector<OptimizerParamGroup>& param_groups, SSAMOptions def
   std::size_t count = 0;
   for (const OptimizerParamGroup& group : param_groups) count += group.params().size();
   TORCH_CHECK_VALUE(count > 0, "torch_ssam: SSAM got an empty list of parameters; expected model->parameters().");
+  drive_->owner = this;
   for (const OptimizerParamGroup& group : param_groups) add_param_group(group);
 }
 
-SSAM::~SSAM() = default;
+SSAM::SSAM(SSAM&& other) noexcept : Optimizer(std::move(other)), drive_(std::move(other.drive_)) {
+  if (drive_) drive_->owner = this;
+}
+
+SSAM::~SSAM() {
+  if (!drive_) return;  // moved from
+  drive_->owner = nullptr;
+  if (!drive_->training) return;
+  try {
+    if (const std::string changed = drive_->noise.restore(); !changed.empty()) TORCH_WARN(changed);
+  } catch (const std::exception& error) {
+    TORCH_WARN("torch_ssam: the clean weights could not be put back: ", error.what());
+  }
+}
 
 // --- groups and options
 
@@ -59,6 +73,7 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
     TORCH_CHECK(given != nullptr,
                 "torch_ssam: the options of a parameter group are of another optimizer; expected "
                 "std::make_unique<torch_ssam::SSAMOptions>(...), or none.");
+    detail::check_group_seed(given->seed(), seed());
     options = *given;
     options.inherit(defaults);
   }
@@ -145,7 +160,7 @@ Perturbations SSAM::split_over(at::TensorList inputs) {
                       " examples along dimension 0; expected the same number > 0 in each.");
   }
   const std::size_t most = inputs.empty() ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(total);
-  auto loop = std::make_unique<Loop>(Loop{this, drive_, detail::passes_of_step(options, most), {}});
+  auto loop = std::make_unique<Loop>(Loop{drive_, detail::passes_of_step(options, most), {}});
   const auto count = static_cast<std::int64_t>(loop->passes.size());
   std::vector<double> shares(loop->passes.size(), 1.0);
   for (std::int64_t k = 0; k < count && !inputs.empty(); ++k) {
@@ -230,7 +245,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
     pass.restore();
     return loss;
   }
-  Loop loop{this, drive_, passes, {}};
+  Loop loop{drive_, passes, {}};
   const std::vector<double> weights =
       detail::weights_of(passes, std::vector<double>(passes.size(), 1.0), first_options().clean_weight());
   std::vector<std::pair<at::Tensor, at::Tensor>> total;  // parameter, sum of weight * grad

@@ -65,13 +65,7 @@ T option_from(const c10::IValue& value, const std::string& name) {
 
 void SSAMOptions::inherit(const SSAMOptions& defaults) {
   const SSAMOptions untouched;
-  // Set by name, or through the reference that the accessor returns.
-#define TORCH_SSAM_INHERIT(name)                                         \
-  if ((given_ >> name##Bit & 1U) == 0 && name##_ == untouched.name##_) { \
-    name##_ = defaults.name##_;                                          \
-  }
   TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INHERIT)
-#undef TORCH_SSAM_INHERIT
 }
 
 bool operator==(const SSAMOptions& a, const SSAMOptions& b) {
@@ -159,18 +153,13 @@ void SSAM::save(torch::serialize::OutputArchive& archive) const {
   archive.write(kDraw, c10::IValue(draw()));
 }
 
-void SSAM::prepare_load() {
+void SSAM::check_may_load() const {
   TORCH_CHECK(!drive_->inside_pass, "torch_ssam: load inside perturb(): leave it first.");
-  drive_->pending = false;
-  note_clean();
-  if (!drive_->training) return;
-  drive_->training = false;
-  // A model loaded before its optimizer has written to the weights: go on with those.
-  (void)drive_->noise.restore();
 }
 
-// Checks what came, and takes it over.
+// Checks what came, then takes it over.
 void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw) {
+  bool pending = false;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     detail::check_options(options_of(g));
     check_common(options_of(g), first_options());
@@ -185,12 +174,18 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
         *tensor = tensor->to(p.device(), p.scalar_type());
         if (tensor->strides() != p.strides()) *tensor = at::empty_like(p).copy_(*tensor);
       }
-      drive_->pending |= state.clean().defined();
+      pending |= state.clean().defined();
       if (!state.clean().defined() && !state.momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
     }
   }
-  if (seed && draw) drive_->noise.set_generator(*seed, *draw);
+  // A model loaded before its optimizer has written to weights that were kept perturbed: go on with those.
+  (void)drive_->noise.restore();
+  drive_->noted = drive_->noise.changes();
+  drive_->training = false;
+  drive_->pending = pending;
   drive_->fresh = false;
+  drive_->changed.clear();
+  if (seed && draw) drive_->noise.set_generator(*seed, *draw);
 }
 
 namespace {
@@ -218,7 +213,7 @@ struct Backup {
 }  // namespace
 
 void SSAM::load(torch::serialize::InputArchive& archive) {
-  prepare_load();
+  check_may_load();
   const at::NoGradGuard no_grad;
   Backup backup(param_groups_, state_);
   serialize(*this, archive);
@@ -227,8 +222,8 @@ void SSAM::load(torch::serialize::InputArchive& archive) {
   }
   c10::IValue seed, draw;
   const bool has_noise = archive.try_read(kSeed, seed) && archive.try_read(kDraw, draw);
-  finish_load(has_noise ? std::optional(seed.toInt()) : std::nullopt,
-              has_noise ? std::optional(draw.toInt()) : std::nullopt);
+  finish_load(has_noise ? std::optional(detail::as_int(seed, kSeed)) : std::nullopt,
+              has_noise ? std::optional(detail::as_draw(draw)) : std::nullopt);
   backup.done = true;
 }
 
@@ -277,7 +272,7 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
   const auto groups = saved_groups.toList();
   TORCH_CHECK_VALUE(groups.size() == param_groups_.size(), "torch_ssam: the state_dict has ", groups.size(),
                     " parameter groups and the optimizer ", param_groups_.size(), "; expected the same.");
-  prepare_load();
+  check_may_load();
   const at::NoGradGuard no_grad;
   Backup backup(param_groups_, state_);
   std::optional<std::int64_t> seed, draw;
@@ -293,7 +288,7 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
     options.inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
     options_of(g) = options;
     if (group.contains(kSeed)) seed = detail::as_int(group.at(kSeed), kSeed);
-    if (group.contains(kDraw)) draw = detail::as_int(group.at(kDraw), kDraw);
+    if (group.contains(kDraw)) draw = detail::as_draw(group.at(kDraw));
 
     const c10::IValue places = detail::value_of(group, "params");
     const std::vector<at::Tensor>& params = param_groups_[g].params();

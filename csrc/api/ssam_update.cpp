@@ -62,7 +62,7 @@ std::vector<SSAM::Part> SSAM::alike(const Members& members, const SSAMOptions& o
     part->grads.push_back(p.grad());
     part->places.push_back(members.places[i]);
     if (has_momentum) {
-      part->momentum_buffers.push_back(first ? at::zeros_like(p) : std::move(buffer));
+      part->momentum_buffers.push_back(first ? ops::empty_like(p).zero_() : std::move(buffer));
     }
   }
   return parts;
@@ -102,12 +102,12 @@ void SSAM::update_group(const SSAMOptions& options, const Members& members) {
   }
 }
 
-// One operator call checks all before it writes; of several, none may fail after another wrote.
+// One operator call checks all before it writes; of several (groups, devices, tensors whose momentum starts later),
+// none may fail after another wrote.
 void SSAM::check_before_update() const {
-  if (param_groups_.size() == 1) return;
   std::size_t place = 0;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
-    detail::check_sgd(options_of(g));
+    if (param_groups_.size() > 1) detail::check_sgd(options_of(g));
     for (const at::Tensor& p : param_groups_[g].params()) {
       TORCH_CHECK_VALUE(
           !p.grad().defined() || p.grad().layout() == at::kStrided, "torch_ssam: the gradient of parameter ", place,

@@ -6,6 +6,7 @@
 
 #include "noise_state.h"
 #include "options.h"
+#include "pickled.h"
 
 namespace torch_ssam {
 
@@ -19,10 +20,18 @@ const WeightNoiseOptions& options_of(const OptimizerParamGroup& group) {
 
 }  // namespace
 
+void WeightNoiseOptions::inherit(const WeightNoiseOptions& defaults) {
+  const WeightNoiseOptions untouched;
+  TORCH_SSAM_INHERIT(noise_std)
+  TORCH_SSAM_INHERIT(distribution)
+  TORCH_SSAM_INHERIT(scale)
+}
+
 WeightNoise::WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options)
     : WeightNoise({OptimizerParamGroup(std::move(params))}, std::move(options)) {}
 
 WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightNoiseOptions defaults) {
+  drive_ = std::make_shared<detail::Drive>(detail::resolve_seed(defaults.seed()));
   std::size_t count = 0;
   for (const OptimizerParamGroup& group : groups) {
     auto options = std::make_unique<WeightNoiseOptions>(defaults);
@@ -31,14 +40,15 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
       TORCH_CHECK(given != nullptr,
                   "torch_ssam: the options of a group are of an optimizer; expected "
                   "std::make_unique<torch_ssam::WeightNoiseOptions>(...), or none.");
+      detail::check_group_seed(given->seed(), seed());
       *options = *given;
+      options->inherit(defaults);
     }
     detail::check_noise(options->noise_std(), options->distribution(), options->scale());
     groups_.emplace_back(detail::check_params(group.params(), groups_), std::move(options));
     count += groups_.back().params().size();
   }
   TORCH_CHECK_VALUE(count > 0, "torch_ssam: WeightNoise got an empty list of tensors; expected at least one.");
-  drive_ = std::make_shared<detail::Drive>(detail::resolve_seed(defaults.seed()));
 }
 
 WeightNoise::~WeightNoise() = default;
@@ -93,7 +103,7 @@ void WeightNoise::load(torch::serialize::InputArchive& archive) {
   c10::IValue seed, draw;
   archive.read("seed", seed);
   archive.read("draw", draw);
-  drive_->noise.set_generator(seed.toInt(), draw.toInt());
+  drive_->noise.set_generator(detail::as_int(seed, "seed"), detail::as_draw(draw));
 }
 
 torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive, const WeightNoise& noise) {

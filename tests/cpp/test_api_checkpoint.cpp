@@ -1,6 +1,9 @@
 // State in the layout of Python's state_dict, through the pickle format that both languages read. That Python reads
 // and writes the same is in tests/python/test_cpp_parity.py.
+#include <caffe2/serialize/inline_container.h>
+
 #include <filesystem>
+#include <limits>
 
 #include "api_testing.h"
 
@@ -75,6 +78,61 @@ TEST(CheckpointTest, AStateDictThatDoesNotFitIsRefusedWhole) {
                  "does not have the 4 parameters");
   EXPECT_MESSAGE(opt.load_state_dict(state_dict(*model)), "state_dict['state'] is missing");
   EXPECT_EQ(opt.param_groups()[0].options().get_lr(), 0.1);
+}
+
+// pickle.dumps({"a": 2**40 + 1, "b": -2**33, "c": "\\x8a\\x01\\x02", "d": [2**31, -2**55, 2**55 - 1, 2**62, -2**63,
+// 2**56 + 3], "e": 2.5, "f": (1, 300, 70000, -1)}, protocol=2) of Python.
+const char kIntegers[] =
+    "\x80\x02\x7d\x71\x00\x28\x58\x01\x00\x00\x00\x61\x71\x01\x8a\x06\x01\x00\x00\x00\x00\x01\x58\x01"
+    "\x00\x00\x00\x62\x71\x02\x8a\x05\x00\x00\x00\x00\xfe\x58\x01\x00\x00\x00\x63\x71\x03\x58\x04\x00"
+    "\x00\x00\xc2\x8a\x01\x02\x71\x04\x58\x01\x00\x00\x00\x64\x71\x05\x5d\x71\x06\x28\x8a\x05\x00\x00"
+    "\x00\x80\x00\x8a\x07\x00\x00\x00\x00\x00\x00\x80\x8a\x07\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\x00"
+    "\x00\x00\x00\x00\x00\x00\x40\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x80\x8a\x08\x03\x00\x00\x00\x00"
+    "\x00\x00\x01\x65\x58\x01\x00\x00\x00\x65\x71\x07\x47\x40\x04\x00\x00\x00\x00\x00\x00\x58\x01\x00"
+    "\x00\x00\x66\x71\x08\x28\x4b\x01\x4d\x2c\x01\x4a\x70\x11\x01\x00\x4a\xff\xff\xff\xff\x74\x71\x09"
+    "\x75\x2e";
+
+TEST(CheckpointTest, IntegersOfEveryLengthThatPythonWritesAreRead) {
+  const std::string path = temporary("integers.pt");
+  {
+    caffe2::serialize::PyTorchStreamWriter archive(path);
+    archive.writeRecord("data.pkl", kIntegers, sizeof kIntegers - 1);
+    archive.writeEndOfFile();
+  }
+  const auto dict = read_pickle(path).toGenericDict();
+  std::filesystem::remove(path);
+  constexpr std::int64_t one = 1;
+  EXPECT_EQ(dict.at("a").toInt(), (one << 40) + 1);
+  EXPECT_EQ(dict.at("b").toInt(), -(one << 33));
+  EXPECT_EQ(dict.at("c").toStringRef(), "\xc2\x8a\x01\x02");
+  const std::vector<std::int64_t> expected{
+      one << 31, -(one << 55), (one << 55) - 1, one << 62, std::numeric_limits<std::int64_t>::min(), (one << 56) + 3};
+  const auto list = dict.at("d").toList();
+  ASSERT_EQ(list.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(list.get(i).toInt(), expected[i]) << i;
+  EXPECT_EQ(dict.at("e").toDouble(), 2.5);
+  const auto tuple = dict.at("f").toTupleRef().elements();
+  EXPECT_EQ(tuple[2].toInt(), 70000);
+  EXPECT_EQ(tuple[3].toInt(), -1);
+}
+
+TEST(CheckpointTest, AFileThatIsCutShortIsNoPickle) {
+  const std::string path = temporary("short.pt");
+  for (std::size_t bytes = 0; bytes < sizeof kIntegers - 1; bytes += 7) {
+    caffe2::serialize::PyTorchStreamWriter archive(path);
+    archive.writeRecord("data.pkl", kIntegers, bytes);
+    archive.writeEndOfFile();
+    EXPECT_MESSAGE(read_pickle(path), "is no pickle that LibTorch reads");
+  }
+  std::filesystem::remove(path);
+}
+
+TEST(CheckpointTest, ADrawBelowZeroIsRefused) {
+  SSAM opt(parameters());
+  auto state = opt.state_dict();
+  state.toGenericDict().at("param_groups").toList().get(0).toGenericDict().insert_or_assign("draw", -1);
+  EXPECT_MESSAGE(opt.load_state_dict(state), "draw is -1; expected an integer >= 0");
+  EXPECT_EQ(opt.draw(), 0);
 }
 
 TEST(CheckpointTest, AFileThatIsNotThereIsNamed) {

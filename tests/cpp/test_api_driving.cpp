@@ -258,6 +258,57 @@ TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
   }
 }
 
+TEST(PerturbationsTest, ALoopFollowsItsOptimizerWhereItIsMovedAndMayOutliveIt) {
+  const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
+  const auto clean = copies({w});
+  std::optional<Perturbations> passes;
+  {
+    std::optional<SSAM> first(std::in_place, std::vector<Tensor>{w}, options(0.5).samples(4));
+    passes.emplace(first->perturbations());
+    auto pass = passes->begin();
+    SSAM second(std::move(*first));
+    first.reset();
+    w.sum().backward();
+    ++pass;
+    EXPECT_FALSE(same_bits({w}, clean));
+    w.sum().backward();
+  }
+  auto again = std::move(*passes);
+  EXPECT_MESSAGE(again.begin(), "looped over already");
+  passes.reset();
+  { const auto end = std::move(again); }
+  EXPECT_TRUE(same_bits({w}, clean));
+}
+
+TEST(PerturbationsTest, APassOfALoopThatSplitsNothingHasNoPart) {
+  SSAM opt({parameter(torch::ones(3))}, options());
+  auto passes = opt.perturbations();
+  EXPECT_MESSAGE(passes.part(0), "pass 0 of a loop with 0 parts");
+}
+
+TEST(PerturbTest, FirstUsedUnderInferenceModeItGoesOnOutside) {
+  const auto params = parameters(), plain = parameters();
+  const auto momentum = options().momentum(0.9);
+  SSAM opt(params, momentum), other(plain, momentum);
+  {
+    const c10::InferenceMode inference;
+    const auto pass = opt.perturb();
+  }
+  { const auto pass = other.perturb(); }
+  for (int k = 0; k < 2; ++k) {
+    for (auto* side : {&params, &plain}) {
+      SSAM& driven = side == &params ? opt : other;
+      driven.zero_grad();
+      {
+        const auto pass = driven.perturb();
+        loss_of(*side).backward();
+      }
+      driven.step();
+    }
+  }
+  EXPECT_TRUE(same_bits(params, plain));
+}
+
 TEST(StepTest, AClosureGivesWhatTheLoopGives) {
   for (const SSAMOptions& o : {options(), options().samples(3), options().antithetic(true),
                                options().samples(2).clean_weight(0.25).momentum(0.9)}) {

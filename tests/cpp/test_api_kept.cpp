@@ -177,10 +177,129 @@ TEST(KeepPerturbedTest, ACheckpointTakenInTrainCarriesTheCleanWeights) {
     step_kept(resumed, other);
   }
   EXPECT_TRUE(same_bits(params, other));
+  resumed.eval();
   SSAM third(other, options);
   torch::load(third, again);
   third.eval();
   EXPECT_TRUE(same_bits(other, clean));
+}
+
+TEST(KeepPerturbedTest, ALoadThatFailsInTrainChangesNothing) {
+  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).seed(5);
+  const auto params = parameters(), untouched = parameters();
+  SSAM opt(params, options), other(untouched, options);
+  opt.train();
+  other.train();
+  step_kept(opt, params);
+  step_kept(other, untouched);
+  std::vector<Tensor> reversed = parameters();
+  std::reverse(reversed.begin(), reversed.end());
+  SSAM misfit(reversed, options);
+  misfit.train();
+  step_kept(misfit, reversed);
+  std::stringstream file;
+  torch::save(misfit, file);
+  EXPECT_MESSAGE(torch::load(opt, file), "expected a checkpoint of the same model");
+  EXPECT_MESSAGE(opt.load_state_dict(misfit.state_dict()), "expected a checkpoint of the same model");
+  EXPECT_TRUE(same_bits(params, untouched));
+  step_kept(opt, params);
+  step_kept(other, untouched);
+  EXPECT_TRUE(same_bits(params, untouched));
+  opt.eval();
+  other.eval();
+  EXPECT_TRUE(same_bits(params, untouched));
+}
+
+TEST(KeepPerturbedTest, ALoadThatFailsKeepsTheCleanWeightsThatWaitToBeWritten) {
+  const auto options = SSAMOptions(0.01).keep_perturbed(true).seed(5);
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, options);
+  opt.train();
+  const auto noisy = copies(params);
+  std::stringstream file, misfit;
+  torch::save(opt, file);
+  torch::save(SSAM({parameter(torch::ones(3))}, options), misfit);
+  opt.eval();
+
+  const auto other = parameters();
+  SSAM resumed(other, options);
+  torch::load(resumed, file);
+  {
+    const torch::NoGradGuard no_grad;
+    for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(noisy[i]);
+  }
+  EXPECT_MESSAGE(torch::load(resumed, misfit), "has a different size");
+  resumed.train();
+  EXPECT_TRUE(same_bits(other, noisy));
+  resumed.eval();
+  EXPECT_TRUE(same_bits(other, clean));
+}
+
+TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain) {
+  const auto make = [](const std::vector<Tensor>& p, double lr) {
+    std::vector<OptimizerParamGroup> groups;
+    groups.emplace_back(std::vector<Tensor>(p.begin(), p.begin() + 2));
+    groups.emplace_back(std::vector<Tensor>(p.begin() + 2, p.end()));
+    return SSAM(groups, SSAMOptions(lr).momentum(0.9).keep_perturbed(true).seed(5));
+  };
+  const auto freeze = [](const std::vector<Tensor>& p, bool frozen) {
+    for (std::size_t i = 2; i < p.size(); ++i) p[i].requires_grad_(!frozen);
+  };
+  const auto step_trainable = [](SSAM& opt, const std::vector<Tensor>& p) {
+    opt.zero_grad();
+    std::vector<Tensor> trainable;
+    for (const Tensor& t : p) {
+      if (t.requires_grad()) trainable.push_back(t);
+    }
+    loss_of(trainable).backward();
+    opt.step();
+  };
+  for (const bool frozen_from_the_start : {false, true}) {
+    const auto params = parameters();
+    freeze(params, frozen_from_the_start);
+    SSAM opt = make(params, 0.01);
+    opt.train();
+    step_trainable(opt, params);
+    freeze(params, true);  // where they were not, they hold noise now
+    std::stringstream file;
+    torch::save(opt, file);
+    const auto held = copies(params);
+    step_trainable(opt, params);
+
+    const auto other = parameters();
+    freeze(other, true);
+    {
+      const torch::NoGradGuard no_grad;
+      for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(held[i]);
+    }
+    SSAM resumed = make(other, 0.5);
+    torch::load(resumed, file);
+    resumed.train();
+    step_trainable(resumed, other);
+    EXPECT_TRUE(same_bits(params, other)) << frozen_from_the_start;
+    for (const bool frozen : {false, true}) {  // thawed, they are perturbed again
+      freeze(params, frozen);
+      freeze(other, frozen);
+      step_trainable(opt, params);
+      step_trainable(resumed, other);
+    }
+    opt.eval();
+    resumed.eval();
+    EXPECT_TRUE(same_bits(params, other)) << frozen_from_the_start;
+  }
+}
+
+TEST(KeepPerturbedTest, TheEndOfTheOptimizerPutsTheCleanWeightsBack) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  {
+    SSAM first(params, SSAMOptions(0.01).keep_perturbed(true));
+    first.train();
+    const SSAM opt(std::move(first));
+    EXPECT_FALSE(same_bits(params, clean));
+  }
+  EXPECT_TRUE(same_bits(params, clean));
 }
 
 }  // namespace

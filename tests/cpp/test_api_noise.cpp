@@ -63,6 +63,17 @@ TEST(WeightNoiseTest, GroupsHaveTheirOwnNoise) {
   EXPECT_GT(loud.abs().min().item<float>(), 0);
 }
 
+TEST(WeightNoiseTest, GroupsTakeFromTheDefaultsWhatTheyDoNotSet) {
+  const Tensor own = parameter(torch::zeros(10)), shared = parameter(torch::zeros(10));
+  std::vector<OptimizerParamGroup> groups;
+  groups.emplace_back(std::vector<Tensor>{own}, std::make_unique<WeightNoiseOptions>(0.25));
+  groups.emplace_back(std::vector<Tensor>{shared}, std::make_unique<WeightNoiseOptions>());
+  WeightNoise noise(groups, WeightNoiseOptions(0.5).distribution("rademacher"));
+  const auto pass = noise.applied();
+  EXPECT_TRUE(torch::equal(own.abs(), torch::full({10}, 0.25)));
+  EXPECT_TRUE(torch::equal(shared.abs(), torch::full({10}, 0.5)));
+}
+
 TEST(WeightNoiseTest, AdamTakesGradientsAtNoisyWeightsAndUpdatesCleanOnes) {
   const Tensor w = parameter(torch::tensor({3.0, -2.0}, torch::kDouble));
   torch::optim::Adam adam({w}, torch::optim::AdamOptions(0.05));

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -335,6 +336,40 @@ TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {
     ASSERT_EQ(float_at(buffer, i), v);
     const float noisy = math::perturb_element(w, 0.25F, documented_noise(Distribution::gaussian, 70 + i));
     ASSERT_EQ(perturbed, static_cast<uint16_t>(math::Store<math::bfloat16_t>::from(noisy)));
+  }
+}
+
+// Threads that share a tensor touch their own pieces only, wherever the cuts lie: `make tsan` watches this.
+TEST(KernelsTest, ThreadsOnPiecesOfOneTensorGiveTheBitsOfTheWhole) {
+  constexpr int64_t kCount = 10007, kPieces = 5;
+  const NoiseArgs noise{kStream, Distribution::gaussian, 0.1};
+  const UpdateArgs update = update_args_of(0);
+  for (int pair = 0; pair < kDtypePairs; ++pair) {
+    const PairSizes size = sizes_of(pair);
+    const auto start = [&](size_t bytes, uint32_t seed) { return random_values(kCount, pair, bytes, seed); };
+    const Bytes grad = start(size.model, 1);
+    struct Tensors {
+      Bytes clean, momentum, perturbed;
+    };
+    const auto run = [&](Tensors& t, int64_t begin, int64_t end) {
+      const auto at = [&](auto& bytes, size_t element) { return bytes.data() + static_cast<size_t>(begin) * element; };
+      kernels().update_and_perturb[pair](update, noise, {begin, end - begin}, at(t.clean, size.master),
+                                         at(grad, size.model), at(t.momentum, size.master),
+                                         at(t.perturbed, size.model));
+    };
+    const Tensors fresh{start(size.master, 2), start(size.master, 3), start(size.model, 4)};
+    Tensors whole = fresh, pieces = fresh;
+    run(whole, 0, kCount);
+    {
+      std::vector<std::jthread> threads;
+      for (int64_t k = 0; k < kPieces; ++k) {
+        threads.emplace_back([&, k] { run(pieces, kCount * k / kPieces, kCount * (k + 1) / kPieces); });
+      }
+    }
+    EXPECT_EQ(whole.clean, pieces.clean) << pair;
+    EXPECT_EQ(whole.momentum, pieces.momentum) << pair;
+    EXPECT_EQ(whole.perturbed, pieces.perturbed) << pair;
+    EXPECT_NE(whole.clean, fresh.clean) << pair;
   }
 }
 

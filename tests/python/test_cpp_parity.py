@@ -1,12 +1,13 @@
 """C++ and Python runs from the same weights, data and seed end in the same bits, and each reads the other's files.
 
-The C++ side is tests/cpp/consumer/parity.cpp: a project outside the tree, built here against the installed package with
-`torch_ssam.cmake_prefix_path`, as a user builds theirs (about a minute, once a session; TORCH_SSAM_CPP_CONSUMER names a
-folder that has it built already).
+The C++ side is tests/cpp/consumer/parity.cpp: a project outside the tree, built against the installed package with
+`torch_ssam.cmake_prefix_path`, as a user builds theirs. `make test` builds it beforehand (`make consumer`) and names its
+folder in TORCH_SSAM_CPP_CONSUMER; without that it is built here, once a session whatever the number of workers.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
@@ -29,7 +30,8 @@ STEPS = 4
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "perturb": ("perturb", {}),
     "momentum": ("perturb", {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.01}),
-    "nesterov": ("perturb", {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}),
+    # Seeds of every sign and length: pickles write each in as few bytes as it needs.
+    "nesterov": ("perturb", {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "seed": 2**40 + 17}),
     "maximize": ("perturb", {"maximize": True}),
     "rademacher": ("perturb", {"distribution": "rademacher", "momentum": 0.5}),
     "radius": ("perturb", {"radius": 2.0, "momentum": 0.9}),
@@ -41,7 +43,7 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "clean_weight": ("passes", {"clean_weight": 0.4}),
     "split": ("split", {"samples": 3, "momentum": 0.9}),
     "split_everything": ("split", {"samples": 2, "antithetic": True, "clean_weight": 0.3}),
-    "kept": ("kept", {"keep_perturbed": True, "momentum": 0.9}),
+    "kept": ("kept", {"keep_perturbed": True, "momentum": 0.9, "seed": -(2**33) - 5}),
     "kept_radius": ("kept", {"keep_perturbed": True, "radius": 2.0}),
     "seed_from_torch": ("perturb", {"seed": None}),
     "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
@@ -148,11 +150,21 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = os.environ.get("TORCH_SSAM_CPP_CONSUMER")
     if built:
         return Path(built)
+    # The folder that this session's xdist workers share, or this process's own.
+    shared = tmp_path_factory.getbasetemp()
+    build = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "consumer"
+    build.mkdir(exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_consumer(build)
+    return build
+
+
+def build_consumer(build: Path) -> None:
     cmake = shutil.which("cmake")
     assert cmake is not None, (
         "the C++ consumer needs cmake; install it, or name a built one in TORCH_SSAM_CPP_CONSUMER"
     )
-    build = tmp_path_factory.mktemp("consumer")
     prefixes = f"{torch_ssam.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
     for command in (
         [
@@ -168,7 +180,6 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return build
 
 
 def run_in_cpp(consumer: Path, folder: Path, cases: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ c10::IValue state_dict(const torch::nn::Module& module);
 // Copies them in. Names and shapes must be those of the module: nothing is written before all are known to fit.
 void load_state_dict(torch::nn::Module& module, const c10::IValue& state_dict);
 
-// A file that Python's torch.save or torch::pickle_save wrote, and the other way round. LibTorch's reader knows dicts,
-// lists, numbers, strings and tensors, and of integers only those of up to 32 and of 57 to 64 bits.
+// A file that Python's torch.save or torch::pickle_save wrote, and the other way round: dicts, lists, numbers, strings
+// and tensors, which come to the CPU.
 c10::IValue read_pickle(const std::string& path);
 void write_pickle(const c10::IValue& value, const std::string& path);
 

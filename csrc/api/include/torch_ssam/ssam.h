@@ -7,6 +7,7 @@
 #pragma once
 
 #include <torch/optim/optimizer.h>
+#include <torch_ssam/option.h>
 #include <torch_ssam/perturbation.h>
 
 #include <array>
@@ -15,20 +16,6 @@
 #include <optional>
 #include <string>
 #include <vector>
-
-// Like TORCH_ARG, and remembers that the option was set: a group takes what it does not set from the optimizer.
-#define TORCH_SSAM_ARG(T, name)                      \
- public:                                             \
-  auto name(const T& value) -> decltype(*this) {     \
-    this->name##_ = value;                           \
-    this->given_ |= std::uint32_t{1} << name##Bit;   \
-    return *this;                                    \
-  }                                                  \
-  const T& name() const noexcept { return name##_; } \
-  T& name() noexcept { return name##_; }             \
-                                                     \
- private:                                            \
-  T name##_
 
 namespace torch_ssam {
 
@@ -56,22 +43,22 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
   SSAMOptions() = default;
   SSAMOptions(double learning_rate) { lr(learning_rate); }
 
-  TORCH_SSAM_ARG(double, lr) = 0.1;
-  TORCH_SSAM_ARG(double, noise_std) = 0.01;  // standard deviation of the noise on each weight
-  TORCH_SSAM_ARG(double, momentum) = 0;
-  TORCH_SSAM_ARG(double, dampening) = 0;
-  TORCH_SSAM_ARG(double, weight_decay) = 0;
-  TORCH_SSAM_ARG(bool, nesterov) = false;
-  TORCH_SSAM_ARG(bool, maximize) = false;
-  TORCH_SSAM_ARG(std::string, distribution) = "gaussian";  // or "rademacher"
-  TORCH_SSAM_ARG(std::string, scale) = "isotropic";
-  TORCH_SSAM_ARG(std::int64_t, samples) = 1;                     // draws whose gradients are averaged in a step
-  TORCH_SSAM_ARG(bool, antithetic) = false;                      // each draw twice, as +noise and -noise
-  TORCH_SSAM_ARG(double, clean_weight) = 0;                      // share of the gradient at the clean weights, [0, 1)
-  TORCH_SSAM_ARG(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
-  TORCH_SSAM_ARG(bool, keep_perturbed) = false;
-  TORCH_SSAM_ARG(std::optional<std::int64_t>,
-                 seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
+  TORCH_SSAM_OPTION(double, lr) = 0.1;
+  TORCH_SSAM_OPTION(double, noise_std) = 0.01;  // standard deviation of the noise on each weight
+  TORCH_SSAM_OPTION(double, momentum) = 0;
+  TORCH_SSAM_OPTION(double, dampening) = 0;
+  TORCH_SSAM_OPTION(double, weight_decay) = 0;
+  TORCH_SSAM_OPTION(bool, nesterov) = false;
+  TORCH_SSAM_OPTION(bool, maximize) = false;
+  TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
+  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
+  TORCH_SSAM_OPTION(std::int64_t, samples) = 1;  // draws whose gradients are averaged in a step
+  TORCH_SSAM_OPTION(bool, antithetic) = false;   // each draw twice, as +noise and -noise
+  TORCH_SSAM_OPTION(double, clean_weight) = 0;   // share of the gradient at the clean weights, [0, 1)
+  TORCH_SSAM_OPTION(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
+  TORCH_SSAM_OPTION(bool, keep_perturbed) = false;
+  TORCH_SSAM_OPTION(std::optional<std::int64_t>,
+                    seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
 
  public:
   // What was not set here is taken from `defaults`.
@@ -105,11 +92,11 @@ class SSAM : public torch::optim::Optimizer {
  public:
   explicit SSAM(std::vector<at::Tensor> params, SSAMOptions defaults = {});
   explicit SSAM(const std::vector<torch::optim::OptimizerParamGroup>& param_groups, SSAMOptions defaults = {});
-  SSAM(SSAM&&) = default;  // not while a loop over perturbations() runs
+  SSAM(SSAM&& other) noexcept;
   SSAM& operator=(SSAM&&) = delete;
   SSAM(const SSAM&) = delete;
   SSAM& operator=(const SSAM&) = delete;
-  ~SSAM() override;
+  ~SSAM() override;  // in train with keep_perturbed, puts the clean weights back
 
   // Adds a group; options that it does not set are the optimizer's. In train with keep_perturbed it is perturbed.
   void add_param_group(const torch::optim::OptimizerParamGroup& param_group);
@@ -185,7 +172,7 @@ class SSAM : public torch::optim::Optimizer {
   void keep_momentum(const Part& part);
   void settle();
   void note_clean();
-  void prepare_load();
+  void check_may_load() const;
   void finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw);
   void report_changed();
 

@@ -5,8 +5,8 @@
 // Tests: tests/cpp/test_api_noise.cpp.
 #pragma once
 
-#include <torch/arg.h>
 #include <torch/optim/optimizer.h>
+#include <torch_ssam/option.h>
 #include <torch_ssam/perturbation.h>
 
 #include <cstdint>
@@ -17,19 +17,29 @@
 
 namespace torch_ssam {
 
-struct WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<WeightNoiseOptions> {
-  WeightNoiseOptions(double noise_std = 0.01) : noise_std_(noise_std) {}
-  TORCH_ARG(double, noise_std);
-  TORCH_ARG(std::string, distribution) = "gaussian";  // or "rademacher"
-  TORCH_ARG(std::string, scale) = "isotropic";
-  TORCH_ARG(std::optional<std::int64_t>, seed) = std::nullopt;  // none: from torch's generator
+class WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<WeightNoiseOptions> {
+  enum Bit : std::uint32_t { noise_stdBit, distributionBit, scaleBit, seedBit };
+  std::uint32_t given_ = 0;
+
+ public:
+  WeightNoiseOptions() = default;
+  WeightNoiseOptions(double standard_deviation) { noise_std(standard_deviation); }
+
+  TORCH_SSAM_OPTION(double, noise_std) = 0.01;
+  TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
+  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
+  TORCH_SSAM_OPTION(std::optional<std::int64_t>, seed) = std::nullopt;  // of all groups; none: from torch's generator
+
+ public:
+  // What was not set here is taken from `defaults`.
+  void inherit(const WeightNoiseOptions& defaults);
 };
 
 class WeightNoise {
  public:
   // A tensor named twice is perturbed once. One that does not require gradients counts for the place and stays clean.
   explicit WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options = {});
-  // Groups with their own WeightNoiseOptions, or none for `defaults`.
+  // Groups with their own WeightNoiseOptions; what these do not set, or all of a group without any, is `defaults`.
   explicit WeightNoise(const std::vector<torch::optim::OptimizerParamGroup>& groups, WeightNoiseOptions defaults = {});
   ~WeightNoise();
   WeightNoise(WeightNoise&&) noexcept;
