@@ -33,12 +33,17 @@ test-cpp: bootstrap
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
 	@[ ! -x build/cpp/count_instructions ] || $(PY) tools/check_instructions.py build/cpp/count_instructions
 
-# The C++ project of test_cpp_parity.py, against the package as pip installs it: a checkout serves another copy.
-consumer: build             ## a C++ project outside the tree, built with the installed package
-	@{ rm -rf build/site && $(PY) -m pip install -q --no-build-isolation --no-deps --target build/site . && \
-	  cmake -S tests/cpp/consumer -B build/consumer -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	    -DCMAKE_PREFIX_PATH="$$(cd build/site && $(CURDIR)/$(PY) -c "import torch, torch_ssam as t; print(t.cmake_prefix_path, torch.utils.cmake_prefix_path, sep=';')")" && \
-	  cmake --build build/consumer --parallel $(JOBS); } > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
+# The package as pip installs it: a checkout, installed editable, serves C++ projects from another folder.
+build/site/.installed: $(shell git ls-files csrc cmake torch_ssam CMakeLists.txt pyproject.toml setup.py) | build
+	@rm -rf build/site
+	@$(PY) -m pip install -q --no-build-isolation --no-deps --target build/site . > build-site.log 2>&1 || { cat build-site.log; exit 1; }
+	@rm -f build-site.log
+	@touch $@
+
+consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outside the tree, built with the installed package
+	@cd build/site && $(CURDIR)/$(PY) -c "import torch, torch_ssam as t; print(t.cmake_prefix_path, torch.utils.cmake_prefix_path, sep=';', end='')" > prefixes
+	@cmake -S tests/cpp/consumer -B build/consumer -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$$(cat build/site/prefixes)" > build-consumer.log 2>&1 || { cat build-consumer.log; exit 1; }
+	@cmake --build build/consumer --parallel $(JOBS) > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
 	@rm -f build-consumer.log
 
 test-python: consumer
@@ -65,7 +70,7 @@ asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
 	cmake --build build/asan --parallel $(JOBS)
 	ASAN_OPTIONS=detect_leaks=1 ctest --test-dir build/asan --output-on-failure
 
-tsan: bootstrap             ## the kernels' tests under ThreadSanitizer
+tsan: bootstrap             ## the tests without LibTorch, kernels and simulator, under ThreadSanitizer
 	cmake -S . -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=thread
 	cmake --build build/tsan --parallel $(JOBS)
 	ctest --test-dir build/tsan --output-on-failure

@@ -24,12 +24,18 @@ std::vector<Tensor> make_params(const benchmark::State& state) {
   return params;
 }
 
-void finish(benchmark::State& state) { state.SetItemsProcessed(state.iterations() * state.range(0) * state.range(1)); }
+// The first step allocates momentum and clean copies: it is not measured.
+template <typename Step>
+void measure(benchmark::State& state, const Step& step) {
+  step();
+  for (auto _ : state) step();
+  state.SetItemsProcessed(state.iterations() * state.range(0) * state.range(1));
+}
 
 void hand_written(benchmark::State& state) {
   const auto params = make_params(state);
   torch::optim::SGD opt(params, torch::optim::SGDOptions(kLr).momentum(kMomentum));
-  for (auto _ : state) {
+  measure(state, [&] {
     std::vector<Tensor> clean;
     {
       const torch::NoGradGuard no_grad;
@@ -44,21 +50,19 @@ void hand_written(benchmark::State& state) {
       for (std::size_t i = 0; i < params.size(); ++i) params[i].copy_(clean[i]);
     }
     opt.step();
-  }
-  finish(state);
+  });
 }
 
 void ssam(benchmark::State& state) {
   const auto params = make_params(state);
   torch_ssam::SSAM opt(params, torch_ssam::SSAMOptions(kLr).momentum(kMomentum).noise_std(kNoiseStd).seed(0));
-  for (auto _ : state) {
+  measure(state, [&] {
     {
       const auto perturbed = opt.perturb();
       benchmark::ClobberMemory();
     }
     opt.step();
-  }
-  finish(state);
+  });
 }
 
 void ssam_keep_perturbed(benchmark::State& state) {
@@ -66,16 +70,14 @@ void ssam_keep_perturbed(benchmark::State& state) {
   torch_ssam::SSAM opt(
       params, torch_ssam::SSAMOptions(kLr).momentum(kMomentum).noise_std(kNoiseStd).keep_perturbed(true).seed(0));
   opt.train();
-  for (auto _ : state) opt.step();
-  finish(state);
+  measure(state, [&] { opt.step(); });
 }
 
 // Below any way to perturb: the update alone.
 void sgd_without_noise(benchmark::State& state) {
   const auto params = make_params(state);
   torch::optim::SGD opt(params, torch::optim::SGDOptions(kLr).momentum(kMomentum));
-  for (auto _ : state) opt.step();
-  finish(state);
+  measure(state, [&] { opt.step(); });
 }
 
 void sizes(benchmark::internal::Benchmark* benchmark) {

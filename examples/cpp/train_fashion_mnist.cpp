@@ -94,7 +94,7 @@ Split load_split(const Settings& s, const std::string& name, std::int64_t most) 
     const Tensor patterns = torch::randn({10, 1, 28, 28});
     torch::manual_seed(name == "train" ? 1001 : 1002);
     const Tensor labels = torch::randint(10, {std::min<std::int64_t>(most, 2000)}, torch::kLong);
-    return {patterns.index_select(0, labels) + torch::randn({labels.size(0), 1, 28, 28}), labels};
+    return {(patterns.index_select(0, labels) + torch::randn({labels.size(0), 1, 28, 28})) / 2, labels};
   }
   const std::string images = example::find_idx(s.data, name + "-images-idx3-ubyte");
   const std::string labels = example::find_idx(s.data, name + "-labels-idx1-ubyte");
