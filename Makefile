@@ -66,12 +66,12 @@ bench: build                ## ratios against peers, written to docs/benchmarks.
 	$(PY) -m benchmarks.scaling
 
 asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
-	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=address,undefined
+	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=address,undefined
 	cmake --build build/asan --parallel $(JOBS)
 	ASAN_OPTIONS=detect_leaks=1 ctest --test-dir build/asan --output-on-failure
 
 tsan: bootstrap             ## the tests without LibTorch, kernels and simulator, under ThreadSanitizer
-	cmake -S . -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=thread
+	cmake -S . -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=thread
 	cmake --build build/tsan --parallel $(JOBS)
 	ctest --test-dir build/tsan --output-on-failure
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <sstream>
 
+#include "options.h"
+
 namespace torch_ssam::detail {
 
 void for_each_device(const Members& members, const std::function<void(at::Device, const Members&)>& visit) {
@@ -80,14 +82,19 @@ const NoiseState::Slot* NoiseState::find(const at::Tensor& param) const {
 
 NoiseState::Slot& NoiseState::slot_of(const at::Tensor& param) {
   const auto [found, added] = index_.try_emplace(param.unsafeGetTensorImpl(), slots_.size());
-  if (added) slots_.push_back({param, {}});
-  Slot& slot = slots_[found->second];
-  const at::Tensor& clean = slot.clean;
+  if (added) {
+    slots_.emplace_back();
+    slots_.back().param = param;
+  }
+  return slots_[found->second];
+}
+
+const at::Tensor& NoiseState::Slot::copy() {
   if (!clean.defined() || clean.sizes() != param.sizes() || clean.dtype() != param.dtype() ||
       clean.device() != param.device()) {
-    slot.clean = ops::empty_like(param);
+    clean = ops::empty_like(param);
   }
-  return slot;
+  return clean;
 }
 
 bool NoiseState::is_applied(const at::Tensor& param) const {
@@ -97,7 +104,16 @@ bool NoiseState::is_applied(const at::Tensor& param) const {
 
 at::Tensor NoiseState::clean_of(const at::Tensor& param) const {
   const Slot* slot = find(param);
-  return slot != nullptr && slot->applied ? slot->clean : param;
+  if (slot == nullptr || !slot->applied) return param;
+  if (slot->recipe == nullptr) return slot->clean;
+  ops::Noise noise = slot->recipe->noise;
+  noise.negate = !noise.negate;
+  return ops::perturbed(param.detach(), slot->recipe->generator, slot->place, noise);
+}
+
+bool NoiseState::is_regenerated(const at::Tensor& param) const {
+  const Slot* slot = find(param);
+  return slot != nullptr && slot->applied && slot->recipe != nullptr;
 }
 
 std::vector<at::Tensor> NoiseState::clean_of(const std::vector<at::Tensor>& params) const {
@@ -109,13 +125,20 @@ std::vector<at::Tensor> NoiseState::clean_of(const std::vector<at::Tensor>& para
 
 // --- noise on and off
 
-void NoiseState::apply(const Members& members, const ops::Noise& noise) {
+void NoiseState::apply(const Members& members, const ops::Noise& noise, bool regenerate) {
   const at::NoGradGuard no_grad;
   Members fresh, again;
+  std::vector<at::Tensor> regenerated;
+  for (const at::Tensor& p : members.params) {
+    if (is_regenerated(p)) regenerated.push_back(p);
+  }
+  if (!regenerated.empty()) restore(regenerated);
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     (is_applied(members.params[i]) ? again : fresh).push_back(members.params[i], members.places[i]);
   }
-  for_each_device(fresh, [&](at::Device, const Members& part) { save_and_perturb(part, noise); });
+  for_each_device(fresh, [&](at::Device, const Members& part) {
+    regenerate ? perturb_in_place(part, noise) : save_and_perturb(part, noise);
+  });
   apply_from_clean(again, noise);
 }
 
@@ -123,15 +146,35 @@ void NoiseState::save_and_perturb(const Members& members, const ops::Noise& nois
   std::vector<at::Tensor> clean;
   clean.reserve(members.params.size());
   for (std::size_t i = 0; i < members.params.size(); ++i) {
-    Slot& slot = slot_of(members.params[i]);
-    slot.place = members.places[i];
-    clean.push_back(slot.clean);
+    clean.push_back(slot_of(members.params[i]).copy());
   }
   ops::perturb_(members.params, clean, generator(members.params[0].device()), members.places, noise);
-  for (const at::Tensor& p : members.params) slot_of(p).applied = true;
+  note_applied(members);
+}
+
+void NoiseState::note_applied(const Members& members) {
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    Slot& slot = slot_of(members.params[i]);
+    slot.place = members.places[i];
+    slot.applied = true;
+  }
   applied_ += members.params.size();
   ++changes_;
   written(members.params);
+}
+
+void NoiseState::perturb_in_place(const Members& members, ops::Noise noise) {
+  check_regenerated(members.params);
+  const at::Tensor& shared = generator(members.params[0].device());
+  const auto recipe = std::make_shared<Recipe>(Recipe{ops::empty_like(shared).copy_(shared), noise});
+  if (noise.draw_offset != 0) ops::advance_(recipe->generator, noise.draw_offset);
+  recipe->noise.draw_offset = 0;
+  ops::perturb_from_clean_(members.params, members.params, recipe->generator, members.places, recipe->noise);
+  for (const at::Tensor& p : members.params) {
+    slot_of(p).recipe = recipe;
+    slot_of(p).clean.reset();
+  }
+  note_applied(members);
 }
 
 void NoiseState::apply_from_clean(const Members& members, const ops::Noise& noise) {
@@ -181,20 +224,54 @@ void NoiseState::restore_frozen() {
   if (!frozen.empty()) restore(frozen);
 }
 
+void NoiseState::restore_regenerated() {
+  std::vector<at::Tensor> regenerated;
+  for (const Slot& slot : slots_) {
+    if (slot.applied && slot.recipe != nullptr) regenerated.push_back(slot.param);
+  }
+  if (!regenerated.empty()) restore(regenerated);
+}
+
 std::string NoiseState::restore_slots(const std::vector<Slot*>& slots) {
   const at::NoGradGuard no_grad;
-  Members ours, clean;
+  Members ours;
+  std::vector<std::pair<std::shared_ptr<const Recipe>, Members>> regenerated;
   std::vector<const Slot*> changed;
   for (const Slot* slot : slots) {
     if (!slot->is_as_we_left_it()) {
       changed.push_back(slot);
       continue;
     }
-    ours.push_back(slot->param, slot->place);
+    if (slot->recipe == nullptr) {
+      ours.push_back(slot->param, slot->place);
+      continue;
+    }
+    const auto has_recipe = [&](const auto& part) { return part.first == slot->recipe; };
+    auto part = std::find_if(regenerated.begin(), regenerated.end(), has_recipe);
+    if (part == regenerated.end()) part = regenerated.insert(part, {slot->recipe, {}});
+    part->second.push_back(slot->param, slot->place);
+  }
+  for (const auto& [recipe, members] : regenerated) {
+    ops::Noise noise = recipe->noise;
+    noise.negate = !noise.negate;
+    ops::perturb_from_clean_(members.params, members.params, recipe->generator, members.places, noise);
+    // One by one: where a later operator refuses, noise that is off must not be taken off again.
+    for (const at::Tensor& p : members.params) {
+      Slot& slot = slot_of(p);
+      slot.applied = false;
+      slot.recipe.reset();
+      p.unsafeGetTensorImpl()->bump_version();
+    }
+    applied_ -= members.params.size();
+    ++changes_;
   }
   for_each_device(ours, [&](at::Device, const Members& part) { ops::restore_(part.params, clean_of(part.params)); });
-  for (Slot* slot : slots) slot->applied = false;
-  applied_ -= slots.size();
+  for (Slot* slot : slots) {
+    if (!slot->applied) continue;
+    slot->applied = false;
+    slot->recipe.reset();
+    --applied_;
+  }
   if (!slots.empty()) ++changes_;
   for (const at::Tensor& p : ours.params) p.unsafeGetTensorImpl()->bump_version();
   if (changed.empty()) return {};

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -37,11 +38,14 @@ class NoiseState {
   bool active() const { return applied_ > 0; }
   std::int64_t changes() const { return changes_; }  // moves whenever the set of perturbed tensors may have changed
   bool is_applied(const at::Tensor& param) const;
-  at::Tensor clean_of(const at::Tensor& param) const;  // the saved copy while perturbed, else the tensor itself
+  bool is_regenerated(const at::Tensor& param) const;  // perturbed, and without a copy
+  // The saved copy while perturbed (without one a new tensor), else the tensor itself.
+  at::Tensor clean_of(const at::Tensor& param) const;
   std::vector<at::Tensor> clean_of(const std::vector<at::Tensor>& params) const;
 
-  // Noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy.
-  void apply(const Members& members, const ops::Noise& noise);
+  // Noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy. With
+  // `regenerate` there is no copy: restoring draws the noise again and takes it off.
+  void apply(const Members& members, const ops::Noise& noise, bool regenerate);
   void apply_from_clean(const Members& members, const ops::Noise& noise);
   // Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed.
   void written(const std::vector<at::Tensor>& params);
@@ -51,22 +55,33 @@ class NoiseState {
   [[nodiscard]] std::string restore();
   void restore(const std::vector<at::Tensor>& params);  // throws PerturbedWeightsChanged instead
   void restore_frozen();
+  void restore_regenerated();  // those without a copy
   bool changed() const;
 
  private:
+  // How noise was made, with a generator of its own that nobody moves.
+  struct Recipe {
+    at::Tensor generator;
+    ops::Noise noise;
+  };
+
   struct Slot {
     at::Tensor param, clean;
+    std::shared_ptr<const Recipe> recipe;  // in place of a clean copy
     std::int64_t place = 0;
     bool applied = false;
     std::uint32_t version = 0;
     const void* data = nullptr;
     void note();
     bool is_as_we_left_it() const;
+    const at::Tensor& copy();  // `clean`, made to fit
   };
 
   Slot& slot_of(const at::Tensor& param);
   const Slot* find(const at::Tensor& param) const;
   void save_and_perturb(const Members& members, const ops::Noise& noise);
+  void perturb_in_place(const Members& members, ops::Noise noise);
+  void note_applied(const Members& members);
   std::string restore_slots(const std::vector<Slot*>& slots);
 
   std::int64_t seed_;

@@ -88,9 +88,9 @@ void restore_(TensorList params, TensorList clean) {
   checked([&] { op.call(params, clean); });
 }
 
-void advance_(const Tensor& generator) {
+void advance_(const Tensor& generator, std::int64_t draws) {
   static const auto op = find<void(const Tensor&, std::int64_t, const std::optional<Tensor>&)>("torch_ssam::advance_");
-  checked([&] { op.call(generator, 1, kNone); });
+  checked([&] { op.call(generator, draws, kNone); });
 }
 
 void update_(TensorList weights, TensorList grads, TensorList momentum_buffers, const Update& update) {

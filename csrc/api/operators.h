@@ -32,7 +32,7 @@ void perturb_from_clean_(at::TensorList params, at::TensorList clean, const at::
                          at::IntArrayRef places, const Noise& noise);
 at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std::int64_t place, const Noise& noise);
 void restore_(at::TensorList params, at::TensorList clean);
-void advance_(const at::Tensor& generator);
+void advance_(const at::Tensor& generator, std::int64_t draws = 1);
 void update_(at::TensorList weights, at::TensorList grads, at::TensorList momentum_buffers, const Update& update);
 void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads,
                          at::TensorList momentum_buffers, const at::Tensor& generator, at::IntArrayRef places,

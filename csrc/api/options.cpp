@@ -21,10 +21,13 @@ void check_count(const char* name, std::int64_t value, std::int64_t low, std::in
                     high, ".");
 }
 
-void check_noise(double noise_std, const std::string& distribution, const std::string& scale) {
+void check_noise(double noise_std, const std::string& distribution, const std::string& scale,
+                 const std::string& memory) {
   check_number("noise_std", noise_std);
   TORCH_CHECK_VALUE(distribution == "gaussian" || distribution == "rademacher", "torch_ssam: distribution is '",
                     distribution, "'; expected 'gaussian' or 'rademacher'.");
+  TORCH_CHECK_VALUE(memory == "copy" || memory == kRegenerate, "torch_ssam: memory is '", memory,
+                    "'; expected 'copy' or 'regenerate'.");
   for (const char* later : {"tensor", "filter", "element", "fisher"}) {
     TORCH_CHECK_NOT_IMPLEMENTED(scale != later, "torch_ssam: scale='", scale,
                                 "' is not available in this version; expected 'isotropic'. Give groups their own "
@@ -45,7 +48,7 @@ void check_sgd(const SSAMOptions& o) {
 }
 
 void check_options(const SSAMOptions& o) {
-  check_noise(o.noise_std(), o.distribution(), o.scale());
+  check_noise(o.noise_std(), o.distribution(), o.scale(), o.memory());
   check_count("samples", o.samples(), 1, 0xffffffffLL);
   check_number("clean_weight", o.clean_weight());
   TORCH_CHECK_VALUE(o.clean_weight() < 1, "torch_ssam: clean_weight is ", o.clean_weight(),
@@ -68,6 +71,15 @@ void check_common(const SSAMOptions& options, const SSAMOptions& first) {
   same("antithetic", options.antithetic(), first.antithetic());
   same("clean_weight", options.clean_weight(), first.clean_weight());
   same("keep_perturbed", options.keep_perturbed(), first.keep_perturbed());
+}
+
+void check_regenerated(const std::vector<at::Tensor>& params) {
+  for (const at::Tensor& p : params) {
+    TORCH_CHECK_VALUE(p.scalar_type() == at::kFloat || p.scalar_type() == at::kDouble,
+                      "torch_ssam: memory 'regenerate' with parameters of dtype ", p.scalar_type(),
+                      ": taking noise off again rounds twice a step, which 16-bit weights do not survive; expected "
+                      "Float or Double. Use memory 'copy'.");
+  }
 }
 
 void check_group_seed(std::optional<std::int64_t> of_group, std::int64_t seed) {

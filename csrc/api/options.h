@@ -11,13 +11,19 @@
 
 namespace torch_ssam::detail {
 
+inline constexpr const char* kRegenerate = "regenerate";
+
 double check_number(const char* name, double value, double low = 0, bool open_low = false);
 void check_count(const char* name, std::int64_t value, std::int64_t low, std::int64_t high);
-void check_noise(double noise_std, const std::string& distribution, const std::string& scale);
+void check_noise(double noise_std, const std::string& distribution, const std::string& scale,
+                 const std::string& memory);
 void check_sgd(const SSAMOptions& options);  // those of the update
 void check_options(const SSAMOptions& options);
 void check_common(const SSAMOptions& options, const SSAMOptions& first);
 std::int64_t passes_of(const SSAMOptions& options);
+
+// memory "regenerate" takes dtypes in which two roundings a step are no more than those of SGD itself.
+void check_regenerated(const std::vector<at::Tensor>& params);
 
 // One seed serves all groups: a group may only repeat it.
 void check_group_seed(std::optional<std::int64_t> of_group, std::int64_t seed);

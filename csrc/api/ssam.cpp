@@ -79,7 +79,9 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
   }
   detail::check_options(options);
   if (!param_groups_.empty()) check_common(options, first_options());
-  Optimizer::add_param_group(OptimizerParamGroup(detail::check_params(param_group.params(), param_groups_)));
+  std::vector<at::Tensor> params = detail::check_params(param_group.params(), param_groups_);
+  if (options.memory() == detail::kRegenerate) detail::check_regenerated(params);
+  Optimizer::add_param_group(OptimizerParamGroup(std::move(params)));
   // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
   param_groups_.back().set_options(std::make_unique<SSAMOptions>(options));
   if (drive_->training) {
@@ -88,7 +90,8 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
       for (std::size_t i = 0; i < members.params.size(); ++i) {
         if (!drive_->noise.is_applied(members.params[i])) fresh.push_back(members.params[i], members.places[i]);
       }
-      if (group.noise_std() != 0) drive_->noise.apply(fresh, {group.noise_std(), group.distribution()});
+      if (group.noise_std() == 0) return;
+      drive_->noise.apply(fresh, {group.noise_std(), group.distribution()}, group.memory() == detail::kRegenerate);
     });
     note_clean();
   }
@@ -132,7 +135,8 @@ void SSAM::begin_pass() {
 void SSAM::apply_noise(std::int64_t sample, bool negate) {
   for_each_group([&](const SSAMOptions& options, const Members& members) {
     if (options.noise_std() == 0) return;
-    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate});
+    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate},
+                        options.memory() == detail::kRegenerate);
   });
 }
 

@@ -19,7 +19,8 @@
   X(momentum)                     \
   X(dampening)                    \
   X(weight_decay)                 \
-  X(nesterov) X(maximize) X(distribution) X(scale) X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed)
+  X(nesterov)                     \
+  X(maximize) X(distribution) X(scale) X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed) X(memory)
 
 namespace torch_ssam {
 
@@ -108,19 +109,30 @@ bool operator==(const SSAMParamState& a, const SSAMParamState& b) {
 
 // --- clean weights in the state
 
-// Names the clean copy of every perturbed tensor in the state, and of no other.
-void SSAM::note_clean() {
+// Names the clean copy of every perturbed tensor in the state, and of no other. Without copies they are made only to be
+// saved.
+void SSAM::note_clean(bool regenerated_too) {
   drive_->noted = drive_->noise.changes();
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
-      if (drive_->noise.is_applied(p)) {
+      const bool regenerated = drive_->noise.is_regenerated(p);
+      if (drive_->noise.is_applied(p) && (regenerated_too || !regenerated)) {
         state_of(p).clean() = drive_->noise.clean_of(p);
       } else if (state_.find(p.unsafeGetTensorImpl()) != state_.end()) {
         state_of(p).clean().reset();
         if (!state_of(p).momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
       }
+      if (regenerated) drive_->noted = -1;
     }
   }
+}
+
+void SSAM::note_clean_to_save() {
+  if (!drive_->pending && drive_->noted != drive_->noise.changes()) note_clean(/*regenerated_too=*/true);
+}
+
+void SSAM::forget_regenerated() {
+  if (!drive_->pending && drive_->noted == -1) note_clean();
 }
 
 // Writes clean weights that a load brought.
@@ -147,8 +159,10 @@ void SSAM::serialize(Self& self, Archive& archive) {
 }
 
 void SSAM::save(torch::serialize::OutputArchive& archive) const {
-  if (!drive_->pending && drive_->noted != drive_->noise.changes()) const_cast<SSAM*>(this)->note_clean();
+  auto* self = const_cast<SSAM*>(this);
+  self->note_clean_to_save();
   serialize(*this, archive);
+  self->forget_regenerated();
   archive.write(kSeed, c10::IValue(seed()));
   archive.write(kDraw, c10::IValue(draw()));
 }
@@ -230,7 +244,7 @@ void SSAM::load(torch::serialize::InputArchive& archive) {
 // {"state": {place: {"momentum_buffer", "clean"}}, "param_groups": [{options, "seed", "draw", "params": places}]}
 c10::IValue SSAM::state_dict() const {
   auto* self = const_cast<SSAM*>(this);
-  if (!drive_->pending && drive_->noted != drive_->noise.changes()) self->note_clean();
+  self->note_clean_to_save();
   Dict state = detail::new_dict();
   c10::impl::GenericList groups(c10::AnyType::get());
   std::int64_t place = 0;
@@ -258,6 +272,7 @@ c10::IValue SSAM::state_dict() const {
     group.insert("params", places);
     groups.push_back(group);
   }
+  self->forget_regenerated();
   Dict result = detail::new_dict();
   result.insert("state", state);
   result.insert("param_groups", groups);

@@ -132,6 +132,7 @@ void SSAM::update_and_perturb() {
     if (const std::string changed = noise.restore(); !changed.empty()) detail::throw_changed(changed);
   }
   noise.restore_frozen();
+  noise.restore_regenerated();  // those are updated in place
   check_before_update();
   const auto visit = [&](const SSAMOptions& options, const Members& everything) {
     const ops::Noise next{options.noise_std(), options.distribution(), 0, false, /*draw_offset=*/1};
@@ -155,7 +156,7 @@ void SSAM::update_and_perturb() {
       if (options.noise_std() == 0) {
         noise.restore(kept);
       } else {
-        noise.apply(members, next);
+        noise.apply(members, next, options.memory() == detail::kRegenerate);
       }
       return;
     }

@@ -25,6 +25,7 @@ void WeightNoiseOptions::inherit(const WeightNoiseOptions& defaults) {
   TORCH_SSAM_INHERIT(noise_std)
   TORCH_SSAM_INHERIT(distribution)
   TORCH_SSAM_INHERIT(scale)
+  TORCH_SSAM_INHERIT(memory)
 }
 
 WeightNoise::WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options)
@@ -44,8 +45,11 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
       *options = *given;
       options->inherit(defaults);
     }
-    detail::check_noise(options->noise_std(), options->distribution(), options->scale());
+    detail::check_noise(options->noise_std(), options->distribution(), options->scale(), options->memory());
     groups_.emplace_back(detail::check_params(group.params(), groups_), std::move(options));
+    if (options_of(groups_.back()).memory() == detail::kRegenerate) {
+      detail::check_regenerated(groups_.back().params());
+    }
     count += groups_.back().params().size();
   }
   TORCH_CHECK_VALUE(count > 0, "torch_ssam: WeightNoise got an empty list of tensors; expected at least one.");
@@ -69,7 +73,8 @@ Perturbation WeightNoise::applied(std::int64_t sample, bool negate, bool advance
     }
     const WeightNoiseOptions& options = options_of(group);
     if (options.noise_std() == 0) continue;
-    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate});
+    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate},
+                        options.memory() == detail::kRegenerate);
   }
   return pass;
 }

@@ -29,6 +29,46 @@ TEST(PerturbTest, HoldsNoiseInsideAndTheExactCleanBitsAfter) {
   }
 }
 
+TEST(PerturbTest, WithoutACopyTheWeightsComeBackWithinTwoRoundings) {
+  for (const auto dtype : {torch::kFloat, torch::kDouble}) {
+    const auto params = parameters(dtype), copied = parameters(dtype);
+    const auto clean = copies(params);
+    SSAM opt(params, options().memory("regenerate").antithetic(true).samples(2)), other(copied, options());
+    const double unit = dtype == torch::kFloat ? std::ldexp(1.0, -24) : std::ldexp(1.0, -53);
+    for (const auto pass : opt.perturbations()) {
+      if (pass == 0) {
+        const auto same = other.perturb();
+        EXPECT_TRUE(same_bits(params, copied));
+      }
+      for (std::size_t i = 0; i < params.size(); ++i) {
+        EXPECT_TRUE(params[i].numel() == 0 || !torch::equal(params[i].detach(), clean[i])) << i;
+      }
+    }
+    const double passes = 4, reach = 0.1 * 6;
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      const Tensor moved = (params[i].detach() - clean[i]).abs().to(torch::kDouble);
+      const Tensor bound = passes * unit * (2 * clean[i].abs().to(torch::kDouble) + reach);
+      EXPECT_TRUE((moved <= bound).all().item<bool>()) << i;
+    }
+    EXPECT_EQ(opt.draw(), 1);
+  }
+}
+
+TEST(PerturbTest, WithoutACopyAWriteInsideIsKeptAndTheOthersComeBack) {
+  const auto params = parameters();
+  const auto clean = copies(params);
+  SSAM opt(params, options().memory("regenerate"));
+  auto pass = opt.perturb();
+  {
+    const torch::NoGradGuard no_grad;
+    params[1].fill_(3);
+  }
+  EXPECT_THROW(pass.restore(), PerturbedWeightsChanged);
+  EXPECT_TRUE(torch::equal(params[1], torch::full_like(params[1], 3)));
+  for (const std::size_t i : {0, 2, 3, 4, 5}) EXPECT_TRUE(torch::allclose(params[i], clean[i], 1e-6, 1e-7)) << i;
+  EXPECT_NO_THROW({ const auto again = opt.perturb(); });
+}
+
 TEST(PerturbTest, NegativeZeroAndNanComeBack) {
   const Tensor w = parameter(torch::tensor({-0.0F, std::nanf(""), 1e-42F, INFINITY}));
   const auto clean = copies({w});

@@ -23,6 +23,7 @@ TEST(ErrorTest, OptionsOutOfRangeAreNamedWithTheirValue) {
       {SSAMOptions(0.1).distribution("uniform"), "distribution is 'uniform'; expected 'gaussian' or 'rademacher'"},
       {SSAMOptions(0.1).scale("filter"), "not available in this version"},
       {SSAMOptions(0.1).scale("large"), "scale is 'large'; expected 'isotropic'"},
+      {SSAMOptions(0.1).memory("none"), "memory is 'none'; expected 'copy' or 'regenerate'"},
       {SSAMOptions(0.1).samples(0), "samples is 0; expected 1 to"},
       {SSAMOptions(0.1).clean_weight(1), "expected 0 <= clean_weight < 1"},
       {SSAMOptions(0.1).radius(0), "radius is 0; expected a finite number > 0"},
@@ -41,6 +42,9 @@ TEST(ErrorTest, ParametersThatCannotBePerturbedAreNamed) {
     EXPECT_MESSAGE(SSAM({tensor}), part);
     EXPECT_MESSAGE(WeightNoise({tensor}), part);
   }
+  const Tensor half = parameter(torch::ones(3, torch::kHalf));
+  EXPECT_MESSAGE(SSAM({half}, SSAMOptions(0.1).memory("regenerate")), "16-bit weights do not survive");
+  EXPECT_MESSAGE(WeightNoise({half}, WeightNoiseOptions(0.1).memory("regenerate")), "16-bit weights do not survive");
   EXPECT_MESSAGE(SSAM(std::vector<Tensor>{}), "empty list of parameters");
   EXPECT_MESSAGE(SSAM(std::vector<OptimizerParamGroup>{}), "empty list of parameters");
   EXPECT_MESSAGE(WeightNoise(std::vector<Tensor>{}), "empty list of tensors");

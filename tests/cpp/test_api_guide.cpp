@@ -64,7 +64,7 @@ TEST(GuideTest, OtherWaysToDrive) {
   }
   {
     const auto& loss = loss_of_part;
-    SSAM opt({w}, SSAMOptions(0.1).samples(4));
+    SSAM opt({w}, SSAMOptions(0.1).memory("regenerate").samples(4));
     for (auto [x_k, y_k] : opt.perturbations(x, y)) loss(x_k, y_k).backward();
     opt.step();
   }

@@ -145,8 +145,10 @@ TEST(KeepPerturbedTest, AModelLoadedBeforeItsOptimizerInTrainKeepsItsWeights) {
   for (const Tensor& p : params) EXPECT_TRUE(torch::equal(p, torch::full_like(p, 2)));
 }
 
-TEST(KeepPerturbedTest, ACheckpointTakenInTrainCarriesTheCleanWeights) {
-  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).seed(5);
+class CheckpointInTrainTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(CheckpointInTrainTest, CarriesTheCleanWeights) {
+  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).memory(GetParam()).seed(5);
   const auto params = parameters();
   SSAM opt(params, options);
   opt.train();
@@ -182,6 +184,22 @@ TEST(KeepPerturbedTest, ACheckpointTakenInTrainCarriesTheCleanWeights) {
   torch::load(third, again);
   third.eval();
   EXPECT_TRUE(same_bits(other, clean));
+}
+
+INSTANTIATE_TEST_SUITE_P(Memory, CheckpointInTrainTest, ::testing::Values("copy", "regenerate"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(KeepPerturbedTest, WithoutCopiesTheStateHoldsNone) {
+  const auto params = parameters();
+  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true).memory("regenerate"));
+  opt.train();
+  step_kept(opt, params);
+  EXPECT_TRUE(opt.state().empty());
+  std::stringstream file;
+  torch::save(opt, file);
+  const auto saved = opt.state_dict().toGenericDict().at("state").toGenericDict();
+  EXPECT_EQ(saved.size(), params.size());
+  EXPECT_TRUE(opt.state().empty());
 }
 
 TEST(KeepPerturbedTest, ALoadThatFailsInTrainChangesNothing) {

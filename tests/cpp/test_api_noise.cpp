@@ -74,6 +74,19 @@ TEST(WeightNoiseTest, GroupsTakeFromTheDefaultsWhatTheyDoNotSet) {
   EXPECT_TRUE(torch::equal(shared.abs(), torch::full({10}, 0.5)));
 }
 
+TEST(WeightNoiseTest, WithoutACopyItIsTheSameNoise) {
+  const auto a = parameters(), b = parameters();
+  WeightNoise copied(a, WeightNoiseOptions(0.2).seed(9)),
+      regenerated(b, WeightNoiseOptions(0.2).memory("regenerate").seed(9));
+  {
+    const auto first = copied.applied();
+    const auto second = regenerated.applied();
+    EXPECT_TRUE(same_bits(a, b));
+  }
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(torch::allclose(a[i], b[i], 1e-6, 1e-7)) << i;
+  EXPECT_EQ(regenerated.draw(), 1);
+}
+
 TEST(WeightNoiseTest, AdamTakesGradientsAtNoisyWeightsAndUpdatesCleanOnes) {
   const Tensor w = parameter(torch::tensor({3.0, -2.0}, torch::kDouble));
   torch::optim::Adam adam({w}, torch::optim::AdamOptions(0.05));

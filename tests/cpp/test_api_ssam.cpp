@@ -162,7 +162,7 @@ TEST(SsamTest, DefaultsAreThoseOfPython) {
   EXPECT_EQ(o.noise_std(), 0.01);
   EXPECT_EQ(o.momentum() + o.dampening() + o.weight_decay() + o.clean_weight(), 0);
   EXPECT_FALSE(o.nesterov() || o.maximize() || o.antithetic() || o.keep_perturbed());
-  EXPECT_EQ(o.distribution() + "/" + o.scale(), "gaussian/isotropic");
+  EXPECT_EQ(o.distribution() + "/" + o.scale() + "/" + o.memory(), "gaussian/isotropic/copy");
   EXPECT_EQ(o.samples(), 1);
   EXPECT_FALSE(o.radius() || o.seed());
 }

@@ -45,6 +45,9 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "split_everything": ("split", {"samples": 2, "antithetic": True, "clean_weight": 0.3}),
     "kept": ("kept", {"keep_perturbed": True, "momentum": 0.9, "seed": -(2**33) - 5}),
     "kept_radius": ("kept", {"keep_perturbed": True, "radius": 2.0}),
+    "regenerate": ("perturb", {"memory": "regenerate", "momentum": 0.9}),
+    "regenerate_passes": ("passes", {"memory": "regenerate", "antithetic": True}),
+    "kept_regenerate": ("kept", {"keep_perturbed": True, "memory": "regenerate", "momentum": 0.9}),
     "seed_from_torch": ("perturb", {"seed": None}),
     "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
 }
@@ -234,7 +237,7 @@ def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], model: str, m
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["nesterov", "kept", "split_everything"])
+@pytest.mark.parametrize("mode", ["nesterov", "kept", "kept_regenerate", "split_everything"])
 def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
     consumer: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -243,7 +246,7 @@ def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
     python_first = run_in_python(start, "mlp")
     cpp_first = run_in_cpp(consumer, tmp_path, {"run": start})["run"]
     # Other options than the checkpoint's, which must win; keep_perturbed is not one that may change.
-    fresh = {"lr": 9.0, "noise_std": 9.0, "seed": 1, "keep_perturbed": mode == "kept"}
+    fresh = {"lr": 9.0, "noise_std": 9.0, "seed": 1, "keep_perturbed": "kept" in mode}
     resumed = {
         name: {**start, "options": fresh, "weights": first["weights"], "optimizer": first["optimizer"]}
         for name, first in (("from_python", python_first), ("from_cpp", cpp_first))

@@ -73,6 +73,8 @@ torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& 
       defaults.radius(number());
     else if (name == "keep_perturbed")
       defaults.keep_perturbed(value.toBool());
+    else if (name == "memory")
+      defaults.memory(value.toStringRef());
     else if (name == "seed")
       defaults.seed(value.toOptional<std::int64_t>());
     else

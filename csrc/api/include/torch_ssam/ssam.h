@@ -35,6 +35,7 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
     clean_weightBit,
     radiusBit,
     keep_perturbedBit,
+    memoryBit,
     seedBit
   };
   std::uint32_t given_ = 0;
@@ -57,6 +58,9 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
   TORCH_SSAM_OPTION(double, clean_weight) = 0;   // share of the gradient at the clean weights, [0, 1)
   TORCH_SSAM_OPTION(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
   TORCH_SSAM_OPTION(bool, keep_perturbed) = false;
+  // "copy" of the clean weights: they come back exactly. "regenerate" holds none and draws the noise again to take it
+  // off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double only.
+  TORCH_SSAM_OPTION(std::string, memory) = "copy";
   TORCH_SSAM_OPTION(std::optional<std::int64_t>,
                     seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
 
@@ -171,7 +175,9 @@ class SSAM : public torch::optim::Optimizer {
   std::vector<Part> alike(const Members& members, const SSAMOptions& options);
   void keep_momentum(const Part& part);
   void settle();
-  void note_clean();
+  void note_clean(bool regenerated_too = false);
+  void note_clean_to_save();
+  void forget_regenerated();
   void check_may_load() const;
   void finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw);
   void report_changed();

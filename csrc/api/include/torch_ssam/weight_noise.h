@@ -18,7 +18,7 @@
 namespace torch_ssam {
 
 class WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<WeightNoiseOptions> {
-  enum Bit : std::uint32_t { noise_stdBit, distributionBit, scaleBit, seedBit };
+  enum Bit : std::uint32_t { noise_stdBit, distributionBit, scaleBit, memoryBit, seedBit };
   std::uint32_t given_ = 0;
 
  public:
@@ -28,6 +28,7 @@ class WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<Weight
   TORCH_SSAM_OPTION(double, noise_std) = 0.01;
   TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
   TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
+  TORCH_SSAM_OPTION(std::string, memory) = "copy";                      // or "regenerate": see SSAMOptions
   TORCH_SSAM_OPTION(std::optional<std::int64_t>, seed) = std::nullopt;  // of all groups; none: from torch's generator
 
  public:
