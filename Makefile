@@ -61,7 +61,7 @@ format: bootstrap
 	clang-format -i $(CXX_SOURCES)
 
 bench: build                ## ratios against peers, written to docs/benchmarks.md
-	@$(PY) -m pip install -q --no-deps ivon-opt==$$(sed -n 's/^bench = .*ivon-opt==\([0-9.]*\).*/\1/p' pyproject.toml)
+	@$(PY) tools/extra.py bench | xargs $(PY) -m pip install -q --no-deps
 	$(PY) benchmarks/run.py
 	$(PY) -m benchmarks.scaling
 
@@ -82,11 +82,14 @@ cuda: build                 ## tests and benchmark on a GPU; fails where there i
 	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py
 	FAIL_WITHOUT_CUDA=1 $(PY) benchmarks/cuda_step.py --write
 
-docs: build
-	$(PY) -m sphinx -W -b html docs docs/_build
+docs: build                 ## the site, in docs/_build
+	@$(PY) tools/extra.py docs | xargs $(PY) -m pip install -q
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
-wheel: bootstrap
-	$(PY) -m build --no-isolation
+wheel: bootstrap            ## sdist and wheel in dist/, the wheel tried in an empty environment
+	@$(PY) tools/extra.py wheel | xargs $(PY) -m pip install -q
+	tools/make_wheel.sh $(PY)
+	tools/check_wheel.sh torch==$$($(PY) -c "import importlib.metadata as m; print(m.version('torch').split('+')[0])")
 
 clean:
 	rm -rf build out dist torch_ssam/lib torch_ssam/_C*.so *.egg-info
