@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and the tools of pyproject.toml's dev extra.
+# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and the dev, demo and sharpness extras of pyproject.toml.
 # What only root can install (a compiler, GoogleTest, the Fashion-MNIST images) is installed where we are root; else the
 # command to run is printed. Runs again only when pyproject.toml or this file changes. Used by the Makefile.
 set -euo pipefail
@@ -75,7 +75,7 @@ echo "$pin" >"$constraints"
 import tomllib, pathlib
 p = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
 extras = p["project"]["optional-dependencies"]
-wanted = p["build-system"]["requires"] + extras["dev"] + extras["demo"]
+wanted = p["build-system"]["requires"] + extras["dev"] + extras["demo"] + extras["sharpness"]
 print("\n".join(wanted + [d for d in p["project"]["dependencies"] if not d.startswith("torch")]))
 PY
 .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt

@@ -12,7 +12,7 @@ Quick start::
 from pathlib import Path as _Path
 
 from . import _library as _library
-from . import schedules, theory
+from . import schedules, sharpness, theory
 from ._diagonal import DiagonalLinear
 from ._noise import PerturbedWeightsChanged
 from ._ssam import SSAM
@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "cmake_prefix_path",
     "schedules",
+    "sharpness",
     "simulate",
     "theory",
     "wrap",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torch_ssam._progress import resolve_progress
 from torch_ssam._theory_arrays import as_array, as_covariance, as_integer, as_number
 
 _C: Any = importlib.import_module("torch_ssam._C")
@@ -176,7 +177,7 @@ def simulate(
         raise ValueError(f"lr_decay must be None or 'harmonic', got {lr_decay!r}")
     if not isinstance(distribution, str):
         raise TypeError(f"distribution must be a string, got {type(distribution).__name__}")
-    report, close = _progress(progress, as_integer("steps", steps))
+    report, close = resolve_progress(progress, as_integer("steps", steps), "step")
     try:
         result = _C.simulate(
             target=w_star,
@@ -254,20 +255,3 @@ def _target(target: Any, inputs: Floats | None, labels: Floats | None) -> Floats
     if inputs.size * inputs.shape[1] > _QUICK or not finite:
         return np.empty(0)
     return np.asarray(np.linalg.lstsq(inputs, labels, rcond=None)[0], dtype=np.float64)
-
-
-def _progress(progress: Any, steps: int) -> tuple[Callable[[int, int], object] | None, Callable[[], object]]:
-    if progress is None or progress is False:
-        return None, lambda: None
-    if progress is not True:
-        if not callable(progress):
-            raise TypeError(f"progress must be None, True or a function, got {type(progress).__name__}")
-        return progress, lambda: None
-    try:
-        tqdm = importlib.import_module("tqdm.auto").tqdm
-    except ImportError:
-        raise ImportError(
-            "progress=True needs tqdm: pip install tqdm, or torch_ssam[demo]; or pass a function"
-        ) from None
-    bar = tqdm(total=steps, unit="step", unit_scale=True)
-    return lambda done, total: bar.update(done - bar.n), bar.close

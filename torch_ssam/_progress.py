@@ -1,0 +1,35 @@
+"""Progress as every long call takes it: None, True for a tqdm bar, or a function of (done, total).
+
+Tests: tests/python/test_simulate.py, test_sharpness.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[int, int], object]
+
+
+def resolve_progress(progress: Any, total: int, unit: str) -> tuple[Report | None, Callable[[], object]]:
+    """The function to call with (done, total), or None, and what closes the bar."""
+    if progress is None or progress is False:
+        return None, lambda: None
+    if progress is not True:
+        if not callable(progress):
+            raise TypeError(f"progress must be None, True or a function, got {type(progress).__name__}")
+        return progress, lambda: None
+    try:
+        tqdm = importlib.import_module("tqdm.auto").tqdm
+    except ImportError:
+        raise ImportError(
+            "progress=True needs tqdm: pip install tqdm, or torch_ssam[demo]; or pass a function"
+        ) from None
+    bar = tqdm(total=total, unit=unit, unit_scale=True)
+
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return report, bar.close

@@ -1,0 +1,209 @@
+"""A sharpness report that sets checkpoints side by side. Tests: tests/python/test_sharpness.py."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_ssam import _options
+
+from ._average import average
+from ._curvature import hessian_trace, layer_balance, top_eigenvalue
+from ._estimate import student_quantile
+from ._evaluate import Data, LossFunction, need
+from ._landscape import Landscape, landscape
+from ._worst_case import worst_case
+
+Checkpoint = nn.Module | Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Measures of sharpness of two or more checkpoints; see `compare`."""
+
+    #: A dict a measure: "measure", then one text a checkpoint.
+    rows: list[dict[str, str]]
+    #: The numbers behind them: checkpoint -> measure -> value.
+    values: dict[str, dict[str, float]]
+    #: Average sharpness of each later checkpoint minus the first, same noise: (mean, half-width).
+    differences: dict[str, tuple[float, float]]
+    landscapes: dict[str, Landscape]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        columns = list(self.rows[0])
+        cells = [columns, *([row[column] for column in columns] for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells
+        ]
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+    def figure(self) -> Any:
+        """The landscapes along one filter-normalised direction, a curve a checkpoint (needs matplotlib)."""
+        figure = need("matplotlib.figure", "demo", "the plot of a comparison").Figure(
+            figsize=(6, 4.2), layout="constrained"
+        )
+        axis = figure.subplots()
+        for name, found in self.landscapes.items():
+            found.draw(axis, name)
+        axis.set_title("Loss along a filter-normalised direction")
+        axis.legend()
+        return figure
+
+    def save(self, folder: str | Path) -> None:
+        """sharpness.txt, sharpness.csv and sharpness.png."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "sharpness.txt").write_text(f"{self}\n")
+        with (place / "sharpness.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["checkpoint", "measure", "value"])
+            for name, measures in self.values.items():
+                writer.writerows([name, measure, repr(value)] for measure, value in measures.items())
+        self.figure().savefig(place / "sharpness.png", dpi=120)
+
+
+def _loaded(model: nn.Module, name: str, checkpoint: Checkpoint) -> nn.Module:
+    """A copy of the model with the checkpoint's weights."""
+    if isinstance(checkpoint, nn.Module):
+        return checkpoint
+    state: Any = checkpoint
+    if isinstance(checkpoint, str | Path):
+        if not Path(checkpoint).is_file():
+            raise ValueError(
+                f"checkpoint {name!r}: {checkpoint} is no file; expected one that torch.save wrote."
+            )
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):  # as training programs nest it
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise TypeError(
+            f"checkpoint {name!r} is a {type(state).__name__}; expected a state_dict of the model."
+        )
+    own = copy.deepcopy(model)
+    try:
+        own.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {name!r} does not fit the model: {error}") from None
+    return own
+
+
+def compare(
+    model: nn.Module,
+    checkpoints: Mapping[str, Checkpoint],
+    loss_fn: LossFunction,
+    data: Data,
+    *,
+    noise_std: float = 0.01,
+    radius: float = 0.05,
+    samples: int = 16,
+    points: int = 21,
+    extent: float = 0.5,
+    seed: int = 0,
+    mode: str = "eval",
+    progress: bool | Callable[[int, int], object] | None = None,
+) -> Comparison:
+    """A sharpness report: loss, average and worst-case sharpness, Hessian trace, top eigenvalue, balance.
+
+    Every checkpoint sees the same noise, so that their average sharpness is compared draw by draw: the table
+    has the paired difference from the first with its 95% interval. Sharpness depends on the scale of the
+    weights; the filter-normalised landscape does less so.
+
+    Args:
+        model: the architecture; copied, not changed.
+        checkpoints: two or more by name: a state_dict, a file that torch.save wrote (read with
+            weights_only=True; one under "state_dict" or "model" is found), or a module.
+        loss_fn, data, mode: as in `average`.
+        noise_std: of the average sharpness, > 0.
+        radius: of the worst case, > 0.
+        samples: draws and products, >= 2.
+        points, extent: of the landscape.
+        progress: True for tqdm bars, or a function of (done, to do), for each measure.
+
+    Returns: Comparison; `print` it, or `save(folder)` it. Without curvlinops (extra `sharpness`) trace and
+    eigenvalue are left out, and a note says so.
+
+    >>> import torch, torch_ssam
+    >>> layer = torch_ssam.DiagonalLinear(2, init_scale=1.0)
+    >>> other = {"weight": torch.tensor([[2.0, 2.0], [0.5, 0.5]]), "generator": layer.generator}
+    >>> data = [(torch.ones(1, 2), torch.ones(1, 2))]
+    >>> report = compare(layer, {"balanced": layer, "not": other}, torch.nn.functional.mse_loss, data)
+    >>> report.values["balanced"]["imbalance"], round(report.values["not"]["imbalance"], 4)
+    (0.0, 2.7726)
+    """
+    if not isinstance(checkpoints, Mapping) or len(checkpoints) < 2:
+        came = (
+            f"{len(checkpoints)} members" if isinstance(checkpoints, Mapping) else type(checkpoints).__name__
+        )
+        raise ValueError(
+            f"checkpoints is {came}; expected a dict of two or more, name -> state_dict or file."
+        )
+    noise_std = _options.number("noise_std", noise_std, open_low=True)
+    curvature = importlib.util.find_spec("curvlinops") is not None
+    notes = (
+        [] if curvature else ["without curvlinops there is no Hessian: pip install 'torch_ssam[sharpness]'."]
+    )
+    models = {str(name): _loaded(model, str(name), state) for name, state in checkpoints.items()}
+    values: dict[str, dict[str, float]] = {}
+    texts: dict[str, dict[str, str]] = {}
+    draws: dict[str, Any] = {}
+    landscapes: dict[str, Landscape] = {}
+    common: dict[str, Any] = {"mode": mode, "progress": progress}
+    for name, own in models.items():
+        mean = average(own, loss_fn, data, noise_std, samples=samples, seed=seed, **common)
+        worst = worst_case(own, loss_fn, data, radius, seed=seed, **common)
+        balance = layer_balance(own) if any(p.dim() >= 2 for p in own.parameters()) else None
+        found = {"loss": mean.loss, "average sharpness": mean.mean, "average sharpness +-": mean.half_width}
+        text = {
+            "loss": f"{mean.loss:.4g}",
+            f"average sharpness, std {noise_std:g}": _show(mean.mean, mean.half_width),
+        }
+        found["worst case"] = worst.increase
+        text[f"worst case, radius {radius:g}"] = f">= {worst.increase:.4g}"
+        if curvature:
+            trace = hessian_trace(own, loss_fn, data, samples=samples, seed=seed, **common)
+            top = top_eigenvalue(own, loss_fn, data, seed=seed, mode=mode)
+            found |= {
+                "hessian trace": trace.mean,
+                "hessian trace +-": trace.half_width,
+                "top eigenvalue": top,
+            }
+            text |= {"Hessian trace": _show(trace.mean, trace.half_width), "top eigenvalue": f"{top:.4g}"}
+        if balance is not None:
+            found["imbalance"] = balance.imbalance
+            text["imbalance, log(max / min |W_l|^2)"] = f"{balance.imbalance:.4g}"
+        norm = float(np.sqrt(sum(float(p.detach().double().square().sum()) for p in own.parameters())))
+        found["norm"], text["norm of the weights"] = norm, f"{norm:.4g}"
+        values[name], texts[name], draws[name] = found, text, mean.values
+        landscapes[name] = landscape(own, loss_fn, data, points=points, extent=extent, seed=seed, **common)
+    first, *others = models
+    t = student_quantile(0.95, samples - 1) / np.sqrt(samples)
+    differences = {}
+    for name in others:
+        gap = draws[name] - draws[first]
+        differences[name] = float(gap.mean()), float(t * gap.std(ddof=1))
+    rows = [
+        {"measure": measure, **{name: texts[name].get(measure, "") for name in models}}
+        for measure in texts[first]
+    ]
+    rows.insert(
+        2,
+        {"measure": f"  minus {first}, paired", first: "", **{n: _show(*differences[n]) for n in others}},
+    )
+    notes.append("+- is half a 95% interval; a worst case is a lower bound on the maximum.")
+    return Comparison(rows, values, differences, landscapes, notes)
+
+
+def _show(mean: float, half: float) -> str:
+    return f"{mean:.4g} +- {half:.2g}"

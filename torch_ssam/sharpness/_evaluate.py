@@ -1,0 +1,226 @@
+"""Mean loss of a model over data, and its gradient: what every measure of sharpness evaluates.
+
+What came from the caller is checked here, once. Flags and buffers that an evaluation may touch are put back,
+and so are weights that were moved. Tests: tests/python/test_sharpness.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_ssam import _options
+from torch_ssam._scope import Scope
+
+Data = Iterable[Any]
+LossFunction = Callable[[Any, Any], Tensor]
+
+MODES = ("eval", "train")
+
+
+def need(module: str, extra: str, what: str) -> Any:
+    """Imports an optional module, or says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.split(".")[0]
+        raise ImportError(f"{what} needs {name} ({error}): pip install 'torch_ssam[{extra}]'") from None
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, also within tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(member, device) for key, member in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(to_device(member, device) for member in value)
+    return value
+
+
+class Batches:
+    """The data, on the model's device, as (inputs, targets, number of examples), as often as asked for."""
+
+    def __init__(self, data: Any, device: torch.device) -> None:
+        if not isinstance(data, Iterable) or isinstance(data, str | bytes | dict | Tensor):
+            raise TypeError(
+                f"data is a {type(data).__name__}; expected an iterable of (inputs, targets) batches, such as "
+                "a DataLoader or [(x, y)]."
+            )
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"data is an iterator ({type(data).__name__}), which can be read once only; expected "
+                "something that gives the same batches every time, such as a DataLoader or list(data)."
+            )
+        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
+            data = [data]
+        self._data = data
+        self._device = device
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, int]]:
+        seen = 0
+        for batch in self._data:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                came = f"{len(batch)} members" if isinstance(batch, tuple | list) else type(batch).__name__
+                raise TypeError(f"a batch of data is {came}; expected a pair (inputs, targets).")
+            inputs, targets = to_device(tuple(batch), self._device)
+            if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) == 0:
+                shape = (
+                    f"a tensor of shape {tuple(targets.shape)}"
+                    if isinstance(targets, Tensor)
+                    else type(targets).__name__
+                )
+                raise ValueError(
+                    f"the targets of a batch are {shape}; expected a tensor whose first dimension counts "
+                    "the examples, at least one."
+                )
+            seen += len(targets)
+            yield inputs, targets, len(targets)
+        if seen == 0:
+            raise ValueError("data has no batches; expected at least one (inputs, targets).")
+
+
+class Evaluator:
+    """Loss L(w) = sum_b n_b loss_b / sum_b n_b over the batches b of the data, and its gradient."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Data,
+        params: Iterable[Tensor] | None = None,
+        mode: str = "eval",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+        if not callable(loss_fn):
+            raise TypeError(
+                f"loss_fn is a {type(loss_fn).__name__}; expected a function of (outputs, targets) that "
+                "gives the mean loss of the batch."
+            )
+        self.model, self.loss_fn = model, loss_fn
+        self.mode = _options.one_of("mode", mode, MODES)
+        self.params = trainable(model, params)
+        self.batches = Batches(data, self.params[0].device)
+
+    def _batch_loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        loss = self.loss_fn(self.model(inputs), targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            came = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ValueError(f"loss_fn gave {came}; expected one number, the mean loss of the batch.")
+        return loss.reshape(())
+
+    def loss(self) -> float:
+        """The mean loss, summed over batches in float64."""
+        total, examples = torch.zeros((), dtype=torch.float64), 0
+        with torch.no_grad():
+            for inputs, targets, n in self.batches:
+                term = self._batch_loss(inputs, targets).double() * n
+                total = total.to(term.device) + term
+                examples += n
+        return float(total) / examples
+
+    def loss_and_gradient(self) -> tuple[float, list[Tensor]]:
+        """The mean loss and its gradient for `params`; `.grad` is left alone."""
+        total, examples = 0.0, 0
+        gradient = [torch.zeros_like(p) for p in self.params]
+        with torch.enable_grad():
+            for inputs, targets, n in self.batches:
+                loss = self._batch_loss(inputs, targets)
+                if not loss.requires_grad:
+                    raise ValueError("the loss does not depend on the parameters through autograd.")
+                for sum_, g in zip(
+                    gradient, torch.autograd.grad(loss, self.params, allow_unused=True), strict=True
+                ):
+                    if g is not None:
+                        sum_.add_(g, alpha=n)
+                total += float(loss.detach()) * n
+                examples += n
+        return total / examples, [g.div_(examples) for g in gradient]
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model in its mode; afterwards every module's flags and every buffer are what they were.
+
+        In train mode BatchNorm uses the batch's statistics and does not average them, which torch.func
+        refuses to do.
+        """
+        flags = [(module, module.training) for module in self.model.modules()]
+        buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        averaging: list[Any] = [m for m in self.model.modules() if getattr(m, "track_running_stats", False)]
+        try:
+            self.model.train(self.mode == "train")
+            if self.mode == "train":
+                for module in averaging:
+                    module.track_running_stats = False
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+            for module in averaging:
+                module.track_running_stats = True
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer.copy_(before)
+
+
+def trainable(model: nn.Module, params: Any = None) -> list[Tensor]:
+    """The tensors to move: those given, else all parameters of the model that require gradients; each once."""
+    members = list(model.parameters()) if params is None else _options.parameter_list(params)
+    tensors: dict[int, Tensor] = {}
+    for member in members:
+        p = _options.tensor_of(member)
+        if isinstance(p, dict):
+            raise TypeError("params holds dicts; expected tensors (parameter groups are for `average`).")
+        _options.check_parameters([p], [])
+        if p.requires_grad:
+            tensors.setdefault(id(p), p)
+    if not tensors:
+        raise ValueError(
+            f"{'the model has' if params is None else 'params has'} no parameter that requires gradients; "
+            "expected at least one. Call requires_grad_() on the ones to measure."
+        )
+    return list(tensors.values())
+
+
+def finite(loss: float, where: str, advice: str) -> float:
+    if loss - loss != 0:
+        raise ValueError(f"the loss is {loss} {where}; expected a finite number. {advice}")
+    return loss
+
+
+class Moved(Scope):
+    """Context in which parameters may be written to; afterwards their exact bits are back."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = params
+        self._clean: list[Tensor] | None = None
+
+    def _begin(self) -> None:
+        self._clean = [p.detach().clone() for p in self._params]
+
+    def _end(self) -> None:
+        if self._clean is not None:
+            self.put()
+            self._clean = None
+
+    @torch.no_grad()
+    def put(self, *terms: tuple[float, Sequence[Tensor]]) -> None:
+        """Writes clean + sum of factor * direction; without terms, the clean bits."""
+        if self._clean is None:
+            raise RuntimeError("put() outside of the context, where no clean weights are held.")
+        for i, (p, clean) in enumerate(zip(self._params, self._clean, strict=True)):
+            value = clean
+            for factor, direction in terms:
+                value = value + factor * direction[i]
+            p.copy_(value)

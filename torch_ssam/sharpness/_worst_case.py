@@ -1,0 +1,142 @@
+"""Worst-case sharpness within a ball, by projected gradient ascent. Tests: tests/python/test_sharpness.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_ssam import _options
+from torch_ssam._progress import resolve_progress
+from torch_ssam._weight_noise import WeightNoise
+
+from ._evaluate import Data, Evaluator, LossFunction, Moved, finite
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The largest increase of the loss that was found within a ball; see `worst_case`."""
+
+    #: L(w + xi) - L(w) at the best xi found, >= 0: a lower bound on the maximum.
+    increase: float
+    #: |xi|_2 of that xi, at most `radius` up to rounding; 0 where no increase was found.
+    radius_used: float
+    radius: float
+    #: L(w) at the clean weights.
+    loss: float
+    #: Best increase so far after every gradient, over all restarts: never falls.
+    history: tuple[float, ...]
+    #: The best increase of every start: the gradient's direction first, then the random ones.
+    by_start: tuple[float, ...]
+    #: The best xi found, one tensor a parameter.
+    perturbation: tuple[Tensor, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"worst-case sharpness at least {self.increase:.4g} within radius {self.radius:g} "
+            f"(found at {self.radius_used:.4g})"
+        )
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+
+
+def _along(tensors: Sequence[Tensor], length: float) -> list[Tensor]:
+    """The direction of the tensors with the length given."""
+    norm = _norm(tensors)
+    return [t * (length / norm) if norm > 0 else torch.zeros_like(t) for t in tensors]
+
+
+def worst_case(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Data,
+    radius: float,
+    *,
+    steps: int = 20,
+    restarts: int = 3,
+    params: Iterable[Tensor] | None = None,
+    seed: int | None = 0,
+    mode: str = "eval",
+    progress: bool | Callable[[int, int], object] | None = None,
+) -> WorstCase:
+    """Worst-case sharpness S_max(w, radius) = max_{|xi|_2 <= radius} L(w + xi) - L(w), from below.
+
+    Projected ascent along the normalised full gradient, from the boundary in the gradient's direction (the
+    point that SAM evaluates) and from `restarts` random points of it. A step that lowers the loss is taken
+    back and halved, so every ascent, and the best so far, is monotone. What is found is attained by some xi:
+    a lower bound on the maximum, which further restarts and steps may raise.
+
+    Args:
+        model, loss_fn, data, mode: as in `average`.
+        radius: of the ball in all of `params` together, Euclidean, > 0, in units of the weights.
+        steps: gradients an ascent, >= 1.
+        restarts: random starts beside the gradient's, >= 0.
+        params: tensors to move; None for all of the model's that require gradients.
+        seed: of the random starts.
+        progress: True for a tqdm bar, or a function of (gradients done, gradients at most).
+
+    Returns: WorstCase. The weights get their exact bits back, also after an exception; `.grad` is left alone.
+
+    >>> import torch, torch_ssam
+    >>> layer = torch_ssam.DiagonalLinear(1, init_scale=1.0)
+    >>> result = worst_case(layer, torch.nn.functional.mse_loss, [(torch.ones(1, 1), torch.zeros(1, 1))], 2**0.5)
+    >>> round(result.increase, 4)  # both layers go to 2: 16 - 1
+    15.0
+    """
+    evaluator = Evaluator(model, loss_fn, data, params, mode)
+    radius = _options.number("radius", radius, open_low=True)
+    steps = _options.count("steps", steps)
+    restarts = _options.count("restarts", restarts, low=0)
+    noise = WeightNoise(evaluator.params, 1.0, seed=seed)
+    report, close = resolve_progress(progress, steps * (restarts + 1), "gradient")
+    moved = Moved(evaluator.params)
+    advice = "Lower the radius."
+    history: list[float] = []
+    by_start: list[float] = []
+    best, best_at = 0.0, [torch.zeros_like(p) for p in evaluator.params]
+
+    def evaluate(xi: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        moved.put((1.0, xi))
+        loss, gradient = evaluator.loss_and_gradient()
+        return finite(loss, f"within the ball of radius {radius:g}", advice), gradient
+
+    try:
+        with evaluator.ready(), moved:
+            clean, gradient = evaluator.loss_and_gradient()
+            finite(clean, "at the clean weights", "Check the model and the data.")
+            for start in range(restarts + 1):
+                way = gradient if start == 0 else [noise.noise(p, sample=start) for p in evaluator.params]
+                xi, step = _along(way, radius), radius
+                loss, slope = evaluate(xi)
+                for done in range(1, steps + 1):
+                    if loss - clean > best:
+                        best, best_at = loss - clean, xi
+                    history.append(best)
+                    if report is not None:
+                        report(start * steps + done, steps * (restarts + 1))
+                    if done == steps or step < 1e-5 * radius or _norm(slope) == 0:
+                        break
+                    ahead = [x + s for x, s in zip(xi, _along(slope, step), strict=True)]
+                    trial = _along(ahead, radius) if _norm(ahead) > radius else ahead
+                    trial_loss, trial_slope = evaluate(trial)
+                    if trial_loss > loss:
+                        xi, loss, slope, step = trial, trial_loss, trial_slope, 1.5 * step
+                    else:
+                        step /= 2
+                by_start.append(loss - clean)
+    finally:
+        close()
+    return WorstCase(
+        increase=best,
+        radius_used=_norm(best_at),
+        radius=radius,
+        loss=clean,
+        history=tuple(history),
+        by_start=tuple(by_start),
+        perturbation=tuple(best_at),
+    )
