@@ -13,6 +13,7 @@ from pathlib import Path as _Path
 
 from . import _library as _library
 from . import schedules, sharpness, theory
+from ._clean import PerturbedWeightsSaved, frozen_batchnorm, update_bn
 from ._diagonal import DiagonalLinear
 from ._noise import PerturbedWeightsChanged
 from ._ssam import SSAM
@@ -28,14 +29,17 @@ __all__ = [
     "SSAM",
     "DiagonalLinear",
     "PerturbedWeightsChanged",
+    "PerturbedWeightsSaved",
     "Simulation",
     "WeightNoise",
     "WrappedOptimizer",
     "__version__",
     "cmake_prefix_path",
+    "frozen_batchnorm",
     "schedules",
     "sharpness",
     "simulate",
     "theory",
+    "update_bn",
     "wrap",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _options
+from ._clean import warn_perturbed
 from ._noise import NoiseState, PerturbedWeightsChanged
 
 NOISE_DEFAULTS: dict[str, Any] = {
@@ -36,6 +37,7 @@ class NoiseOptimizer(Optimizer):
     _fresh: bool
     _training: bool
     _pending_clean: dict[Tensor, Tensor]
+    _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
     def _init_driver(self, seed: int | None) -> None:
         self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
@@ -92,6 +94,9 @@ class NoiseOptimizer(Optimizer):
 
         While weights are kept perturbed, the state carries the clean ones.
         """
+        if self._noise.active and not self._hands_out_clean:
+            self._hands_out_clean = True  # once is enough
+            warn_perturbed("inside perturb()" if self._inside_pass else "between train() and eval()")
         state_dict = self._plain_state_dict()
         draw = self._noise.draw
         groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]

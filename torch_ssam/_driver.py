@@ -12,11 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import _options
 from ._calls import hooked_step, untraced
 from ._checkpoints import NoiseOptimizer
+from ._clean import CleanWeights, check_model, hand_out_clean
 from ._passes import Pass, bounds_of, examples_in, part_of, passes_of, weights_of
 from ._scope import Scope
 
@@ -323,6 +325,78 @@ class NoiseDriver(NoiseOptimizer):
         if self._training or (self._noise.active and not self._inside_pass):
             self._training = False
             self._noise.restore_surely()
+
+    # -- clean weights ---------------------------------------------------------------------------------------
+
+    def _clean_of(self, param: Tensor) -> Tensor:
+        """The clean weights of a parameter, also those that a loaded state_dict carried."""
+        pending = self._pending_clean.get(param)
+        return self._noise.clean_of(param) if pending is None else pending
+
+    def clean_weights(self) -> Scope:
+        """Context in which the parameters hold the clean weights; leaving puts the same noise back.
+
+        For evaluating, averaging (EMA) and saving in the middle of training with keep_perturbed; without it
+        the weights are clean outside of passes anyway, and nothing moves.
+
+        Raises:
+            RuntimeError: inside `perturb()`.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> model = torch.nn.Linear(2, 1)
+            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
+            >>> average = torch.optim.swa_utils.AveragedModel(model)
+            >>> opt.train()
+            >>> with opt.clean_weights():
+            ...     average.update_parameters(model)
+        """
+        return CleanWeights(self)
+
+    def clean_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """model.state_dict() with clean weights, whatever the parameters hold now.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> model = torch.nn.Linear(2, 1)
+            >>> before = model.weight.detach().clone()
+            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
+            >>> opt.train()
+            >>> torch.equal(opt.clean_state_dict(model)["weight"], before)
+            True
+        """
+        check_model("clean_state_dict", model)
+        self._hands_out_clean = True
+        handles = hand_out_clean(model, self)
+        try:
+            state_dict: dict[str, Any] = model.state_dict()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return state_dict
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """From now on model.state_dict() has clean weights in it, also while the parameters hold noise.
+
+        For frameworks that save at moments of their own while weights are kept perturbed. Copies and pickles
+        of the model itself, and `model.state_dict(keep_vars=True)`, are as they were.
+
+        Returns:
+            Handles; `remove()` of each detaches it.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> model = torch.nn.Linear(2, 1)
+            >>> before = model.weight.detach().clone()
+            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
+            >>> _ = opt.attach(model)
+            >>> opt.train()
+            >>> torch.equal(model.state_dict()["weight"], before), torch.equal(model.weight, before)
+            (True, False)
+        """
+        check_model("attach", model)
+        self._hands_out_clean = True
+        return hand_out_clean(model, self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's; the next `step()` then needs a new gradient at perturbed weights."""

@@ -1,0 +1,175 @@
+"""Clean weights while the parameters hold perturbed ones: for checkpoints, averages and BatchNorm statistics.
+
+With keep_perturbed the weights are noisy between `train()` and `eval()`, and frameworks save, average and
+evaluate at moments of their own. Everything that hands out clean weights then is here. BatchNorm's running
+statistics belong to the weights that produced them, so they are gathered anew, or kept out of noisy passes.
+Tests: tests/python/test_clean_weights.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from ._scope import Scope
+
+if TYPE_CHECKING:
+    from ._driver import NoiseDriver
+
+
+class PerturbedWeightsSaved(UserWarning):
+    """A checkpoint is being taken while the parameters hold perturbed weights."""
+
+
+class CleanWeights(Scope):
+    """Inside, the parameters hold the clean weights; leaving puts the same noise back."""
+
+    def __init__(self, owner: NoiseDriver) -> None:
+        self._owner = owner
+        self._was_training = False
+
+    def _check(self) -> None:
+        if self._owner._inside_pass:
+            raise RuntimeError("clean_weights() inside perturb(): leave the pass first.")
+
+    def _begin(self) -> None:
+        was_training = self._owner._training
+        self._owner.eval()
+        self._was_training = was_training  # not where eval() raised: the weights are as others wrote them
+
+    def _end(self) -> None:
+        if self._was_training:
+            self._owner.train()
+
+
+class _HandOutClean:
+    """A state_dict hook: puts clean weights in the place of a module's own parameters.
+
+    What `keep_vars=True` asks for, the parameters themselves, stays as it is.
+    """
+
+    def __init__(self, owner: NoiseDriver) -> None:
+        self._owner: Callable[[], NoiseDriver | None] = weakref.ref(owner)
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+        owner = self._owner()
+        if owner is None:
+            return
+        for name, p in module._parameters.items():
+            held = state_dict.get(prefix + name)
+            if p is not None and held is not None and held is not p:
+                clean = owner._clean_of(p)
+                if clean is not p:
+                    state_dict[prefix + name] = clean.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copied or pickled model has other parameters, and no noise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._owner = _nobody
+
+
+def _nobody() -> None:
+    return None
+
+
+def hand_out_clean(model: nn.Module, owner: NoiseDriver) -> list[RemovableHandle]:
+    """Hooks under which the state_dict of the model, or of any part of it, has clean weights in it."""
+    hook = _HandOutClean(owner)
+    return [
+        module.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+    ]
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raises if the argument is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{name}() got a {type(model).__name__}; expected the torch.nn.Module that is trained."
+        )
+
+
+def warn_perturbed(where: str) -> None:
+    """Says that a model.state_dict() taken about now holds noise."""
+    warnings.warn(
+        f"state_dict() {where}: the parameters hold perturbed weights, and so does a model.state_dict() taken "
+        "now (this one carries the clean weights beside them). Save after opt.eval() or outside of perturb(), "
+        "take opt.clean_state_dict(model), or call opt.attach(model) once, after which model.state_dict() is "
+        "clean.",
+        PerturbedWeightsSaved,
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
+    """Context in which BatchNorm layers normalise by batch as in training, and keep their running statistics.
+
+    Statistics gathered at perturbed weights are not those of the clean weights that are evaluated. Freeze
+    them in noisy passes where another pass (at clean weights) gathers them, or gather them by `update_bn`.
+    Layers in eval, and other kinds of layers, are untouched.
+
+    Args:
+        model: the module whose BatchNorm layers (SyncBatchNorm too) are frozen.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> layer = torch.nn.BatchNorm1d(2)
+        >>> with torch_ssam.frozen_batchnorm(layer):
+        ...     _ = layer(torch.ones(3, 2))
+        >>> layer.running_mean.tolist(), int(layer.num_batches_tracked)
+        ([0.0, 0.0], 0)
+    """
+    check_model("frozen_batchnorm", model)
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for layer in layers:  # in training this passes no buffers to update; in eval it changes nothing
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def update_bn(
+    loader: Iterable[Any],
+    model: nn.Module,
+    optimizer: NoiseDriver | None = None,
+    device: torch.device | int | None = None,
+) -> None:
+    """Gathers BatchNorm statistics anew, at the clean weights: torch.optim.swa_utils.update_bn.
+
+    Args:
+        loader: batches, or lists or tuples whose first item is the batch.
+        model: the model; its mode (train or eval) comes back.
+        optimizer: the SSAM or wrapped optimizer that holds noise on the model's weights, which is taken off
+            meanwhile; None where none does (an AveragedModel).
+        device: where batches go first; None for as they are.
+
+    Raises:
+        RuntimeError: inside `perturb()`.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
+        >>> opt.train()
+        >>> torch_ssam.update_bn([torch.randn(8, 2)], model, opt)
+        >>> int(model[1].num_batches_tracked)
+        1
+    """
+    check_model("update_bn", model)
+    if optimizer is None:
+        torch.optim.swa_utils.update_bn(loader, model, device)
+        return
+    with optimizer.clean_weights():
+        torch.optim.swa_utils.update_bn(loader, model, device)
