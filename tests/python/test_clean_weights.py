@@ -4,6 +4,7 @@ and BatchNorm statistics that belong to the weights they stand beside. PEERS.md 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import warnings
@@ -277,9 +278,11 @@ def test_frozen_batchnorm_keeps_statistics_and_computes_the_same(training: bool)
 
 def test_frozen_batchnorm_ends_with_an_exception_and_leaves_layers_without_statistics_alone() -> None:
     model = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)])
-    with pytest.raises(front.Alarm), torch_ssam.frozen_batchnorm(model):
-        assert [m.track_running_stats for m in model] == [False, False]
+    inside = []
+    with contextlib.suppress(front.Alarm), torch_ssam.frozen_batchnorm(model):
+        inside = [m.track_running_stats for m in model]
         raise front.Alarm
+    assert inside == [False, False]
     assert [m.track_running_stats for m in model] == [True, False]
 
 

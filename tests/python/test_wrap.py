@@ -17,6 +17,25 @@ from torch import Tensor, nn
 
 import torch_ssam
 
+
+class Lion(torch.optim.Optimizer):
+    """Sign of an interpolated momentum (arXiv 2302.06675), without weight decay."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.sub_(momentum.lerp(p.grad, 1 - first).sign(), alpha=group["lr"])
+                momentum.lerp_(p.grad, 1 - second)
+
+
 BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.02),
     "AdamW foreach amsgrad": lambda params: torch.optim.AdamW(params, lr=0.02, amsgrad=True, foreach=True),
@@ -24,6 +43,7 @@ BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adagrad": lambda params: torch.optim.Adagrad(params, lr=0.05),
     "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01, momentum=0.5),
     "SGD": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True),
+    "Lion": lambda params: Lion(params, lr=0.01),
     "Rprop": lambda params: torch.optim.Rprop(params, lr=0.01),
 }
 
@@ -231,3 +251,66 @@ def test_wrapping_anew_after_a_refusal_uses_the_new_options() -> None:
         torch_ssam.wrap(base, -1.0)
     assert "noise_std" not in base.param_groups[0]
     assert torch_ssam.wrap(base, 0.5).param_groups[0]["noise_std"] == 0.5
+
+
+# -- schedule-free optimizers --------------------------------------------------------------------------------
+
+
+def schedule_free(kind: str, params: Any) -> Any:
+    package = pytest.importorskip(
+        "schedulefree", reason="NOT TESTED here: wrap over schedule-free optimizers needs schedulefree"
+    )
+    return getattr(package, kind)(params, lr=0.05, foreach=False)
+
+
+@pytest.mark.parametrize("kind", ["AdamWScheduleFree", "SGDScheduleFree"])
+@pytest.mark.parametrize("way", ["perturb", "closure", "kept"])
+def test_schedule_free_optimizers_follow_the_plain_base_on_noisy_gradients(kind: str, way: str) -> None:
+    model, noisy, plain = front.Net(), front.Net(), front.Net()
+    base = schedule_free(kind, plain.parameters())
+    opt = torch_ssam.wrap(schedule_free(kind, model.parameters()), 0.3, seed=7, keep_perturbed=way == "kept")
+    drive = front.by_stock_loop if way == "kept" else front.ONE_PASS[way]
+    for epoch in range(2):
+        base.train()
+        opt.train()
+        todo = front.batches(3)
+        for k, (x, y) in enumerate(todo):
+            with torch.no_grad():
+                for place, (p, q) in enumerate(zip(plain.parameters(), noisy.parameters(), strict=True)):
+                    q.copy_(front.expected_noise(p, 7, 3 * epoch + k, place, 0.3))
+            noisy.zero_grad()
+            front.loss_of(noisy, x, y).backward()
+            for p, q in zip(plain.parameters(), noisy.parameters(), strict=True):
+                p.grad = q.grad
+            base.step()
+        drive(opt, model, todo)
+        base.eval()
+        opt.eval()
+        assert front.same_bits(
+            [*front.snapshot(model), *front.optimizer_bits(opt)],
+            [*front.snapshot(plain), *front.optimizer_bits(base)],
+        )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_schedule_free_run_resumes_in_the_same_bits(kept: bool) -> None:
+    def make(seed: int) -> tuple[nn.Module, Any]:
+        model = front.Net(seed)
+        base = schedule_free("AdamWScheduleFree", model.parameters())
+        return model, torch_ssam.wrap(base, 0.3, seed=7, keep_perturbed=kept)
+
+    drive = front.by_stock_loop if kept else front.by_perturb
+    todo = front.batches(4)
+    model, opt = make(0)
+    opt.train()
+    drive(opt, model, todo[:2])
+    opt.eval()
+    saved = copy.deepcopy([model.state_dict(), opt.state_dict()])
+    other, resumed = make(5)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    for one, its in ((opt, model), (resumed, other)):
+        one.train()
+        drive(one, its, todo[2:])
+        one.eval()
+    assert front.same_bits(model.parameters(), other.parameters())
