@@ -7,6 +7,7 @@ test_ssam_driving.py, test_keep_perturbed.py, test_exceptions.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -68,6 +69,9 @@ class Perturbation(Scope):
 
 class NoiseDriver(NoiseOptimizer):
     """Base of the optimizers of this package: an Optimizer whose gradients are taken at perturbed weights."""
+
+    _cleared = False  # whether gradients were filled with zeros since the last step
+    _warned_of_clean_gradients = False
 
     def _update(self) -> None:
         """Updates the clean weights, which the parameters hold, from their gradients."""
@@ -223,7 +227,7 @@ class NoiseDriver(NoiseOptimizer):
                 f"without noise. {WAYS}"
             )
         self._update()
-        self._fresh = False
+        self._fresh = self._cleared = False
         return loss
 
     def _idle(self) -> bool:
@@ -259,8 +263,12 @@ class NoiseDriver(NoiseOptimizer):
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
         passes = passes_of(self.param_groups[0])
         if len(passes) == 1:
+            held = None if self._fresh or self._cleared else self._first_gradient()
             with Perturbation(self), torch.enable_grad():
-                return closure()
+                loss = closure()
+            if held is not None and not self._cleared and held is self._first_gradient():
+                self._warn_of_clean_gradients()
+            return loss
         self._check_pass()
         weights = weights_of(passes, float(self._option("clean_weight")), [1.0] * len(passes))
         mean_loss: Any = None
@@ -283,6 +291,27 @@ class NoiseDriver(NoiseOptimizer):
                 p.grad = grad
             self._noise.advance()
         return mean_loss
+
+    def _first_gradient(self) -> Tensor | None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    return p.grad  # type: ignore[no-any-return]
+        return None
+
+    def _warn_of_clean_gradients(self) -> None:
+        """A loop that accumulates outside of step(closure) would train on half its noise, in silence."""
+        if self._warned_of_clean_gradients or not self._noisy():
+            return
+        self._warned_of_clean_gradients = True
+        warnings.warn(
+            "step(closure) added to gradients that were there before and were not taken at perturbed weights: "
+            "the closure cleared none. A framework that accumulates gradients runs part of its backward passes "
+            "outside of step(closure); construct the optimizer with keep_perturbed=True for it. If they are "
+            "those of the last step, call opt.zero_grad() in the closure.",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def _collect(self, total: dict[Tensor, Tensor], weight: float) -> None:
         """Adds weight * p.grad to the total and clears p.grad for the next pass."""
@@ -407,3 +436,4 @@ class NoiseDriver(NoiseOptimizer):
         else:
             super().zero_grad(set_to_none)
         self._fresh = False
+        self._cleared = not set_to_none

@@ -21,6 +21,11 @@ from ._regenerate import Recipe, add, recipe, without
 Group = dict[str, Any]
 
 
+# Autocast keeps its casts of weights for a whole block: several passes in one block would all see the first's noise.
+_autocasting = torch._C._is_any_autocast_enabled
+_forget_casts = torch.clear_autocast_cache
+
+
 class PerturbedWeightsChanged(RuntimeError):
     """Parameters were written to while they held perturbed weights."""
 
@@ -207,6 +212,8 @@ class NoiseState:
         ours = [applied[id(p)] for p in params if id(p) in applied]
         for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
             copy.writing()
+        if _autocasting():
+            _forget_casts()
         torch.autograd.graph.increment_version(params)
         for copy in ours:
             copy.left()
@@ -317,6 +324,8 @@ class NoiseState:
 
         params, places = [copy.param for copy in copies], [copy.place for copy in copies]
         add(params, places, how._replace(negate=not how.negate), forget)
+        if _autocasting():
+            _forget_casts()
         torch.autograd.graph.increment_version(params)
 
     def restore_regenerated(self) -> None:
@@ -386,6 +395,8 @@ class NoiseState:
         ours = [p for _, p in members]
         for p in ours:
             del applied[id(p)]
+        if _autocasting():
+            _forget_casts()
         torch.autograd.graph.increment_version(ours)
         if changed:
             raise PerturbedWeightsChanged(

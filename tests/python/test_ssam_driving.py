@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from typing import Any
 
 import front_helpers as front
@@ -360,3 +361,37 @@ def test_train_and_eval_move_nothing_without_keep_perturbed() -> None:
     opt.eval()
     opt.train(False)
     assert front.same_bits(model.parameters(), clean)
+
+
+# -- gradients from before the closure -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "clear", ["none", "zeros", "outside", "outside zeros", "perturb", "no noise", "never"]
+)
+def test_a_closure_that_adds_to_gradients_taken_at_clean_weights_is_named_once(clear: str) -> None:
+    model = front.Net()
+    opt = front.ssam(model, noise_std=0.0 if clear == "no noise" else 0.3)
+
+    def closure() -> Tensor:
+        if clear in ("none", "zeros"):
+            opt.zero_grad(set_to_none=clear == "none")
+        loss = front.loss_of(model, *front.data())
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            if clear == "perturb":
+                with opt.perturb():
+                    front.loss_of(model, *front.data()).backward()
+            else:
+                front.loss_of(model, *front.data()).backward()  # as an accumulating framework does
+            if clear.startswith("outside"):
+                opt.zero_grad(set_to_none=clear == "outside")
+            opt.step(closure)
+            if clear == "perturb":
+                opt.zero_grad()
+    named = [w for w in seen if "gradients that were there before" in str(w.message)]
+    assert len(named) == (1 if clear == "never" else 0)

@@ -1,0 +1,478 @@
+"""Lightning, Hugging Face Trainer, Accelerate and skorch train with SSAM and wrap by their own loops: the numbers are
+those of our own loop where the framework's order of batches is known, what they save is clean, and what they resume
+ends in the same bits. PEERS.md lines 9, 10 and 11.
+
+The frameworks are the `frameworks` extra of pyproject.toml; a test whose framework is missing says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import front_helpers as front
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import torch_ssam
+
+MAKERS: dict[str, Callable[..., Any]] = {"ssam": front.ssam, "wrap": front.wrapped_adamw}
+
+
+def needed(name: str, what: str) -> Any:
+    return pytest.importorskip(name, reason=f"NOT TESTED here: {what} needs {name} (the frameworks extra)")
+
+
+def loader_of(count: int = 4) -> DataLoader[Any]:
+    todo = front.batches(count)
+    data = TensorDataset(torch.cat([x for x, _ in todo]), torch.cat([y for _, y in todo]))
+    return DataLoader(data, batch_size=12)
+
+
+def our_own(make: Callable[..., Any], epochs: int) -> list[Tensor]:
+    """The same training by the loop of the README."""
+    model = front.Net()
+    opt = make(model)
+    for _ in range(epochs):
+        front.by_perturb(opt, model, front.batches(4))
+    return front.snapshot(model)
+
+
+# -- Lightning -----------------------------------------------------------------------------------------------
+
+
+def lightning_module(make: Callable[..., Any], **options: Any) -> Any:
+    lightning = needed("lightning.pytorch", "Lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = front.Net()
+            self.validated: list[list[Tensor]] = []
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return front.loss_of(self.net, *batch)
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.validated.append(front.snapshot(self.net))
+
+        def configure_optimizers(self) -> Any:
+            return make(self.net, **options)
+
+    return Module()
+
+
+def lightning_trainer(root: Path, **options: Any) -> Any:
+    lightning = needed("lightning.pytorch", "Lightning")
+    return lightning.Trainer(
+        default_root_dir=root,
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **options,
+        },
+    )
+
+
+def lightning_checkpoint(root: Path, **options: Any) -> Any:
+    return needed("lightning.pytorch", "Lightning").callbacks.ModelCheckpoint(dirpath=root, **options)
+
+
+def keep_perturbed() -> Any:
+    needed("lightning.pytorch", "Lightning")
+    return importlib.import_module("torch_ssam.lightning").KeepPerturbed()
+
+
+def net_of(checkpoint: Path) -> list[Tensor]:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return [value for key, value in state.items() if key.startswith("net.")]
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_lightning_s_automatic_optimization_trains_as_our_own_loop_does(kind: str, tmp_path: Path) -> None:
+    module = lightning_module(MAKERS[kind])
+    trainer = lightning_trainer(tmp_path, callbacks=[lightning_checkpoint(tmp_path, filename="end")])
+    trainer.fit(module, loader_of(), loader_of(1))
+    expected = our_own(MAKERS[kind], epochs=2)
+    assert front.same_bits(front.snapshot(module.net), expected)
+    assert front.same_bits(net_of(tmp_path / "end.ckpt"), expected)
+    assert front.same_bits(module.validated[-1], expected)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_lightning_resumes_from_its_checkpoint_in_the_same_bits(kept: bool, tmp_path: Path) -> None:
+    def run(epochs: int, path: Path | None, folder: str) -> list[Tensor]:
+        module = lightning_module(front.ssam, keep_perturbed=kept)
+        callbacks = [lightning_checkpoint(tmp_path / folder, filename="end")]
+        if kept:
+            callbacks.append(keep_perturbed())
+        trainer = lightning_trainer(tmp_path, callbacks=callbacks, max_epochs=epochs)
+        trainer.fit(module, loader_of(), ckpt_path=path)
+        return front.snapshot(module.net)
+
+    whole = run(2, None, "whole")
+    run(1, None, "part")
+    assert front.same_bits(run(2, tmp_path / "part" / "end.ckpt", "rest"), whole)
+    assert front.same_bits(whole, our_own(front.ssam, epochs=2))
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_lightning_accumulates_clips_and_saves_clean_with_keep_perturbed(kind: str, tmp_path: Path) -> None:
+    module = lightning_module(MAKERS[kind], keep_perturbed=True)
+    callbacks = [
+        lightning_checkpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+        keep_perturbed(),
+    ]
+    trainer = lightning_trainer(
+        tmp_path, callbacks=callbacks, accumulate_grad_batches=2, gradient_clip_val=0.5
+    )
+    trainer.fit(module, loader_of(), loader_of(1))
+
+    model = front.Net()
+    opt = MAKERS[kind](model)
+    todo = front.batches(4) * 2
+    for k in range(0, 8, 2):
+        opt.zero_grad()
+        with opt.perturb():
+            for x, y in todo[k : k + 2]:
+                (front.loss_of(model, x, y) / 2).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step()
+        for saved, own in zip(net_of(tmp_path / f"step={k // 2 + 1}.ckpt"), model.parameters(), strict=True):
+            torch.testing.assert_close(saved, own.detach(), rtol=1e-5, atol=1e-6)
+    for saved, own in zip(module.net.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(saved, own, rtol=1e-5, atol=1e-6)
+    assert front.same_bits(module.validated[-1], front.snapshot(module.net))
+
+
+def test_lightning_accumulating_at_clean_weights_is_noticed(tmp_path: Path) -> None:
+    """Without keep_perturbed Lightning takes the first gradients of each step outside of step(closure)."""
+    module = lightning_module(front.ssam)
+    trainer = lightning_trainer(tmp_path, accumulate_grad_batches=2, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="gradients that were there before"):
+        trainer.fit(module, loader_of())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_lightning_trains_in_bf16_mixed_precision(kept: bool, tmp_path: Path) -> None:
+    module = lightning_module(front.ssam, keep_perturbed=kept, lr=0.01)
+    callbacks = [keep_perturbed()]
+    trainer = lightning_trainer(
+        tmp_path, precision="bf16-mixed", callbacks=callbacks, enable_checkpointing=False
+    )
+    before = front.loss_of(module.net, *front.data()).item()
+    trainer.fit(module, loader_of())
+    assert module.net.first.dtype == torch.float32
+    assert front.loss_of(module.net, *front.data()).item() < before
+
+
+def test_a_failing_lightning_run_leaves_clean_weights(tmp_path: Path) -> None:
+    module = lightning_module(front.ssam, keep_perturbed=True)
+    clean = front.snapshot(module.net)
+
+    def fail(*_: Any) -> Tensor:
+        assert not front.same_bits(front.snapshot(module.net), clean)
+        raise front.Alarm
+
+    module.training_step = fail
+    trainer = lightning_trainer(tmp_path, callbacks=[keep_perturbed()], enable_checkpointing=False)
+    with pytest.raises(front.Alarm):
+        trainer.fit(module, loader_of())
+    assert front.same_bits(front.snapshot(module.net), clean)
+
+
+def test_lightning_on_two_processes_keeps_ranks_together(tmp_path: Path) -> None:
+    needed("lightning.pytorch", "Lightning on two processes")
+    program = Path(__file__).with_name("lightning_two_processes.py")
+    root = str(Path(torch_ssam.__file__).parent.parent)
+    path = os.pathsep.join([root, str(program.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [torch.load(tmp_path / f"rank{k}.pt", weights_only=True) for k in range(2)]
+    assert front.same_bits(*ranks)
+    assert front.same_bits(net_of(tmp_path / "end.ckpt"), ranks[0])
+    for end, start in zip(ranks[0], front.Net().parameters(), strict=True):
+        assert not torch.equal(end, start)
+
+
+# -- Hugging Face Trainer ------------------------------------------------------------------------------------
+
+
+class Text(Dataset[dict[str, Tensor]]):
+    """Windows of 32 bytes of the source of argparse."""
+
+    def __init__(self, count: int = 64) -> None:
+        raw = inspect.getsource(argparse).encode()[: 32 * count]
+        self.rows = torch.tensor(list(raw)).view(count, 32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[k], "labels": self.rows[k]}
+
+
+def transformer() -> Any:
+    transformers = needed("transformers", "Hugging Face Trainer")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=256,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def hugging_face(root: Path, model: Any, opt: Any, **options: Any) -> Any:
+    transformers = needed("transformers", "Hugging Face Trainer")
+    needed("accelerate", "Hugging Face Trainer")
+    arguments = transformers.TrainingArguments(
+        output_dir=str(root),
+        **{
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "save_steps": 3,
+            "learning_rate": 0.1,
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "seed": 3,
+            **options,
+        },
+    )
+    return transformers.Trainer(model=model, args=arguments, train_dataset=Text(), optimizers=(opt, None))
+
+
+def saved_by_hugging_face(root: Path, step: int) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    loaded: dict[str, Tensor] = load_file(root / f"checkpoint-{step}" / "model.safetensors")
+    return loaded
+
+
+def noise_on(model: Any, kind: str = "ssam") -> Any:
+    if kind == "ssam":
+        opt: Any = torch_ssam.SSAM(
+            model.parameters(), lr=0.1, noise_std=0.01, momentum=0.9, keep_perturbed=True, seed=5
+        )
+    else:
+        base = torch.optim.AdamW(model.parameters(), lr=0.01)
+        opt = torch_ssam.wrap(base, 0.01, keep_perturbed=True, seed=5)
+    opt.attach(model)
+    return opt
+
+
+@pytest.mark.parametrize("kind", ["ssam", "wrap"])
+def test_hugging_face_trainer_learns_saves_clean_and_resumes_in_the_same_bits(
+    kind: str, tmp_path: Path
+) -> None:
+    model = transformer()
+    opt = noise_on(model, kind)
+    trainer = hugging_face(tmp_path / "whole", model, opt)
+    trainer.train()
+    history = [row["train_loss"] for row in trainer.state.log_history if "train_loss" in row]
+    assert history[-1] < 5.6  # log 256 = 5.545 at the start, and it falls
+    assert opt.draw == 6
+    noisy = front.snapshot(model)
+    opt.eval()
+    clean = front.snapshot(model)
+    assert not front.same_bits(noisy, clean)
+    saved = saved_by_hugging_face(tmp_path / "whole", 6)
+    own = dict(model.named_parameters())
+    assert set(saved) <= set(own)
+    assert front.same_bits(saved.values(), [own[name] for name in saved])
+
+    other = transformer()
+    resumed = noise_on(other, kind)
+    hugging_face(tmp_path / "rest", other, resumed).train(str(tmp_path / "whole" / "checkpoint-3"))
+    resumed.eval()
+    assert front.same_bits(front.snapshot(other), clean)
+
+
+def test_hugging_face_trainer_evaluates_clean_weights_in_bf16_with_accumulation(tmp_path: Path) -> None:
+    model = transformer()
+    opt = noise_on(model)
+    trainer = hugging_face(
+        tmp_path, model, opt, bf16=True, gradient_accumulation_steps=2, max_steps=3, save_steps=100
+    )
+    trainer.train()
+    assert opt.draw == 3
+    trainer.evaluate(Text(4))
+    after = front.snapshot(model)
+    opt.eval()
+    assert front.same_bits(front.snapshot(model), after), "evaluate() saw perturbed weights"
+
+
+def test_hugging_face_trainer_makes_the_optimizer_from_class_and_options(tmp_path: Path) -> None:
+    transformers = needed("transformers", "Hugging Face Trainer")
+    model = transformer()
+    options = {"noise_std": 0.01, "keep_perturbed": True, "lr": 0.1, "seed": 5}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Text(),
+        optimizer_cls_and_kwargs=(torch_ssam.SSAM, options),
+    )
+    trainer.create_optimizer().attach(model)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "end"))
+    optimizer = trainer.optimizer.optimizer
+    assert optimizer.draw == 2
+    optimizer.eval()
+    from safetensors.torch import load_file
+
+    own = dict(model.named_parameters())
+    for name, value in load_file(tmp_path / "end" / "model.safetensors").items():
+        assert front.same_bits([value], [own[name]])
+
+
+# -- Accelerate ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+@pytest.mark.parametrize("way", ["closure", "kept", "perturb"])
+def test_accelerate_trains_as_our_own_loop_does_and_saves_clean(way: str, kind: str, tmp_path: Path) -> None:
+    accelerate = needed("accelerate", "Accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = front.Net()
+    plain = MAKERS[kind](model, keep_perturbed=way == "kept")
+    plain.attach(model)
+    model, opt, loader = accelerator.prepare(model, plain, loader_of())
+    opt.train()
+    for x, y in loader:
+        if way == "closure":
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                opt.zero_grad()
+                loss = front.loss_of(model, x, y)
+                accelerator.backward(loss)
+                return loss
+
+            opt.step(closure)
+            continue
+        opt.zero_grad()
+        if way == "perturb":
+            with plain.perturb():
+                accelerator.backward(front.loss_of(model, x, y))
+        else:
+            accelerator.backward(front.loss_of(model, x, y))
+        accelerator.clip_grad_norm_(model.parameters(), 1e9)
+        opt.step()
+    accelerator.save_state(str(tmp_path))
+    accelerator.save_model(model, str(tmp_path / "model"))
+    opt.eval()
+    expected = our_own(MAKERS[kind], epochs=1)
+    assert front.same_bits(front.snapshot(model), expected)
+    from safetensors.torch import load_file
+
+    for folder in (tmp_path, tmp_path / "model"):
+        saved = load_file(folder / "model.safetensors")
+        assert front.same_bits([saved[name] for name, _ in model.named_parameters()], expected)
+
+    opt.train()
+    front.by_stock_loop(opt, model, front.batches(2)) if way == "kept" else None
+    accelerator.load_state(str(tmp_path))
+    opt.eval()
+    assert front.same_bits(front.snapshot(model), expected)
+    assert plain.draw == 4
+
+
+def test_accelerate_accumulates_with_one_draw_a_step() -> None:
+    accelerate = needed("accelerate", "Accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = front.Net()
+    plain = front.ssam(model, keep_perturbed=True)
+    model, opt, loader = accelerator.prepare(model, plain, loader_of())
+    opt.train()
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(front.loss_of(model, x, y))
+            opt.step()
+            opt.zero_grad()
+    opt.eval()
+    assert plain.draw == 2
+    own = front.Net()
+    reference = front.ssam(own)
+    todo = front.batches(4)
+    for k in (0, 2):
+        reference.zero_grad()
+        with reference.perturb():
+            for x, y in todo[k : k + 2]:
+                (front.loss_of(own, x, y) / 2).backward()
+        reference.step()
+    assert front.same_bits(front.snapshot(model), front.snapshot(own))
+
+
+# -- skorch --------------------------------------------------------------------------------------------------
+
+
+def test_skorch_trains_as_our_own_loop_does_and_saves_clean(tmp_path: Path) -> None:
+    skorch = needed("skorch", "skorch")
+    todo = front.batches(4)
+    x, y = torch.cat([x for x, _ in todo]), torch.cat([y for _, y in todo])
+    net = skorch.NeuralNet(
+        front.Net,
+        criterion=nn.MSELoss,
+        optimizer=torch_ssam.SSAM,
+        lr=0.05,
+        optimizer__noise_std=0.3,
+        optimizer__momentum=0.9,
+        optimizer__weight_decay=0.01,
+        optimizer__seed=7,
+        max_epochs=2,
+        batch_size=12,
+        iterator_train__shuffle=False,
+        train_split=None,
+        verbose=0,
+    )
+    net.fit(x, y)
+    assert net.optimizer_.draw == 8
+    expected = our_own(front.ssam, epochs=2)
+    for own, other in zip(net.module_.parameters(), expected, strict=True):
+        torch.testing.assert_close(own.detach(), other, rtol=1e-5, atol=1e-6)
+    assert len(net.history) == 2
+    net.save_params(f_params=tmp_path / "net.pt", f_optimizer=tmp_path / "opt.pt")
+    saved = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert front.same_bits(saved.values(), net.module_.parameters())
+    twin = copy.deepcopy(net).initialize()
+    twin.load_params(f_params=tmp_path / "net.pt", f_optimizer=tmp_path / "opt.pt")
+    for one in (net, twin):
+        one.partial_fit(x, y)
+    assert front.same_bits(net.module_.parameters(), twin.module_.parameters())
