@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-<<<<<<< HEAD
-# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and the dev, demo and sharpness extras of pyproject.toml.
-=======
-# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and pyproject.toml's dev, demo and frameworks extras.
->>>>>>> 9686d63 (SSAM in Lightning, Hugging Face Trainer, Accelerate and skorch; several passes in one autocast block see their own noise)
+# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and pyproject.toml's dev, demo, sharpness
+# and frameworks extras.
 # What only root can install (a compiler, GoogleTest, the Fashion-MNIST images) is installed where we are root; else the
 # command to run is printed. Runs again only when pyproject.toml or this file changes. Used by the Makefile.
 set -euo pipefail
@@ -79,11 +76,7 @@ echo "$pin" >"$constraints"
 import tomllib, pathlib
 p = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
 extras = p["project"]["optional-dependencies"]
-<<<<<<< HEAD
-wanted = p["build-system"]["requires"] + extras["dev"] + extras["demo"] + extras["sharpness"]
-=======
-wanted = p["build-system"]["requires"] + extras["dev"] + extras["demo"] + extras["frameworks"]
->>>>>>> 9686d63 (SSAM in Lightning, Hugging Face Trainer, Accelerate and skorch; several passes in one autocast block see their own noise)
+wanted = p["build-system"]["requires"] + sum((extras[name] for name in ("dev", "demo", "sharpness", "frameworks")), [])
 print("\n".join(wanted + [d for d in p["project"]["dependencies"] if not d.startswith("torch")]))
 PY
 .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
