@@ -81,4 +81,9 @@ print("\n".join(wanted + [d for d in p["project"]["dependencies"] if not d.start
 PY
 .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
 rm -f "$constraints"
+# BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning
+# and transformers fail on it, and nothing here uses it.
+if ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
+  .venv/bin/python -m pip uninstall -q -y torchvision 2>/dev/null
+fi
 echo "$signature" >"$stamp"
