@@ -12,7 +12,7 @@ Quick start::
 from pathlib import Path as _Path
 
 from . import _library as _library
-from . import schedules, sharpness, theory
+from . import pac_bayes, schedules, sharpness, theory
 from ._clean import PerturbedWeightsSaved, frozen_batchnorm, update_bn
 from ._diagonal import DiagonalLinear
 from ._noise import PerturbedWeightsChanged
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "cmake_prefix_path",
     "frozen_batchnorm",
+    "pac_bayes",
     "schedules",
     "sharpness",
     "simulate",

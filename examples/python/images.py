@@ -123,13 +123,13 @@ def split(settings: Settings, seed: int) -> Split:
     )
 
 
-def network(height: int, width: int, classes: int) -> nn.Module:
+def network(height: int, width: int, classes: int, channels: int = 16) -> nn.Module:
     """Two convolutions and a linear layer; images of up to 16 pixels are not halved at once."""
     stride = 2 if min(height, width) > 16 else 1
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 5, stride=stride, padding=2),
+        nn.Conv2d(1, channels, 5, stride=stride, padding=2),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
         nn.LazyLinear(classes),
