@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _options
+from torch_ssam._clean import frozen_batchnorm
 from torch_ssam._scope import Scope
 
 Data = Iterable[Any]
@@ -157,18 +158,13 @@ class Evaluator:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        averaging: list[Any] = [m for m in self.model.modules() if getattr(m, "track_running_stats", False)]
         try:
-            self.model.train(self.mode == "train")
-            if self.mode == "train":
-                for module in averaging:
-                    module.track_running_stats = False
-            yield
+            with frozen_batchnorm(self.model):
+                self.model.train(self.mode == "train")
+                yield
         finally:
             for module, training in flags:
                 module.training = training
-            for module in averaging:
-                module.track_running_stats = True
             with torch.no_grad():
                 for module, name, buffer, before in buffers:
                     module._buffers[name] = buffer.copy_(before)
