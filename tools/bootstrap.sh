@@ -84,6 +84,6 @@ rm -f "$constraints"
 # BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning
 # and transformers fail on it, and nothing here uses it.
 if ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
-  .venv/bin/python -m pip uninstall -q -y torchvision 2>/dev/null
+  .venv/bin/python -m pip uninstall -q -y torchvision 2>/dev/null || true
 fi
 echo "$signature" >"$stamp"
