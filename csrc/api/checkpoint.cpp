@@ -165,10 +165,11 @@ c10::IValue read_pickle(const std::string& path) {
     torch::jit::Unpickler unpickler(read, nullptr, nullptr, tensor_data, at::Device(at::kCPU));
     return unpickler.parse_ivalue();
   } catch (const c10::Error& error) {
-    TORCH_CHECK_VALUE(false, "torch_ssam: '", path, "' is no pickle that LibTorch reads (",
-                      error.what_without_backtrace(),
-                      "). It takes dicts, lists, numbers, strings and tensors, as torch.save writes them; a module's "
-                      "state_dict as dict(model.state_dict()).");
+    C10_THROW_ERROR(
+        ValueError,
+        c10::str("torch_ssam: '", path, "' is no pickle that LibTorch reads (", error.what_without_backtrace(),
+                 "). It takes dicts, lists, numbers, strings and tensors, as torch.save writes them; a module's "
+                 "state_dict as dict(model.state_dict())."));
   }
 }
 

@@ -36,7 +36,7 @@ auto checked(const Call& call) {
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
-    TORCH_CHECK_VALUE(false, error.what());
+    C10_THROW_ERROR(ValueError, error.what());
   }
 }
 

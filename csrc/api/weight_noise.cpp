@@ -93,7 +93,7 @@ at::Tensor WeightNoise::noise(const at::Tensor& param, std::int64_t sample) {
       ++place;
     }
   }
-  TORCH_CHECK_VALUE(false, "torch_ssam: noise() got a tensor that is not one of those given at construction.");
+  C10_THROW_ERROR(ValueError, "torch_ssam: noise() got a tensor that is not one of those given at construction.");
 }
 
 std::int64_t WeightNoise::seed() const { return drive_->noise.seed(); }
