@@ -8,7 +8,8 @@ namespace {
 
 std::string cpu_capability() { return cpu::kernels().name; }
 
-void set_cpu_capability(std::string name) {
+void set_cpu_capability(StringArgument argument) {
+  const std::string name = take(argument);
   TORCH_SSAM_CHECK(cpu::select_kernels(name.c_str()), "no CPU kernels '", name,
                    "' here; expected plain, avx2 or avx512, and a processor and build that have them.");
 }

@@ -164,6 +164,16 @@ void check_finite_nonnegative(double value, const char* name) {
                    "; expected a finite number >= 0 (and within float32's range).");
 }
 
+std::string take(StringArgument argument) {
+  size_t length = 0;
+  const char* data = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(argument.handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(argument.handle, &data));
+  std::string text(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(argument.handle));
+  return text;
+}
+
 math::Distribution parse_distribution(const std::string& name) {
   if (name == "gaussian") return math::Distribution::gaussian;
   TORCH_SSAM_CHECK(name == "rademacher", "distribution is '", name, "'; expected 'gaussian' or 'rademacher'.");

@@ -77,6 +77,13 @@ TORCH_SSAM_EXPORT void check_places(const std::vector<int64_t>& places, size_t c
 TORCH_SSAM_EXPORT void check_number(const std::optional<Tensor>& number, const char* name,
                                     const std::vector<Tensor>& beside, const char* beside_name);
 TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
+
+// A `str` argument of an operator as the dispatcher hands it over, to be taken exactly once. Declared as std::string,
+// it would go through a conversion that leaks a string a call in PyTorch 2.10 to 2.13 (pytorch issue 191340).
+struct StringArgument {
+  StringHandle handle;
+};
+TORCH_SSAM_EXPORT std::string take(StringArgument argument);
 TORCH_SSAM_EXPORT math::Distribution parse_distribution(const std::string& name);
 
 }  // namespace torch_ssam

@@ -90,8 +90,8 @@ int64_t groups_of(int64_t chunks, int64_t segments, int64_t elements) {
 }
 
 Tensor diagonal_cpu(Tensor input, Tensor weight, std::optional<Tensor> generator, double noise_std,
-                    std::string distribution, bool readout) {
-  const Problem p = make_problem(input, weight, generator, noise_std, distribution);
+                    StringArgument distribution, bool readout) {
+  const Problem p = make_problem(input, weight, generator, noise_std, take(distribution));
   const auto [depth, features, rows] = p.shape;
   const Kernels& k = kernels();
   const int pair = static_cast<int>(p.pair);
@@ -148,9 +148,9 @@ Tensor diagonal_cpu(Tensor input, Tensor weight, std::optional<Tensor> generator
 
 std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor input, Tensor weight,
                                                  std::optional<Tensor> generator, double noise_std,
-                                                 std::string distribution, bool readout, bool needs_input,
+                                                 StringArgument distribution, bool readout, bool needs_input,
                                                  bool needs_weight) {
-  const Problem p = make_problem(input, weight, generator, noise_std, distribution);
+  const Problem p = make_problem(input, weight, generator, noise_std, take(distribution));
   check_diagonal_grad(grad_output, input, readout);
   const auto [depth, features, rows] = p.shape;
   const Kernels& k = kernels();

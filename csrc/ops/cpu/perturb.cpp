@@ -22,24 +22,24 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
 }
 
 void perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator, std::vector<int64_t> places,
-                 double noise_std, std::string distribution, int64_t sample, bool negate, int64_t draw_offset) {
-  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+                 double noise_std, StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset) {
+  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
   perturb_loop(check_perturb(params, clean, generator, places, noise, /*save=*/true), generator, places, true);
 }
 
 void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator,
-                            std::vector<int64_t> places, double noise_std, std::string distribution, int64_t sample,
+                            std::vector<int64_t> places, double noise_std, StringArgument distribution, int64_t sample,
                             bool negate, int64_t draw_offset, std::optional<Tensor> found_inf) {
-  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
   const PerturbArgs args = check_perturb(params, clean, generator, places, noise, /*save=*/false, found_inf);
   for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
   if (is_set(found_inf)) return;
   perturb_loop(args, generator, places, false);
 }
 
-Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noise_std, std::string distribution,
+Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noise_std, StringArgument distribution,
                      int64_t sample, bool negate, int64_t draw_offset) {
-  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
   perturb_loop(check_perturb({output}, {weights}, generator, places, noise, /*save=*/false), generator, places, false);

@@ -31,12 +31,12 @@ void update_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vec
 void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, std::vector<Tensor> grads,
                             std::vector<Tensor> momentum_buffers, Tensor generator, std::vector<int64_t> places,
                             double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                            bool maximize, bool first_step, double noise_std, std::string distribution, int64_t sample,
-                            bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
+                            bool maximize, bool first_step, double noise_std, StringArgument distribution,
+                            int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const NoiseOptions noise = check_noise(noise_std, distribution, sample, negate, draw_offset);
+  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());

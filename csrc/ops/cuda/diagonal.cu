@@ -77,8 +77,8 @@ void readout_chunks(const Launcher& launcher, const Problem& p, const Tensor& pr
 }
 
 Tensor diagonal_cuda(Tensor input, Tensor weight, std::optional<Tensor> generator, double noise_std,
-                     std::string distribution, bool readout) {
-  const Problem p = make_problem(input, weight, generator, noise_std, distribution);
+                     StringArgument distribution, bool readout) {
+  const Problem p = make_problem(input, weight, generator, noise_std, take(distribution));
   const auto [depth, features, rows] = p.shape;
   const auto sizes = input.sizes();
   std::vector<int64_t> out_sizes(sizes.begin(), sizes.end());
@@ -111,9 +111,9 @@ Tensor diagonal_cuda(Tensor input, Tensor weight, std::optional<Tensor> generato
 
 std::tuple<Tensor, Tensor> diagonal_backward_cuda(Tensor grad_output, Tensor input, Tensor weight,
                                                   std::optional<Tensor> generator, double noise_std,
-                                                  std::string distribution, bool readout, bool needs_input,
+                                                  StringArgument distribution, bool readout, bool needs_input,
                                                   bool needs_weight) {
-  const Problem p = make_problem(input, weight, generator, noise_std, distribution);
+  const Problem p = make_problem(input, weight, generator, noise_std, take(distribution));
   check_diagonal_grad(grad_output, input, readout);
   const auto [depth, features, rows] = p.shape;
   const std::vector<int64_t> none{0};
