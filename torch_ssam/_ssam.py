@@ -32,6 +32,15 @@ class _Part(NamedTuple):
     perturbed: bool
 
 
+def _check_dense(members: Members) -> None:
+    for place, p in members:
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise ValueError(
+                f"The gradient of parameter {place} is sparse; expected a dense one. Use sparse=False in the "
+                "embedding, or give the parameter an optimizer of its own."
+            )
+
+
 class SSAM(NoiseDriver):
     r"""Stochastic Sharpness-Aware Minimization: gradients at noisy weights, updates of the clean ones.
 
@@ -193,6 +202,8 @@ class SSAM(NoiseDriver):
                 part.momenta.append(
                     torch.zeros_like(p, requires_grad=False) if momentum is None else momentum
                 )
+        if len(parts) > 1:  # several operator calls
+            _check_dense(members)
         return list(parts.values())
 
     def _hyperparameters(
@@ -251,13 +262,7 @@ class SSAM(NoiseDriver):
             lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
             on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
             _options.check_sgd({**group, "lr": 0.0} if on_gpu else group)
-            for place, p in members:
-                if p.grad is not None and p.grad.layout != torch.strided:
-                    raise ValueError(
-                        f"The gradient of parameter {place} is sparse; expected a dense one. Use "
-                        f"sparse=False in the "
-                        "embedding, or give the parameter an optimizer of its own."
-                    )
+            _check_dense(members)
 
     def _update(self) -> None:
         # As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.

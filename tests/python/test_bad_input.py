@@ -289,6 +289,31 @@ def test_a_sparse_gradient_is_refused_before_any_parameter_is_updated(kept: bool
     assert not opt.state
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_sparse_gradient_that_comes_late_is_refused_before_any_parameter_is_updated(kept: bool) -> None:
+    """One tensor has a momentum buffer by then and the other none: two operator calls."""
+    dense, embedding = parameter(), nn.Embedding(4, 3, sparse=True)
+    opt = torch_ssam.SSAM(
+        [dense, embedding.weight], lr=0.1, noise_std=0.1, momentum=0.9, keep_perturbed=kept, seed=1
+    )
+    opt.train()
+    for late in (False, True):
+        before = front.optimizer_bits(opt)
+        opt.zero_grad()
+        clean = [opt._clean_of(p).clone() for p in (dense, embedding.weight)]
+        with torch.enable_grad() if kept else opt.perturb():
+            loss = dense.square().sum()
+            (loss + embedding(torch.tensor([1, 2])).sum() if late else loss).backward()
+        if not late:
+            opt.step()
+    with pytest.raises(ValueError, match="parameter 1 is sparse"):
+        opt.step()
+    opt.eval()
+    assert front.same_bits([dense, embedding.weight], clean)
+    assert len(opt.state) == 1
+    assert front.same_bits([opt.state[dense]["momentum_buffer"]], before[:1] if not kept else before[1:2])
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("lr", -1.0), ("lr", NAN), ("momentum", INF), ("weight_decay", -1.0)]
 )
