@@ -39,8 +39,9 @@ class NoiseOptimizer(Optimizer):
     _pending_clean: dict[Tensor, Tensor]
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
-    def _init_driver(self, seed: int | None) -> None:
-        self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
+    def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
+        stream = _options.stream_of(noise_per_rank)
+        self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed), stream)
         self._inside_pass = False
         self._fresh = False
         self._training = False

@@ -113,12 +113,14 @@ def _require_kernels(device: torch.device) -> None:
 class NoiseState:
     """Applies and removes the noise of parameter groups.
 
-    `groups` is a callable, since optimizers may replace their list of groups.
+    `groups` is a callable, since optimizers may replace their list of groups. `stream` is added to the seed for
+    the generator: ranks with noise of their own share the seed, and so the checkpoint.
     """
 
-    def __init__(self, groups: Callable[[], list[Group]], seed: int) -> None:
+    def __init__(self, groups: Callable[[], list[Group]], seed: int, stream: int = 0) -> None:
         self._groups = groups
         self.seed = seed
+        self.stream = stream
         self._draw = 0
         self._generators: dict[torch.device, Tensor] = {}
         # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
@@ -138,7 +140,11 @@ class NoiseState:
         """Continues with this seed and draw."""
         self.seed, self._draw = seed, draw
         for generator in self._generators.values():
-            generator.copy_(torch.tensor([seed, draw], dtype=torch.int64))
+            generator.copy_(self._new_generator(torch.device("cpu"), draw))
+
+    def _new_generator(self, device: torch.device, draw: int) -> Tensor:
+        seed = (self.seed + self.stream + 2**63) % 2**64 - 2**63
+        return torch.tensor([seed, draw], dtype=torch.int64, device=device)
 
     def generator(self, device: torch.device) -> Tensor:
         """(seed, draw) on a device, made where it is first needed."""
@@ -146,7 +152,7 @@ class NoiseState:
         if generator is None:
             _require_kernels(device)
             with torch.inference_mode(False):
-                generator = torch.tensor([self.seed, self.draw], dtype=torch.int64, device=device)
+                generator = self._new_generator(device, self.draw)
             self._generators[device] = generator
         return generator
 
@@ -414,10 +420,15 @@ class NoiseState:
 
     def __getstate__(self) -> dict[str, Any]:
         # The groups callable belongs to the owner, which gives it back.
-        return {"seed": self.seed, "draw": self.draw, "applied": list(self.applied_clean().items())}
+        return {
+            "seed": self.seed,
+            "stream": self.stream,
+            "draw": self.draw,
+            "applied": list(self.applied_clean().items()),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.seed, self._draw = state["seed"], state["draw"]
+        self.seed, self._draw, self.stream = state["seed"], state["draw"], state.get("stream", 0)
         self._generators = {}
         self._copies = {id(p): _Copy(p, clean) for p, clean in state["applied"]}
         self._applied = dict(self._copies)

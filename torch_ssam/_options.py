@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -239,3 +240,17 @@ def resolve_seed(seed: int | None) -> int:
     if not -(2**63) <= result < 2**63:
         raise ValueError(f"seed is {result}; expected a 64-bit integer.")
     return result
+
+
+def stream_of(noise_per_rank: bool) -> int:
+    """What is added to the seed on this rank: 0, or the rank where every rank has noise of its own."""
+    if not flag("noise_per_rank", noise_per_rank):
+        return 0
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RuntimeError(
+            "noise_per_rank=True before torch.distributed is initialised: every rank would draw the same noise. "
+            "Call torch.distributed.init_process_group() before constructing the optimizer."
+        )
+    return 0

@@ -76,6 +76,9 @@ class SSAM(NoiseDriver):
             takes the noise off by drawing it again: a weight w with noise n comes back within u (|w + n| +
             |w|) a step (u = 2^-24 in float32), and noise is made twice. Only float32 and float64.
         seed: seed of the noise, a 64-bit int; None takes one from torch's default generator.
+        noise_per_rank: in a process group, each rank draws noise of its own (seed + rank), so that the mean
+            gradient averages over as many draws as there are ranks; else all ranks draw the same. Construct
+            the optimizer after init_process_group().
 
     Raises:
         ValueError, TypeError: options out of range, empty parameter lists, tensors that are sparse or
@@ -114,6 +117,7 @@ class SSAM(NoiseDriver):
         keep_perturbed: bool = False,
         memory: str = "copy",
         seed: int | None = None,
+        noise_per_rank: bool = False,
     ) -> None:
         defaults = {
             **NOISE_DEFAULTS,
@@ -133,7 +137,7 @@ class SSAM(NoiseDriver):
             "keep_perturbed": keep_perturbed,
             "memory": memory,
         }
-        self._init_driver(seed)
+        self._init_driver(seed, noise_per_rank)
         super().__init__(_options.parameter_list(params), defaults)
 
     def _check_options(self, group: dict[str, Any]) -> None:

@@ -18,7 +18,9 @@ from ._driver import NoiseDriver
 class WrappedOptimizer(NoiseDriver):
     """What `wrap` returns: the base optimizer, driven as SSAM is. `base` is the wrapped optimizer."""
 
-    def __init__(self, base: Optimizer, options: dict[str, Any], seed: int | None) -> None:
+    def __init__(
+        self, base: Optimizer, options: dict[str, Any], seed: int | None, noise_per_rank: bool = False
+    ) -> None:
         self.base = base
         for i, group in enumerate(base.param_groups):
             _options.check_noise({**options, **group})
@@ -26,6 +28,7 @@ class WrappedOptimizer(NoiseDriver):
             _options.check_parameters(
                 group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
             )
+        _options.stream_of(noise_per_rank)  # raises here, before the base is changed
         seed = _options.resolve_seed(seed)
         # All is checked: from here on the base is changed.
         base.defaults.update(options)
@@ -34,7 +37,7 @@ class WrappedOptimizer(NoiseDriver):
                 group.setdefault(name, value)
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
-        self._init_driver(seed)
+        self._init_driver(seed, noise_per_rank)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -111,6 +114,7 @@ def wrap(
     keep_perturbed: bool = False,
     memory: str = "copy",
     seed: int | None = None,
+    noise_per_rank: bool = False,
 ) -> WrappedOptimizer:
     """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied to the clean ones.
 
@@ -118,8 +122,8 @@ def wrap(
         base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
-        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, memory, seed: as for
-            `SSAM`.
+        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, memory, seed,
+            noise_per_rank: as for `SSAM`.
 
     Returns:
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.
@@ -158,4 +162,4 @@ def wrap(
         "keep_perturbed": keep_perturbed,
         "memory": memory,
     }
-    return WrappedOptimizer(base_optimizer, options, seed)
+    return WrappedOptimizer(base_optimizer, options, seed, noise_per_rank)
