@@ -17,6 +17,7 @@ import front_helpers as front
 import torch
 
 STEPS = 40
+WITHOUT_REAPING = os.WEXITED | os.WNOHANG | os.WNOWAIT
 MODES = {
     "perturb": (front.ssam, {}, front.by_perturb),
     "kept": (front.ssam, {"keep_perturbed": True}, front.by_stock_loop),
@@ -44,7 +45,9 @@ def run(folder: Path, mode: str) -> None:
         print(done, file=starts)
     opt.train()
     for k in range(done, STEPS):
-        drive(opt, model, front.batches(k + 1)[k:])
+        with open(folder / "begun", "a") as begun:
+            begun.write(".")
+        drive(opt, model, [front.data(seed=1000 + k)])
         torch.save(
             {"model": model.state_dict(), "opt": opt.state_dict(), "done": k + 1}, folder / "writing.pt"
         )
@@ -53,6 +56,12 @@ def run(folder: Path, mode: str) -> None:
     torch.save(
         [*front.snapshot(model), *front.optimizer_bits(opt), torch.tensor(opt.draw)], folder / "end.pt"
     )
+
+
+def steps_of(folder: Path) -> int:
+    """Steps begun in all children so far."""
+    begun = folder / "begun"
+    return begun.stat().st_size if begun.exists() else 0
 
 
 def kill_until_done(folder: Path, mode: str, seed: int) -> int:
@@ -68,7 +77,11 @@ def kill_until_done(folder: Path, mode: str, seed: int) -> int:
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
         if kills < 6:
-            time.sleep(chance.uniform(0.05, 0.25))
+            # After some steps more, and then at any moment of one: also while it writes its checkpoint.
+            steps = steps_of(folder) + chance.randrange(10)
+            while steps_of(folder) < steps and os.waitid(os.P_PID, child, WITHOUT_REAPING) is None:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.01))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
@@ -81,6 +94,11 @@ def kill_until_done(folder: Path, mode: str, seed: int) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    for make, options, drive in MODES.values():  # what torch imports at first use, once for all children
+        warm = front.Net()
+        opt = make(warm, **options)
+        opt.train()
+        drive(opt, warm, front.batches(1))
     for mode in sorted(MODES):
         folder = Path(sys.argv[1]) / mode
         folder.mkdir()

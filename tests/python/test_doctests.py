@@ -1,10 +1,12 @@
-"""Runs the examples in the docstrings of every module of torch_ssam."""
+"""Runs the examples in the docstrings of every module of torch_ssam, and the blocks of docs/driving.md."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +42,18 @@ def test_the_examples_of_a_module_run(name: str) -> None:
 def test_every_public_front_has_an_example(name: str) -> None:
     finder = doctest.DocTestFinder(recurse=False)
     assert any(test.examples for test in finder.find(getattr(torch_ssam, name), name))
+
+
+def test_the_page_on_ways_to_drive_runs_as_written() -> None:
+    """Every python block of docs/driving.md, in order, in one namespace; each trains the model."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "driving.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert len(blocks) >= 9
+    names: dict[str, object] = {}
+    for block in blocks:
+        before = [p.detach().clone() for p in names["model"].parameters()] if "model" in names else []  # type: ignore[attr-defined]
+        exec(compile(block, str(page), "exec"), names)
+        after = list(names["model"].parameters())  # type: ignore[attr-defined]
+        if "opt.step" in block or "scaler.step" in block:
+            assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), block
+        assert all(bool(torch.isfinite(p).all()) for p in after)

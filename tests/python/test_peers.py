@@ -1,0 +1,169 @@
+"""What users of other SAM packages ran into, each with the test here that covers it.
+
+The numbers are the rows that tests cite as "PEERS.md line N". A row without a test says why. The table is checked:
+every test that it names exists.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+#: row: (what went wrong elsewhere, tests here as file::function)
+COVERED: dict[int, tuple[str, tuple[str, ...]]] = {
+    1: (
+        "GradScaler unusable: can't unscale twice",
+        ("test_keep_perturbed::test_a_scaler_unscales_clips_and_steps_in_both_forms",),
+    ),
+    2: (
+        "an inf in the gradients: which weights are left when the step is skipped",
+        (
+            "test_loops::test_a_scaler_skips_infs_leaves_clean_weights_and_goes_on",
+            "test_loops::test_a_scaler_that_skips_every_step_leaves_the_bits_of_the_start",
+        ),
+    ),
+    3: (
+        "two-pass steps do not fit AMP",
+        (
+            "test_loops::test_bf16_autocast_sees_the_noisy_float32_weights",
+            "test_loops::test_one_autocast_around_several_passes_does_not_reuse_the_weights_of_the_first",
+        ),
+    ),
+    4: (
+        "DDP: where no_sync goes; ranks fall out of step",
+        (
+            "test_distributed::test_the_ranks_end_in_the_same_bits_and_agree_on_the_seed",
+            "test_distributed::test_two_ranks_are_one_process_with_the_whole_batch",
+        ),
+    ),
+    5: (
+        "the wrapper kept its own groups, and a scheduler's changes were lost",
+        (
+            "test_wrap::test_groups_and_state_are_the_base_s_own",
+            "test_wrap::test_a_scheduler_may_hold_either_of_the_two",
+        ),
+    ),
+    7: (
+        "requires closure, but it was not provided",
+        ("test_ssam_driving::test_a_step_without_a_perturbed_gradient_is_refused_and_names_the_ways",),
+    ),
+    8: (
+        "closure not called first, or not under enable_grad",
+        (
+            "test_ssam_driving::"
+            "test_the_closure_runs_at_perturbed_weights_with_gradients_enabled_also_under_no_grad",
+        ),
+    ),
+    9: (
+        "Lightning needs manual optimization, or crashes",
+        (
+            "test_frameworks::test_lightning_s_automatic_optimization_trains_as_our_own_loop_does",
+            "test_frameworks::test_lightning_accumulates_clips_and_saves_clean_with_keep_perturbed",
+            "test_frameworks::test_lightning_on_two_processes_keeps_ranks_together",
+        ),
+    ),
+    10: (
+        "Hugging Face Trainer unsupported",
+        ("test_frameworks::test_hugging_face_trainer_learns_saves_clean_and_resumes_in_the_same_bits",),
+    ),
+    11: (
+        "skorch needs its train step changed",
+        ("test_frameworks::test_skorch_trains_as_our_own_loop_does_and_saves_clean",),
+    ),
+    12: (
+        "gradient accumulation unclear",
+        (
+            "test_ssam_driving::test_several_backward_passes_inside_one_perturb_accumulate",
+            "test_loops::test_accumulating_and_clipping_acts_on_the_gradient_at_the_noisy_weights",
+            "test_ssam_driving::test_a_closure_that_adds_to_gradients_taken_at_clean_weights_is_named_once",
+        ),
+    ),
+    13: (
+        "loss collapses after resume; the base optimizer's state was not in the checkpoint",
+        (
+            "test_checkpoints::test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one",
+            "test_killed::test_a_run_killed_at_random_moments_ends_in_the_same_bits",
+        ),
+    ),
+    14: (
+        "does a scheduler go on the wrapper or on the base?",
+        ("test_wrap::test_a_scheduler_may_hold_either_of_the_two",),
+    ),
+    15: (
+        "BatchNorm statistics gathered at perturbed weights",
+        (
+            "test_clean_weights::test_update_bn_gathers_the_statistics_of_the_clean_weights",
+            "test_clean_weights::test_frozen_batchnorm_keeps_statistics_and_computes_the_same",
+        ),
+    ),
+    16: (
+        "device fixed at construction; no exception safety",
+        (
+            "test_exceptions::test_an_exception_inside_perturb_leaves_the_clean_bits_and_uses_the_draw",
+            "test_signals::test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs",
+            "test_ssam_optimizer::test_optimizers_and_models_can_be_built_on_the_meta_device",
+        ),
+    ),
+    17: (
+        "the closure form does not sample, so it is no drop-in",
+        ("test_ssam_driving::test_all_ways_of_driving_end_in_the_same_bits",),
+    ),
+    18: (
+        "a fork needed for devices, mixed precision, accumulation",
+        ("test_frameworks::test_accelerate_accumulates_with_one_draw_a_step",),
+    ),
+    21: (
+        "a scheduler change recompiles the compiled step",
+        ("test_compile::test_schedulers_of_lr_and_noise_std_compile_nothing_again_and_the_numbers_stay",),
+    ),
+    22: (
+        "C++ optimizers lag behind Python, serialization too",
+        ("test_cpp_parity::*",),
+    ),
+    24: (
+        "RNG state missing from checkpoints",
+        (
+            "test_checkpoints::test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one",
+            "test_loops::test_torch_distributed_checkpoint_resumes_in_the_same_bits",
+        ),
+    ),
+    25: (
+        "restore by subtracting the noise is not exact; weights drift, ranks part",
+        (
+            "test_ssam_driving::test_restoring_is_exact_for_every_value_and_layout",
+            "test_distributed::test_the_ranks_end_in_the_same_bits_and_agree_on_the_seed",
+        ),
+    ),
+}
+
+#: row: (what went wrong elsewhere, why no Python test covers it)
+NOT_COVERED: dict[int, tuple[str, str]] = {
+    6: ("ZeRO and sharded optimizers crash in the constructor", "sharded parameters are not supported yet"),
+    19: ("CPU random numbers take 40% of run time", "speed: benchmarks, and tools/check_instructions.py in make test"),
+    20: ("fused slower than unfused at large sizes", "speed: benchmarks, and tools/check_instructions.py in make test"),
+    23: ("an extension breaks when the PyTorch version differs", "needs other PyTorch builds: tools/check_wheel.sh"),
+}  # fmt: skip
+
+
+@cache
+def tests_in(file: str) -> frozenset[str]:
+    tree = ast.parse((HERE / f"{file}.py").read_text())
+    return frozenset(
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    )
+
+
+@pytest.mark.parametrize("row", sorted(COVERED))
+def test_every_test_that_the_table_names_exists(row: int) -> None:
+    for name in COVERED[row][1]:
+        file, function = name.split("::")
+        assert tests_in(file) if function == "*" else function in tests_in(file), name
+
+
+def test_every_row_is_in_one_of_the_tables() -> None:
+    assert sorted([*COVERED, *NOT_COVERED]) == list(range(1, 26))
