@@ -122,8 +122,8 @@ def wrap(
         base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
-        distribution, scale, samples, antithetic, clean_weight, keep_perturbed, memory, seed,
-            noise_per_rank: as for `SSAM`.
+        distribution, scale, samples, antithetic, clean_weight: as for `SSAM`.
+        keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`.
 
     Returns:
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.

@@ -151,7 +151,7 @@ NOT_COVERED: dict[int, tuple[str, str]] = {
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def functions_of(file: str) -> frozenset[str]:
     tree = ast.parse((HERE / f"{file}.py").read_text())
     return frozenset(
         node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
@@ -162,7 +162,7 @@ def tests_in(file: str) -> frozenset[str]:
 def test_every_test_that_the_table_names_exists(row: int) -> None:
     for name in COVERED[row][1]:
         file, function = name.split("::")
-        assert tests_in(file) if function == "*" else function in tests_in(file), name
+        assert functions_of(file) if function == "*" else function in functions_of(file), name
 
 
 def test_every_row_is_in_one_of_the_tables() -> None:
