@@ -1,8 +1,8 @@
 """Options and state of a noise optimizer: groups checked as they come, state_dict, loading, pickling.
 
-Seed and draw travel in the groups of a state_dict, and clean weights in its state while the parameters hold
-perturbed ones, so that it is clean whenever a framework takes it. _driver.py builds the ways to drive on this
-class. Tests: test_checkpoints.py, test_keep_perturbed.py, test_bad_input.py.
+Seed and draw travel in the groups of a state_dict, the sums of scale="fisher" in its state, and clean weights too
+while the parameters hold perturbed ones, so that it is clean whenever a framework takes it. _driver.py builds the
+ways to drive on this class. Tests: test_checkpoints.py, test_keep_perturbed.py, test_bad_input.py.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _options
 from ._clean import warn_perturbed
-from ._noise import NoiseState, PerturbedWeightsChanged
+from ._noise import NoiseState, PerturbedWeightsChanged, rows_of
 
 NOISE_DEFAULTS: dict[str, Any] = {
     "noise_std": 0.0,
     "distribution": "gaussian",
     "scale": "isotropic",
+    # The rule is ARWP's (arXiv 2404.00357), the two defaults are ours.
+    "fisher_decay": 0.99,
+    "fisher_factor": 0.1,
     "samples": 1,
     "antithetic": False,
     "clean_weight": 0.0,
@@ -93,7 +97,7 @@ class NoiseOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, with seed and draw in every group.
 
-        While weights are kept perturbed, the state carries the clean ones.
+        While weights are kept perturbed, the state carries the clean ones; with scale="fisher", its sums.
         """
         if self._noise.active and not self._hands_out_clean:
             self._hands_out_clean = True  # once is enough
@@ -103,9 +107,12 @@ class NoiseOptimizer(Optimizer):
         groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]
         # The entries are the live state: ours go into copies.
         state = dict(state_dict["state"])
-        place = self._noise.place_of() if self._noise.active or self._pending_clean else {}
+        fisher = self._noise.fisher_sums()
+        place = self._noise.place_of() if self._noise.active or self._pending_clean or fisher else {}
         for p, weights in {**self._noise.applied_clean(), **self._pending_clean}.items():
             state[place[p]] = {**state.get(place[p], {}), "clean": weights}
+        for p, sums in fisher.items():
+            state[place[p]] = {**state.get(place[p], {}), "fisher": sums}
         state_dict = {**state_dict, "state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             changed = hook(self, state_dict)
@@ -129,7 +136,7 @@ class NoiseOptimizer(Optimizer):
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         groups = self._checked_groups(state_dict)
-        state, clean = self._split_state(state_dict)
+        state, clean, fisher = self._split_state(state_dict)
         if self._training:
             self._training = False
             # A model loaded before its optimizer has written to the weights: go on with those.
@@ -142,6 +149,7 @@ class NoiseOptimizer(Optimizer):
             if seed is not None and draw is not None:
                 self._noise.set_generator(int(seed), int(draw))
         self._pending_clean = clean
+        self._noise.set_fisher_sums(fisher)
         self._fresh = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -168,9 +176,11 @@ class NoiseOptimizer(Optimizer):
             _options.check_common(merged[-1], merged[0])
         return merged
 
-    def _split_state(self, state_dict: dict[str, Any]) -> tuple[dict[Any, Any], dict[Tensor, Tensor]]:
-        """State for the optimizer below, which must not see clean weights, and the clean weights."""
-        state, clean = dict(state_dict["state"]), {}
+    def _split_state(
+        self, state_dict: dict[str, Any]
+    ) -> tuple[dict[Any, Any], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+        """State for the optimizer below, which must not see the noise's, and clean weights and Fisher sums."""
+        state, clean, fisher = dict(state_dict["state"]), {}, {}
         params = (p for group in self.param_groups for p in group["params"])
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
         for key, p in zip(keys, params, strict=True):
@@ -185,10 +195,18 @@ class NoiseOptimizer(Optimizer):
                         f"{key} of shape {tuple(p.shape)}; expected the same."
                     )
                 clean[p] = weights.to(dtype=p.dtype, device=p.device)
-            state[key] = {name: value for name, value in entry.items() if name != "clean"}
+            sums = entry.get("fisher")
+            if sums is not None:
+                if sums.numel() != rows_of(p):
+                    raise ValueError(
+                        f"load_state_dict() got {sums.numel()} Fisher sums for parameter {key} of shape "
+                        f"{tuple(p.shape)}; expected {rows_of(p)}, one for each filter."
+                    )
+                fisher[p] = sums.detach().to(dtype=torch.float32, device=p.device).reshape(-1).clone()
+            state[key] = {name: value for name, value in entry.items() if name not in ("clean", "fisher")}
             if all(value is None for value in state[key].values()):
                 del state[key]  # as plain SGD writes it without momentum
-        return state, clean
+        return state, clean, fisher
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside_pass:

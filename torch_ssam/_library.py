@@ -63,6 +63,8 @@ for _name in (
     "update_",
     "update_and_perturb_",
     "project_",
+    "row_scales_",
+    "row_fisher_",
 ):
     torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
 

@@ -31,6 +31,13 @@ class PerturbedWeightsChanged(RuntimeError):
 
 
 Members = list[tuple[int, Tensor]]  # tensors with their places
+Scaled = tuple[Any, ...]  # the operators' last arguments: none, ("element",), or ("rows", row_scales)
+ROWS = ("tensor", "filter", "fisher")  # the scales with one number for each row
+
+
+def rows_of(param: Tensor) -> int:
+    """The filters of a tensor: dimension 0, or the whole tensor where it has less than two."""
+    return 1 if param.dim() < 2 else param.size(0)
 
 
 class _Copy:
@@ -39,13 +46,14 @@ class _Copy:
     With memory="regenerate" there is none; a recipe says what noise to take off again.
     """
 
-    __slots__ = ("_clean", "address", "param", "place", "recipe", "version")
+    __slots__ = ("_clean", "address", "param", "place", "recipe", "row_scales", "version")
 
     def __init__(
         self, param: Tensor, clean: Tensor | None, place: int = -1, how: Recipe | None = None
     ) -> None:
         self.param, self._clean = param, clean
         self.place, self.recipe = place, how
+        self.row_scales: Tensor | None = None
         self.writing()
 
     @property
@@ -81,12 +89,18 @@ class _Copy:
 
 
 def _holds_noise(
-    params: list[Tensor], clean: list[Tensor], generator: Tensor, places: list[int], how: tuple[Any, ...]
+    params: list[Tensor],
+    clean: list[Tensor],
+    generator: Tensor,
+    places: list[int],
+    how: tuple[Any, ...],
+    scaled: Scaled,
 ) -> bool:
     """Whether params are clean + noise, bit for bit."""
     try:
-        for p, saved, place in zip(params, clean, places, strict=True):
-            expected = torch.ops.torch_ssam.perturbed(saved, generator, place, *how)
+        for i, (p, saved, place) in enumerate(zip(params, clean, places, strict=True)):
+            own = (scaled[0], [scaled[1][i]]) if len(scaled) == 2 else scaled
+            expected = torch.ops.torch_ssam.perturbed(saved, generator, place, *how, *own)
             now = p.detach()
             if not bool(((expected == now) | (expected.isnan() & now.isnan())).all()):
                 return False
@@ -126,6 +140,7 @@ class NoiseState:
         # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
         self._copies: dict[int, _Copy] = {}
         self._applied: dict[int, _Copy] = {}  # of the tensors that are perturbed now
+        self._fisher: dict[int, tuple[Tensor, Tensor]] = {}  # tensors and their F, one number for each filter
 
     # -- seed and draw ---------------------------------------------------------------------------------------
 
@@ -224,6 +239,78 @@ class NoiseState:
         for copy in ours:
             copy.left()
 
+    # -- scales ----------------------------------------------------------------------------------------------
+
+    def _fisher_of(self, param: Tensor) -> Tensor:
+        known = self._fisher.get(id(param))
+        if known is None or known[1].numel() != rows_of(param) or known[1].device != param.device:
+            with torch.inference_mode(False):
+                known = param, torch.zeros(rows_of(param), dtype=torch.float32, device=param.device)
+            self._fisher[id(param)] = known
+        return known[1]
+
+    def fisher_sums(self) -> dict[Tensor, Tensor]:
+        """F of every tensor that has one: per filter, the decayed sum of squared gradients."""
+        return dict(self._fisher.values())
+
+    def set_fisher_sums(self, sums: dict[Tensor, Tensor]) -> None:
+        """Continues with these."""
+        self._fisher = {id(p): (p, f) for p, f in sums.items()}
+
+    def observe(self, group: Group) -> None:
+        """With scale="fisher": F <- beta F + sum of g^2, from the gradients of a step."""
+        if group["scale"] != "fisher":
+            return
+        lr = group.get("lr", 1.0)
+        if not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0:
+            return  # checkpoint tools step so, with gradients of zeros, to create state
+        members = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+        for _, part in _by_device(members):
+            params = [p for _, p in part]
+            fisher = [self._fisher_of(p) for p in params]
+            ops.row_fisher_(fisher, [p.grad for p in params], float(group["fisher_decay"]))
+
+    def noise_of(self, group: Group, param: Tensor, place: int, sample: int) -> Tensor:
+        """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""
+        with torch.no_grad():
+            clean = self.clean_of(param).detach()
+            scaled = self._scaled(group, [_Copy(param, clean)], [clean])
+            by_element = scaled == ("element",)
+            noise: Tensor = torch.ops.torch_ssam.perturbed(
+                torch.zeros_like(clean),
+                self.generator(param.device),
+                place,
+                *_noise_of(group),
+                sample,
+                False,
+                0,
+                *(() if by_element else scaled),
+            )
+            return noise * (clean.abs() + 0.01) if by_element else noise
+
+    def _scaled(self, group: Group, copies: list[_Copy], clean: list[Tensor]) -> Scaled:
+        """What the operators are told of the group's scale; row scales are computed from the clean weights."""
+        scale = group["scale"]
+        if scale == "isotropic":
+            return ()
+        if scale == "element":
+            return ("element",)
+        row_scales = []
+        for copy in copies:
+            rows = 1 if scale == "tensor" else rows_of(copy.param)
+            known = copy.row_scales
+            if known is None or known.numel() != rows:
+                with torch.inference_mode(False):
+                    known = torch.empty(rows, dtype=torch.float32, device=copy.param.device)
+                copy.row_scales = known
+            row_scales.append(known)
+        if scale == "fisher":
+            fisher = [self._fisher_of(copy.param) for copy in copies]
+            ops.row_scales_(row_scales, clean, fisher, float(group["fisher_factor"]))
+        else:
+            ops.row_scales_(row_scales, clean, [])
+        return ("rows", row_scales)
+
     # -- noise on and off ------------------------------------------------------------------------------------
 
     def apply(self, sample: int = 0, negate: bool = False, draw_offset: int = 0) -> None:
@@ -275,15 +362,16 @@ class NoiseState:
         places = [i for i, _ in part]
         generator = self.generator(device)
         how = *_noise_of(group), sample, negate, draw_offset
+        scaled = self._scaled(group, copies, params)
         noted = {id(copy.param): copy for copy in copies}
         for copy in copies:
             copy.writing()
         try:
-            ops.perturb_(params, buffers, generator, places, *how)
+            ops.perturb_(params, buffers, generator, places, *how, *scaled)
             self._applied.update(noted)
         except BaseException:
             # The operator refused, before it wrote, or a signal struck just before or just after it wrote.
-            if _holds_noise(params, buffers, generator, places, how):
+            if _holds_noise(params, buffers, generator, places, how, scaled):
                 self._applied.update(noted)
             raise
         self.written(params)
@@ -299,15 +387,19 @@ class NoiseState:
         """Writes saved clean weights plus noise into tensors that are perturbed already."""
         for device, part in _by_device(members):
             params = [p for _, p in part]
+            copies = [self._applied[id(p)] for p in params]
+            clean = [copy.clean for copy in copies]
+            scaled = self._scaled(group, copies, clean)
             ops.perturb_from_clean_(
                 params,
-                [self._applied[id(p)].clean for p in params],
+                clean,
                 self.generator(device),
                 [i for i, _ in part],
                 *_noise_of(group),
                 sample,
                 negate,
                 draw_offset,
+                *((None, *scaled) if scaled else ()),  # found_inf comes before
             )
             self.written(params)
 
@@ -425,6 +517,7 @@ class NoiseState:
             "stream": self.stream,
             "draw": self.draw,
             "applied": list(self.applied_clean().items()),
+            "fisher": list(self.fisher_sums().items()),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -432,6 +525,7 @@ class NoiseState:
         self._generators = {}
         self._copies = {id(p): _Copy(p, clean) for p, clean in state["applied"]}
         self._applied = dict(self._copies)
+        self.set_fisher_sums(dict(state.get("fisher", ())))
         for copy in self._applied.values():
             copy.left()
 

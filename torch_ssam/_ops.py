@@ -22,6 +22,8 @@ NAMES = (
     "update_",
     "update_and_perturb_",
     "project_",
+    "row_scales_",
+    "row_fisher_",
 )
 
 
@@ -49,6 +51,8 @@ class _Ops:
     update_: Callable[..., None]
     update_and_perturb_: Callable[..., None]
     project_: Callable[..., None]
+    row_scales_: Callable[..., None]
+    row_fisher_: Callable[..., None]
 
     def __init__(self) -> None:
         for name in NAMES:

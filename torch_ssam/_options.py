@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 
 DISTRIBUTIONS = ("gaussian", "rademacher")
-SCALES = ("isotropic",)
+SCALES = ("isotropic", "tensor", "filter", "element", "fisher")
 MEMORIES = ("copy", "regenerate")
-LATER_SCALES = ("tensor", "filter", "element", "fisher")
 
 
 def number(name: str, value: Any, *, low: float = 0.0, open_low: bool = False) -> float:
@@ -75,12 +74,15 @@ def check_noise(group: dict[str, Any]) -> None:
     number("noise_std", group["noise_std"])
     one_of("distribution", group["distribution"], DISTRIBUTIONS)
     one_of("memory", group["memory"], MEMORIES)
-    if group["scale"] in LATER_SCALES:
-        raise NotImplementedError(
-            f"scale={group['scale']!r} is not available in this version; expected 'isotropic'. "
-            "Give groups their own noise_std to scale noise by layer."
+    scale = one_of("scale", group["scale"], SCALES)
+    if number("fisher_decay", group["fisher_decay"]) > 1.0:
+        raise ValueError(f"fisher_decay is {group['fisher_decay']}; expected 0 <= fisher_decay <= 1.")
+    number("fisher_factor", group["fisher_factor"])
+    if scale != "isotropic" and group["memory"] == "regenerate":
+        raise ValueError(
+            f'memory="regenerate" with scale={scale!r}: the clean weights that the scale depends on are gone '
+            'when the noise is to be taken off; expected scale="isotropic". Use memory="copy".'
         )
-    one_of("scale", group["scale"], SCALES)
     count("samples", group["samples"])
     flag("antithetic", group["antithetic"])
     if number("clean_weight", group["clean_weight"]) >= 1.0:

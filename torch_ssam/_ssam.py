@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import _options
 from ._checkpoints import NOISE_DEFAULTS
 from ._driver import NoiseDriver
-from ._noise import Members
+from ._noise import ROWS, Members
 from ._ops import ops
 
 
@@ -64,7 +64,13 @@ class SSAM(NoiseDriver):
         maximize: ascend instead of descend.
         distribution: "gaussian", or "rademacher" (+-eta with one random bit a weight; the same mean and
             variance).
-        scale: "isotropic": every weight has standard deviation noise_std.
+        scale: what noise_std is multiplied by. "isotropic": 1. "filter": the filter's norm |w_f|, f along
+            dimension 0, a tensor of less than two dimensions being one filter (LPF-SGD, arXiv 2201.08025, and
+            RWP). "tensor": the norm of the whole tensor. "element": |w| + 0.01 of each weight (ASAM's operator,
+            arXiv 2102.11600). "fisher": |w_f| / sqrt(1 + s F_f) with F_f <- beta F_f + the sum of g^2 over the
+            filter, g the gradient of each step (ARWP, arXiv 2404.00357). Always of the clean weights.
+        fisher_decay: beta in [0, 1] of scale="fisher". This default and the next are ours, not the paper's.
+        fisher_factor: s >= 0 of scale="fisher".
         samples: noise draws whose gradients are averaged in a step.
         antithetic: use each draw twice, as +noise and -noise (NSO, arXiv 2306.08553).
         clean_weight: weight m in [0, 1) of the gradient at the clean weights (m-RWP, arXiv 2211.11489).
@@ -74,7 +80,8 @@ class SSAM(NoiseDriver):
             so that a stock loop needs no change; `eval()` puts the clean ones back.
         memory: "copy" keeps a copy of the clean weights, and restoring is exact. "regenerate" keeps none and
             takes the noise off by drawing it again: a weight w with noise n comes back within u (|w + n| +
-            |w|) a step (u = 2^-24 in float32), and noise is made twice. Only float32 and float64.
+            |w|) a step (u = 2^-24 in float32), and noise is made twice. Only float32 and float64, and
+            scale="isotropic".
         seed: seed of the noise, a 64-bit int; None takes one from torch's default generator.
         noise_per_rank: in a process group, each rank draws noise of its own (seed + rank), so that the mean
             gradient averages over as many draws as there are ranks; else all ranks draw the same. Construct
@@ -110,6 +117,8 @@ class SSAM(NoiseDriver):
         maximize: bool = False,
         distribution: str = "gaussian",
         scale: str = "isotropic",
+        fisher_decay: float = 0.99,
+        fisher_factor: float = 0.1,
         samples: int = 1,
         antithetic: bool = False,
         clean_weight: float = 0.0,
@@ -130,6 +139,8 @@ class SSAM(NoiseDriver):
             "maximize": maximize,
             "distribution": distribution,
             "scale": scale,
+            "fisher_decay": fisher_decay,
+            "fisher_factor": fisher_factor,
             "samples": samples,
             "antithetic": antithetic,
             "clean_weight": clean_weight,
@@ -240,9 +251,20 @@ class SSAM(NoiseDriver):
             ops.update_(clean, part.grads, momenta, *options, first, lr_tensor)
         else:
             how = noise_std, group["distribution"], 0, False, 1
+            scaled = () if group["scale"] == "isotropic" else (None, None, group["scale"])
             generator = noise.generator(device)
             ops.update_and_perturb_(
-                params, clean, part.grads, momenta, generator, part.places, *options, first, *how, lr_tensor
+                params,
+                clean,
+                part.grads,
+                momenta,
+                generator,
+                part.places,
+                *options,
+                first,
+                *how,
+                lr_tensor,
+                *scaled,
             )
         if first:  # only now: an operator that refuses must leave no state behind
             for p, momentum in zip(params, momenta, strict=True):
@@ -257,6 +279,7 @@ class SSAM(NoiseDriver):
             stacked = [p for _, p in members if p.requires_grad]
             ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
             torch.autograd.graph.increment_version([p for p in stacked if not self._noise.is_applied(p)])
+        self._noise.observe(group)
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
@@ -286,8 +309,10 @@ class SSAM(NoiseDriver):
             noise_std = float(group["noise_std"])
             members = [(i, p) for i, p in everything if p.requires_grad]
             kept = [p for _, p in members if noise.is_applied(p)]
-            if noise_std == 0.0 or group["radius"] is not None or len(kept) < len(members):
-                # Rare: noise switched on or off here, or a projection between update and noise.
+            by_rows = group["scale"] in ROWS
+            if by_rows or noise_std == 0.0 or group["radius"] is not None or len(kept) < len(members):
+                # Norms of the new weights, or a projection to them, come between update and noise; or noise is
+                # switched on or off here.
                 self._update_group(group, everything)
                 if noise_std == 0.0:
                     noise.restore(kept)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import _options
@@ -59,7 +58,8 @@ class WeightNoise:
             clean.
         noise_std: standard deviation of the noise, >= 0.
         distribution: "gaussian" or "rademacher".
-        scale: "isotropic".
+        scale: "isotropic", "tensor", "filter" or "element" (see `SSAM`; "fisher" needs the gradients of an
+            optimizer's steps).
         memory: "copy", or "regenerate" to hold no copy of the clean weights (see `SSAM`).
         seed: a 64-bit int, or None to take one from torch's default generator.
 
@@ -104,6 +104,11 @@ class WeightNoise:
             known += unique
             whole = {**defaults, **group, "params": unique}
             _options.check_noise(whole)
+            if whole["scale"] == "fisher":
+                raise ValueError(
+                    "scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', 'tensor', "
+                    "'filter' or 'element'. Use SSAM or wrap, whose steps see them."
+                )
             if whole["memory"] == "regenerate":
                 _options.check_regenerated(unique)
             self.param_groups.append(whole)
@@ -151,6 +156,8 @@ class WeightNoise:
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
         """The noise that the next `applied()` would add to one of the tensors, as a tensor of its dtype.
 
+        With scale="element" within the rounding of two products.
+
         Raises:
             ValueError: the tensor is not one of `params`.
         """
@@ -158,16 +165,7 @@ class WeightNoise:
         if place is None:
             raise ValueError("noise() got a tensor that is not one of params.")
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
-        with torch.no_grad():
-            noise: Tensor = torch.ops.torch_ssam.perturbed(
-                torch.zeros_like(param),
-                self._state.generator(param.device),
-                place,
-                float(group["noise_std"]),
-                group["distribution"],
-                _options.count("sample", sample, low=0),
-            )
-        return noise
+        return self._state.noise_of(group, param, place, _options.count("sample", sample, low=0))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

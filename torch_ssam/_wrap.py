@@ -85,6 +85,8 @@ class WrappedOptimizer(NoiseDriver):
             self.base.eval()
 
     def _update(self) -> None:
+        for group in self.param_groups:
+            self._noise.observe(group)
         self.base.step()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +110,8 @@ def wrap(
     *,
     distribution: str = "gaussian",
     scale: str = "isotropic",
+    fisher_decay: float = 0.99,
+    fisher_factor: float = 0.1,
     samples: int = 1,
     antithetic: bool = False,
     clean_weight: float = 0.0,
@@ -122,7 +126,7 @@ def wrap(
         base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
-        distribution, scale, samples, antithetic, clean_weight: as for `SSAM`.
+        distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
         keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`.
 
     Returns:
@@ -156,6 +160,8 @@ def wrap(
         "noise_std": noise_std,
         "distribution": distribution,
         "scale": scale,
+        "fisher_decay": fisher_decay,
+        "fisher_factor": fisher_factor,
         "samples": samples,
         "antithetic": antithetic,
         "clean_weight": clean_weight,

@@ -7,6 +7,7 @@ inf, sum alpha_k^2 < inf). The others change noise_std, for SSAM and for wrap al
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,10 @@ class NoiseStdScheduler:
         for group in self.optimizer.param_groups:
             initial = group.setdefault("initial_noise_std", float(group["noise_std"]))
             group["noise_std"] = initial * factor
+        self._moved()
+
+    def _moved(self) -> None:
+        """Called when every group's noise_std is set."""
 
     def get_last_noise_std(self) -> list[float]:
         """The noise_std of each group now."""
@@ -126,3 +131,65 @@ class CosineNoiseStd(NoiseStdScheduler):
     def factor(self, step: int) -> float:
         progress = min(step, self.steps) / self.steps
         return 1.0 + (self.end_factor - 1.0) * (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+class LayerwiseNoise(NoiseStdScheduler):
+    r"""Noise on one layer at a time: step k gives one parameter group its noise_std and all others 0.
+
+    Layer-wise perturbation of Orvieto et al. (arXiv 2206.04613), a layer being a parameter group. Over the
+    layers the mean objective is the same in turn as at random. With keep_perturbed the noise that
+    `optimizer.step()` writes is the group's of the step before, as with every change of noise_std.
+
+    Args:
+        optimizer: an SSAM or wrapped optimizer with a parameter group for each layer.
+        order: "cyclic", one group after the other, or "random", each step an independent choice.
+        f: noise_std of the chosen group as a multiple of its initial one, a function of the step; None for 1.
+        seed: seed of the random order, an int.
+
+    Raises:
+        ValueError, TypeError: an unknown order, f or seed of another kind, an optimizer without noise_std.
+
+    Example:
+        >>> import torch, torch_ssam
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> layers = [{"params": list(m.parameters())} for m in model if list(m.parameters())]
+        >>> opt = torch_ssam.SSAM(layers, noise_std=0.1)
+        >>> schedule = torch_ssam.schedules.LayerwiseNoise(opt)
+        >>> schedule.get_last_noise_std()
+        [0.1, 0.0]
+        >>> schedule.step(); schedule.get_last_noise_std()
+        [0.0, 0.1]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        order: str = "cyclic",
+        *,
+        f: Callable[[int], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.order = _options.one_of("order", order, ("cyclic", "random"))
+        if f is not None and not callable(f):
+            raise TypeError(f"f is {f!r}; expected a function of the step, or None.")
+        self.f = f
+        self.seed = _options.integer("seed", seed)
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        return 1.0 if self.f is None else self.f(step)
+
+    def chosen(self, step: int) -> int:
+        """The number of the parameter group that has noise after `step` steps."""
+        count = len(self.optimizer.param_groups)
+        if self.order == "cyclic":
+            return step % count
+        return random.Random(f"{self.seed} {step}").randrange(
+            count
+        )  # a function of the step, so that it resumes
+
+    def _moved(self) -> None:
+        chosen = self.chosen(self.last_epoch)
+        for i, group in enumerate(self.optimizer.param_groups):
+            if i != chosen:
+                group["noise_std"] = 0.0

@@ -130,5 +130,8 @@ TORCH_SSAM_BODY float perturb_element(float clean, float noise_std, float noise)
 TORCH_SSAM_BODY double perturb_element(double clean, double noise_std, float noise) {
   return fused_multiply_add(noise_std, static_cast<double>(noise), clean);
 }
+TORCH_SSAM_BODY double perturb_element(double clean, double noise_std, double scaled_noise) {
+  return fused_multiply_add(noise_std, scaled_noise, clean);
+}
 
 }  // namespace torch_ssam::math

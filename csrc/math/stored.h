@@ -4,6 +4,7 @@
 #pragma once
 
 #include "noise.h"
+#include "scale.h"
 #include "storage.h"
 #include "update.h"
 
@@ -13,6 +14,13 @@ namespace torch_ssam::math {
 template <typename model_t, typename master_t>
 TORCH_SSAM_BODY model_t perturb_stored(master_t clean, opmath_t<master_t> noise_std, float noise) {
   return Store<model_t>::from(perturb_element(load_scalar(clean), noise_std, noise));
+}
+
+// The same with the element's own scale.
+template <typename model_t, typename master_t>
+TORCH_SSAM_BODY model_t perturb_stored_by_element(master_t clean, opmath_t<master_t> noise_std, float noise) {
+  const opmath_t<master_t> w = load_scalar(clean);
+  return Store<model_t>::from(perturb_element(w, noise_std, scale_noise(noise, element_scale(w))));
 }
 
 // Reads clean weight, gradient and momentum buffer, writes the buffer (not touched where there is no momentum) and

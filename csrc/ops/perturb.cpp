@@ -6,35 +6,48 @@ namespace torch_ssam {
 STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
   m.def(
       "perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, float noise_std, "
-      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0) -> ()");
+      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', "
+      "Tensor[]? row_scales=None) -> ()");
   m.def(
       "perturb_from_clean_(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, float noise_std, "
-      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, Tensor? found_inf=None) -> ()");
+      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, Tensor? found_inf=None, "
+      "str scale='isotropic', Tensor[]? row_scales=None) -> ()");
   m.def(
       "perturbed(Tensor weights, Tensor generator, int place, float noise_std, str distribution='gaussian', "
-      "int sample=0, bool negate=False, int draw_offset=0) -> Tensor");
+      "int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', Tensor[]? row_scales=None) -> "
+      "Tensor");
   m.def("restore_(Tensor(a!)[] params, Tensor[] clean) -> ()");
   m.def("advance_(Tensor(a!) generator, int draws, Tensor? found_inf=None) -> ()");
 }
 
 NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
-                         int64_t draw_offset) {
+                         int64_t draw_offset, const std::string& scale) {
   check_finite_nonnegative(noise_std, "noise_std");
   TORCH_SSAM_CHECK(sample >= 0 && sample <= 0xffffffffLL, "sample is ", sample, "; expected 0 to 2^32 - 1.");
-  return {noise_std, parse_distribution(distribution), sample, negate, draw_offset};
+  return {noise_std, parse_distribution(distribution), sample, negate, draw_offset, parse_scale(scale)};
 }
 
 PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
-                          const std::vector<int64_t>& places, const NoiseOptions& noise, bool save,
+                          const std::vector<int64_t>& places, const NoiseOptions& noise,
+                          const std::optional<std::vector<Tensor>>& row_scales, bool save,
                           const std::optional<Tensor>& found_inf) {
   PerturbArgs args{view_parameters(params, "params", Use::writes),
-                   view_parameters(clean, "clean", save ? Use::writes : Use::reads), noise};
+                   view_parameters(clean, "clean", save ? Use::writes : Use::reads),
+                   noise,
+                   {}};
   check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
   check_places(places, params.size());
   check_generator(generator);
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
   check_number(found_inf, "found_inf", {generator}, "generator");
+  const bool by_rows = noise.scale == math::Scale::rows;
+  TORCH_SSAM_CHECK(by_rows == row_scales.has_value(), "scale is ", by_rows ? "" : "not ", "'rows' and row_scales are ",
+                   by_rows ? "missing" : "given", "; expected them with 'rows' and with nothing else.");
+  if (by_rows) {
+    args.row_scales = view_rows(*row_scales, "row_scales", args.params, "params");
+    check_one_device(*row_scales, "row_scales", generator, "generator");
+  }
   return args;
 }
 

@@ -3,10 +3,12 @@
 //   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
 //   perturbed           clean + noise as a new tensor
 //   restore_            writes the clean weights back, bit for bit
-// noise = +-noise_std * z(seed, draw, place, element, sample), z by csrc/math/noise.h. Tests: test_ops_perturb.py.
+// noise = +-noise_std * z(seed, draw, place, element, sample) * scale, z by csrc/math/noise.h, scale by
+// csrc/math/scale.h: 1, that of the element's row, or that of the clean element. Tests: test_ops_perturb.py,
+// test_ops_scale.py.
 #pragma once
 
-#include "tensors.h"
+#include "scale.h"
 
 namespace torch_ssam {
 
@@ -16,22 +18,25 @@ struct NoiseOptions {
   int64_t sample;
   bool negate;
   int64_t draw_offset;  // added to the generator's draw
+  math::Scale scale = math::Scale::isotropic;
   double signed_std() const { return negate ? -noise_std : noise_std; }
 };
 
 TORCH_SSAM_EXPORT NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample,
-                                           bool negate, int64_t draw_offset);
+                                           bool negate, int64_t draw_offset, const std::string& scale = "isotropic");
 
 struct PerturbArgs {
   TensorViews params;
   TensorViews clean;
   NoiseOptions noise;
+  RowViews row_scales;  // empty but for Scale::rows
 };
 
 // `save` says that the parameters hold the clean weights and `clean` receives them (then the dtypes must agree).
 TORCH_SSAM_EXPORT PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
                                             const Tensor& generator, const std::vector<int64_t>& places,
-                                            const NoiseOptions& noise, bool save,
+                                            const NoiseOptions& noise,
+                                            const std::optional<std::vector<Tensor>>& row_scales, bool save,
                                             const std::optional<Tensor>& found_inf = {});
 
 TORCH_SSAM_EXPORT void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf);

@@ -14,7 +14,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
       "update_and_perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor[] grads, Tensor(c!)[] momentum_buffers, "
       "Tensor generator, int[] places, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
       "bool maximize, bool first_step, float noise_std, str distribution='gaussian', int sample=0, bool negate=False, "
-      "int draw_offset=0, Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+      "int draw_offset=0, Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None, "
+      "str scale='isotropic') -> ()");
   m.def("project_(Tensor(a!)[] weights, float radius) -> ()");
 }
 
@@ -61,6 +62,14 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
   check_number(grad_scale, "grad_scale", weights, "weights[0]");
   check_number(found_inf, "found_inf", weights, "weights[0]");
   return t;
+}
+
+NoiseOptions check_fused_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
+                               int64_t draw_offset, const std::string& scale) {
+  TORCH_SSAM_CHECK(scale != "rows",
+                   "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
+                   "perturb_from_clean_: the norms are those of the updated weights.");
+  return check_noise(noise_std, distribution, sample, negate, draw_offset, scale);
 }
 
 TensorViews check_project(const std::vector<Tensor>& weights, double radius) {

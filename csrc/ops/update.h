@@ -33,6 +33,10 @@ TORCH_SSAM_EXPORT UpdateTensors check_update(const std::vector<Tensor>& weights,
                                              const std::optional<Tensor>& grad_scale,
                                              const std::optional<Tensor>& found_inf);
 
+// Row scales need the norms of the updated weights, which one pass over memory does not have.
+TORCH_SSAM_EXPORT NoiseOptions check_fused_noise(double noise_std, const std::string& distribution, int64_t sample,
+                                                 bool negate, int64_t draw_offset, const std::string& scale);
+
 TORCH_SSAM_EXPORT TensorViews check_project(const std::vector<Tensor>& weights, double radius);
 
 }  // namespace torch_ssam

@@ -4,6 +4,7 @@
 // A variant that this processor lacks is skipped, and says so.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -91,6 +92,38 @@ class Outputs {
     const auto* values = reinterpret_cast<const unsigned char*>(noise.data());
     bytes_.insert(bytes_.end(), values, values + count_ * 4);
     return keep({&saved, &perturbed, &from_saved});
+  }
+
+  // By rows of `row_length` (0: by element), in place with the weights saved and from clean weights; then the fused
+  // step.
+  Outputs& perturb_scaled(Distribution distribution, int64_t row_length) {
+    NoiseArgs args{kStream, distribution, 0.125, row_length == 0 ? math::Scale::element : math::Scale::rows};
+    // Rows are counted from element 0: offsets are small here.
+    std::vector<float> scales(static_cast<size_t>(row_length == 0 ? 0 : (begin_ + count_) / row_length + 1));
+    for (size_t r = 0; r < scales.size(); ++r) scales[r] = 0.25F + 0.375F * static_cast<float>(r % 7);
+    args.row_scales = scales.data();
+    args.row_length = row_length == 0 ? 1 : row_length;
+    const Bytes weights = random_values(count_, pair_, size_.master, 1);
+    const Bytes grad = random_values(count_, pair_, size_.model, 2);
+    Bytes in_place = weights, clean = weights, updated = weights;
+    Bytes saved(weights.size()), perturbed = empty(size_.model), fused = empty(size_.model), after = empty(size_.model);
+    const UpdateArgs update = update_args_of(0);
+    each([&](Span s, int64_t at) {
+      const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
+      if (size_.master == size_.model) {
+        k_.perturb[pair_](args, s, in(in_place, at, size_.master), in(saved, at, size_.master),
+                          in(in_place, at, size_.master));
+      }
+      k_.perturb[pair_](args, s, in(clean, at, size_.master), nullptr, in(perturbed, at, size_.model));
+      if (row_length != 0) return;
+      k_.update_and_perturb[pair_](update, args, s, in(clean, at, size_.master), g, nullptr,
+                                   in(fused, at, size_.model));
+      k_.update[pair_](update, s, in(updated, at, size_.master), g, nullptr);
+      k_.perturb[pair_](args, s, in(updated, at, size_.master), nullptr, in(after, at, size_.model));
+    });
+    if (size_.master == size_.model) same_update_ &= saved == weights && in_place == perturbed;
+    if (row_length == 0) same_update_ &= clean == updated && fused == after;
+    return keep({&saved, &in_place, &perturbed, &fused});
   }
 
   Outputs& update(int kind, bool with_buffer, Distribution distribution) {
@@ -224,6 +257,21 @@ TEST_P(VariantTest, PerturbHasTheBitsOfThePlainVariant) {
   }
 }
 
+TEST_P(VariantTest, ScaledNoiseHasTheBitsOfThePlainVariant) {
+  for (const int64_t offset : {0, 1, 63, 100, 2047}) {
+    for (const int64_t size : kSizes) {
+      for (const Distribution d : kDistributions) {
+        const auto run = [&](const Kernels& k) {
+          Outputs outputs(k, pair_, offset, size);
+          for (const int64_t row_length : {0, 1, 3, 64, 100, 5000}) outputs.perturb_scaled(d, row_length);
+          return outputs;
+        };
+        ASSERT_NO_FATAL_FAILURE(expect_same(run(*kernels_plain()), run(*table_), label(offset, size)));
+      }
+    }
+  }
+}
+
 TEST_P(VariantTest, EveryKindOfUpdateHasTheBitsOfThePlainVariant) {
   const auto run = [&](const Kernels& k, int64_t offset, int64_t size) {
     Outputs outputs(k, pair_, offset, size);
@@ -264,6 +312,8 @@ TEST_P(VariantTest, ARangeCutInTwoHasTheBitsOfTheWhole) {
         Outputs outputs(*table_, pair_, offset, 2111, at);
         outputs.perturb(Distribution::gaussian, 0.1).perturb(Distribution::rademacher, 0.1).project();
         outputs.update(0, true, Distribution::gaussian).update(3, true, Distribution::rademacher);
+        if (offset < 1000)
+          outputs.perturb_scaled(Distribution::gaussian, 9).perturb_scaled(Distribution::rademacher, 0);
         if (offset < 1000) outputs.diagonal(3, 5, true, Distribution::gaussian);
         return outputs;
       };
@@ -307,6 +357,26 @@ TEST(PlainKernelsTest, NoiseHasTheDocumentedLayout) {
         ASSERT_EQ(values[static_cast<size_t>(i)], documented_noise(d, begin + i)) << begin + i;
       }
     }
+  }
+}
+
+TEST(PlainKernelsTest, ScaledNoiseIsTheBodyOfEachElement) {
+  const int64_t begin = 70, count = 200;
+  const int pair = static_cast<int>(DtypePair::f64);
+  const Bytes weights = random_values(count, pair, 8, 1);
+  const auto* w = reinterpret_cast<const double*>(weights.data());
+  const std::vector<float> scales{0.5F, 1.7F, 0.0F, 3.1F};
+  std::vector<double> by_rows(count), by_element(count);
+  NoiseArgs args{kStream, Distribution::gaussian, 0.3, math::Scale::rows, scales.data(), 90};
+  kernels_plain()->perturb[pair](args, {begin, count}, w, nullptr, by_rows.data());
+  args.scale = math::Scale::element;
+  kernels_plain()->perturb[pair](args, {begin, count}, w, nullptr, by_element.data());
+  for (int64_t i = 0; i < count; ++i) {
+    const float z = documented_noise(Distribution::gaussian, begin + i);
+    const auto at = static_cast<size_t>(i);
+    const float scaled = math::scale_noise(z, scales[static_cast<size_t>((begin + i) / 90)]);
+    ASSERT_EQ(by_rows[at], math::perturb_element(w[i], 0.3, scaled));
+    ASSERT_EQ(by_element[at], std::fma(0.3, static_cast<double>(z) * (std::fabs(w[i]) + 0.01), w[i]));
   }
 }
 

@@ -4,6 +4,7 @@ with the package save the noise itself (torch_ssam::perturbed, which has its own
     g = sum over passes of weight * grad L(w + noise);   g <- -g to maximise;   g <- g + weight_decay w
     v <- momentum v + (1 - dampening) g, v <- g at first;   g <- g + momentum v if nesterov else v
     w <- w - lr g;   each group's w <- w min(1, radius / |w|)
+    noise of scale (each from its paper, see `scales`): noise_std * z * scale(w), z standard
 Used by test_ssam_reference.py.
 """
 
@@ -26,7 +27,31 @@ SGD_DEFAULTS: dict[str, Any] = {
     "maximize": False,
     "distribution": "gaussian",
     "radius": None,
+    "scale": "isotropic",
+    "fisher_decay": 0.99,
+    "fisher_factor": 0.1,
 }
+
+
+def per_filter(value: Tensor) -> Tensor:
+    """Sum of squares over each filter (dimension 0; the whole tensor if it has one dimension or none), broadcastable."""
+    if value.dim() < 2:
+        return value.double().square().sum()
+    return value.double().square().sum(dim=tuple(range(1, value.dim())), keepdim=True)
+
+
+def scales(name: str, w: Tensor, fisher: Tensor | None, factor: float) -> Tensor:
+    """What multiplies noise_std at clean weights w, in float64."""
+    if name == "isotropic":
+        return torch.ones_like(w, dtype=torch.float64)
+    if name == "element":  # ASAM's T_w = |w| + eta with its eta = 0.01 (arXiv 2102.11600)
+        return w.double().abs() + 0.01
+    if name == "tensor":
+        return w.double().square().sum().sqrt()
+    norm = per_filter(w).sqrt()  # LPF-SGD (arXiv 2201.08025): gamma |w_filter|
+    if name == "filter" or fisher is None:
+        return norm
+    return norm / (1.0 + factor * fisher).sqrt()  # ARWP (arXiv 2404.00357)
 
 
 class ReferenceSSAM:
@@ -47,6 +72,7 @@ class ReferenceSSAM:
         self.groups = [{**SGD_DEFAULTS, **group} for group in groups]
         self.seed, self.draw, self.frozen = seed, 0, frozen
         self.buffers: dict[int, Tensor] = {}
+        self.fisher: dict[int, Tensor] = {}
         self.passes: list[tuple[float, int, float]] = []  # (sign of the noise or 0, sample, weight)
         noisy = [(sign, k) for k in range(samples) for sign in ((1.0, -1.0) if antithetic else (1.0,))]
         for sign, k in noisy:
@@ -59,15 +85,17 @@ class ReferenceSSAM:
         for group in self.groups:
             for i in group["places"]:
                 if sign != 0.0 and i not in self.frozen and group["noise_std"] > 0:
-                    result[i] = torch.ops.torch_ssam.perturbed(
-                        self.weights[i],
+                    w = self.weights[i]
+                    z = torch.ops.torch_ssam.perturbed(
+                        torch.zeros(w.shape, dtype=torch.float64),
                         torch.tensor([self.seed, self.draw]),
                         i,
-                        group["noise_std"],
+                        1.0,
                         group["distribution"],
                         sample,
-                        sign < 0,
                     )
+                    scale = scales(group["scale"], w, self.fisher.get(i), group["fisher_factor"])
+                    result[i] = (w + sign * group["noise_std"] * scale * z).to(w.dtype)
         return result
 
     def gradient(
@@ -103,6 +131,8 @@ class ReferenceSSAM:
                 if g is None:
                     continue
                 w = self.weights[i]
+                if group["scale"] == "fisher":
+                    self.fisher[i] = group["fisher_decay"] * self.fisher.get(i, 0.0) + per_filter(g)
                 g = -g if group["maximize"] else g
                 g = g + group["weight_decay"] * w
                 if group["momentum"] != 0.0:

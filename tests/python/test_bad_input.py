@@ -43,10 +43,15 @@ NOISE_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ),
     ("distribution", None, ValueError, "distribution is None; expected one of"),
     ("scale", "layer", ValueError, "scale is 'layer'; expected one of 'isotropic'"),
-    ("scale", "filter", NotImplementedError, "scale='filter' is not available.*'isotropic'.*noise_std"),
-    ("scale", "tensor", NotImplementedError, "scale='tensor'"),
-    ("scale", "element", NotImplementedError, "scale='element'"),
-    ("scale", "fisher", NotImplementedError, "scale='fisher'"),
+    ("scale", None, ValueError, "scale is None; expected one of"),
+]
+FISHER_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
+    ("fisher_decay", -0.1, ValueError, r"fisher_decay is -0\.1; expected a finite number >= 0"),
+    ("fisher_decay", 1.1, ValueError, r"fisher_decay is 1\.1; expected 0 <= fisher_decay <= 1"),
+    ("fisher_decay", NAN, ValueError, "fisher_decay is nan"),
+    ("fisher_factor", -1.0, ValueError, r"fisher_factor is -1\.0; expected a finite number >= 0"),
+    ("fisher_factor", INF, ValueError, "fisher_factor is inf"),
+    ("fisher_factor", "s", TypeError, r"fisher_factor is 's' \(str\)"),
 ]
 PASS_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("samples", 0, ValueError, "samples is 0; expected 1 to"),
@@ -87,18 +92,20 @@ SGD_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("radius", INF, ValueError, "radius is inf"),
     ("radius", "big", TypeError, "radius is 'big'"),
 ]
-ids = [f"{name}={value!r}" for name, value, _, _ in NOISE_OPTIONS + PASS_OPTIONS + SGD_OPTIONS]
+ids = [
+    f"{name}={value!r}" for name, value, _, _ in NOISE_OPTIONS + FISHER_OPTIONS + PASS_OPTIONS + SGD_OPTIONS
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "error", "match"), NOISE_OPTIONS + PASS_OPTIONS + SGD_OPTIONS, ids=ids
+    ("name", "value", "error", "match"), NOISE_OPTIONS + FISHER_OPTIONS + PASS_OPTIONS + SGD_OPTIONS, ids=ids
 )
 def test_ssam_refuses_wrong_options(name: str, value: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         torch_ssam.SSAM([parameter()], **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value", "error", "match"), NOISE_OPTIONS + PASS_OPTIONS)
+@pytest.mark.parametrize(("name", "value", "error", "match"), NOISE_OPTIONS + FISHER_OPTIONS + PASS_OPTIONS)
 def test_wrap_refuses_wrong_options_and_leaves_the_base_as_it_was(
     name: str, value: Any, error: type[Exception], match: str
 ) -> None:
@@ -121,7 +128,11 @@ def test_weight_noise_refuses_wrong_options(
 
 @pytest.mark.parametrize(
     ("name", "value", "error", "match"),
-    [o for o in NOISE_OPTIONS + PASS_OPTIONS + SGD_OPTIONS if o[0] not in ("seed", "nesterov")],
+    [
+        o
+        for o in NOISE_OPTIONS + FISHER_OPTIONS + PASS_OPTIONS + SGD_OPTIONS
+        if o[0] not in ("seed", "nesterov")
+    ],
 )
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_group_with_wrong_options_is_refused_and_not_added(
@@ -137,6 +148,23 @@ def test_a_group_with_wrong_options_is_refused_and_not_added(
     assert repr(opt.param_groups) == groups
     assert front.same_bits([*model.parameters(), new], [*before, torch.ones(3)])
     opt.eval()
+
+
+@pytest.mark.parametrize("scale", ["tensor", "filter", "element", "fisher"])
+def test_regenerate_refuses_scales_that_depend_on_the_clean_weights(scale: str) -> None:
+    options: dict[str, Any] = {"scale": scale, "memory": "regenerate"}
+    for make in (
+        lambda: torch_ssam.SSAM([parameter()], **options),
+        lambda: torch_ssam.wrap(torch.optim.AdamW([parameter()]), 0.1, **options),
+        lambda: torch_ssam.WeightNoise([parameter()], 0.1, **options),
+    ):
+        with pytest.raises(ValueError, match=f"memory=\"regenerate\" with scale='{scale}'.*isotropic.*copy"):
+            make()
+
+
+def test_weight_noise_has_no_gradients_for_fisher() -> None:
+    with pytest.raises(ValueError, match=r"scale is 'fisher'.*expected 'isotropic'.*Use SSAM or wrap"):
+        torch_ssam.WeightNoise([parameter()], 0.1, scale="fisher")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ MODES: dict[str, tuple[Callable[..., Any], dict[str, Any], front.Drive]] = {
     "closure": (front.ssam, {"nesterov": True}, front.by_closure),
     "perturbations": (front.ssam, {"samples": 2, "antithetic": True}, front.by_perturbations),
     "kept": (front.ssam, {"keep_perturbed": True}, front.by_stock_loop),
+    "filter kept": (front.ssam, {"scale": "filter", "keep_perturbed": True}, front.by_stock_loop),
+    "element kept": (front.ssam, {"scale": "element", "keep_perturbed": True}, front.by_stock_loop),
+    "fisher perturb": (front.ssam, {"scale": "fisher"}, front.by_perturb),
+    "fisher kept": (front.ssam, {"scale": "fisher", "keep_perturbed": True}, front.by_stock_loop),
+    "wrap fisher": (front.wrapped_adamw, {"scale": "fisher"}, front.by_perturb),
+    "wrap fisher kept": (
+        front.wrapped_adamw,
+        {"scale": "fisher", "keep_perturbed": True},
+        front.by_stock_loop,
+    ),
     "wrap perturb": (front.wrapped_adamw, {}, front.by_perturb),
     "wrap kept": (front.wrapped_adamw, {"keep_perturbed": True}, front.by_stock_loop),
 }
@@ -272,3 +282,27 @@ def test_module_and_optimizer_of_own_noise_resume_together() -> None:
         step(layer, opt, k)
         step(other, resumed, k)
     assert front.same_bits(other.state_dict().values(), layer.state_dict().values())
+
+
+def test_fisher_sums_of_another_shape_are_refused_and_nothing_changes() -> None:
+    model = front.Net()
+    opt = front.ssam(model, scale="fisher")
+    front.by_perturb(opt, model, front.batches(2))
+    saved = opt.state_dict()
+    sums = [saved["state"][i]["fisher"] for i in range(4)]
+    assert [f.shape for f in sums] == [(7,), (1,), (7,), (1,)]
+    assert all(bool((f > 0).all()) for f in sums)
+    before = [f.clone() for f in sums]
+    bad = {**saved, "state": {**saved["state"], 0: {**saved["state"][0], "fisher": torch.ones(3)}}}
+    with pytest.raises(ValueError, match=r"3 Fisher sums for parameter 0 of shape \(7, 5\); expected 7"):
+        opt.load_state_dict(bad)
+    assert front.same_bits([saved["state"][i]["fisher"] for i in range(4)], before)
+    assert front.same_bits(list(opt._noise.fisher_sums().values()), before)
+
+
+def test_the_state_of_a_plain_optimizer_starts_the_fisher_sums_anew() -> None:
+    model = front.Net()
+    opt = front.ssam(model, scale="fisher", momentum=0.0)
+    front.by_perturb(opt, model, front.batches(2))
+    opt.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+    assert opt._noise.fisher_sums() == {}

@@ -126,6 +126,8 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
         lists(), lists(), lists(), lists(), generator(), [0, 1, 2], 0.1, 0.9, 0.0, 0.01, False, False, True, 0.3,
     ),
     "project_": lambda: (lists(), 1.0),
+    "row_scales_": lambda: ([torch.ones(2), torch.ones(1), torch.ones(1)], lists(), [], 0.0),
+    "row_fisher_": lambda: ([torch.ones(2), torch.ones(7), torch.ones(1)], lists(), 0.9),
     "perturbed": lambda: (torch.randn(4, 5), generator(), 0, 0.1, "gaussian", 0, False, 0),
     "diagonal": lambda: (
         torch.randn(4, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True), generator(), 0.1, "gaussian", True,

@@ -45,6 +45,13 @@ def arguments(operator: str) -> dict[str, Any]:
         },
         "update_and_perturb_": {**lists, "momentum_buffers": buffers, **noise, **update},
         "project_": {"weights": lists["params"], "radius": 0.1},
+        "row_scales_": {
+            "row_scales": [torch.ones(3), torch.ones(1)],
+            "weights": lists["params"],
+            "fisher": [torch.ones(3), torch.ones(1)],
+            "fisher_factor": 0.5,
+        },
+        "row_fisher_": {"fisher": [torch.ones(3), torch.ones(1)], "grads": lists["grads"], "decay": 0.9},
         "diagonal": {"input": x, "weight": w},
         "diagonal_backward": {
             "grad_output": f32(6, 4),
@@ -82,6 +89,56 @@ UPDATE = ("update_", "update_and_perturb_")
 # (operators, argument, its bad value or a function of the good one, what the message must say)
 Case = tuple[tuple[str, ...], str, Any, str]
 CASES: list[Case] = [
+    # scales
+    (PERTURB, "scale", "filter", "scale is 'filter'; expected 'isotropic', 'rows' or 'element'"),
+    (("perturb_", "perturb_from_clean_"), "scale", "rows", "'rows' and row_scales are missing"),
+    (
+        ("update_and_perturb_",),
+        "scale",
+        "rows",
+        r"update_and_perturb_ takes 'isotropic' or 'element'.*row_scales_",
+    ),
+    (("perturb_",), "row_scales", [torch.ones(3), torch.ones(1)], "not 'rows' and row_scales are given"),
+    (
+        ("row_scales_",),
+        "row_scales",
+        lambda v: v[:1],
+        "row_scales has 1 tensors and weights has 2; expected one",
+    ),
+    (
+        ("row_scales_",),
+        "row_scales",
+        lambda v: [torch.ones(4), v[1]],
+        r"row_scales\[0\] has 4 elements and weights\[0\] has shape \(3, 4\); expected 1 or 3",
+    ),
+    (
+        ("row_scales_",),
+        "row_scales",
+        lambda v: [v[0].double(), v[1]],
+        r"row_scales\[0\] has dtype float64; expected a",
+    ),
+    (
+        ("row_scales_",),
+        "row_scales",
+        lambda v: [torch.ones(6)[::2], v[1]],
+        r"row_scales\[0\].* is not contiguous",
+    ),
+    (
+        ("row_scales_",),
+        "fisher",
+        lambda v: [torch.ones(1), v[1]],
+        r"fisher\[0\] has 1 elements and row_scales\[0\] has 3",
+    ),
+    (("row_scales_",), "fisher_factor", -1.0, "fisher_factor is -1; expected a finite number >= 0"),
+    (("row_scales_",), "fisher_factor", NAN, "fisher_factor is nan"),
+    (("row_fisher_",), "decay", 1.5, "decay is 1.5; expected 0 to 1"),
+    (("row_fisher_",), "decay", NAN, "decay is nan"),
+    (
+        ("row_fisher_",),
+        "fisher",
+        lambda v: [v[0], torch.ones(2)],
+        r"fisher\[1\] has 2 elements and grads\[1\]",
+    ),
     # dtypes
     (
         ("perturb_", "restore_"),
@@ -363,3 +420,10 @@ def test_an_unknown_capability_is_named_and_changes_nothing() -> None:
     with pytest.raises(ERRORS, match="no CPU kernels 'sse9' here; expected plain, avx2 or avx512"):
         ops._set_cpu_capability("sse9")
     assert ops.cpu_capability() == before
+
+
+def test_sparse_gradients_have_no_fisher_sums() -> None:
+    fisher = torch.ones(3)
+    with pytest.raises(ERRORS, match=r"grads\[0\] is sparse; expected a dense"):
+        ops.row_fisher_([fisher], [torch.eye(3).to_sparse()], 0.5)
+    assert torch.equal(fisher, torch.ones(3))

@@ -145,3 +145,56 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         schedules.CosineNoiseStd(opt, 2.5, 1.0)  # type: ignore[arg-type]
     assert "initial_noise_std" not in opt.param_groups[0]
+
+
+@KINDS
+@pytest.mark.parametrize("order", ["cyclic", "random"])
+def test_layerwise_noise_is_on_one_group_at_a_time_and_resumes(kind: str, order: str) -> None:
+    opt = make(kind)
+    schedule = schedules.LayerwiseNoise(opt, order, f=lambda k: 1.0 + k, seed=3)
+    seen: list[int] = []
+    states = []
+    for k in range(40):
+        on = [i for i, g in enumerate(opt.param_groups) if g["noise_std"] > 0]
+        assert on == [schedule.chosen(k)]
+        assert opt.param_groups[on[0]]["noise_std"] == pytest.approx([0.1, 0.4][on[0]] * (1 + k))
+        seen += on
+        states.append((schedule.state_dict(), opt.state_dict()))
+        schedule.step()
+    assert seen == [0, 1] * 20 if order == "cyclic" else 8 <= sum(seen) <= 32  # fails once in 10^4 seeds
+    other = make(kind)
+    resumed = schedules.LayerwiseNoise(other, order, f=lambda k: 1.0 + k)
+    resumed.load_state_dict(states[20][0])
+    other.load_state_dict(states[20][1])
+    for k in range(21, 40):
+        resumed.step()
+        assert [i for i, g in enumerate(other.param_groups) if g["noise_std"] > 0] == [seen[k]]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_layerwise_noise_moves_the_weights_of_one_layer_only(kept: bool) -> None:
+    params = [nn.Parameter(torch.ones(50)) for _ in range(3)]
+    opt = torch_ssam.SSAM([{"params": [p]} for p in params], lr=0.1, noise_std=0.5, keep_perturbed=kept)
+    schedule = schedules.LayerwiseNoise(opt)
+    opt.train()
+    for k in range(7):
+        clean = [opt._noise.clean_of(p).clone() for p in params]
+        inside = torch.enable_grad() if kept else opt.perturb()
+        with inside:
+            moved = [bool((p != w).any()) for p, w in zip(params, clean, strict=True)]
+            sum(p.square().sum() for p in params).backward()  # type: ignore[union-attr]
+        # What step() leaves perturbed is the group of the schedule's last step().
+        chosen = (k - 1 if kept and k else k) % 3
+        assert moved == [i == chosen for i in range(3)]
+        opt.step()
+        schedule.step()
+        opt.zero_grad()
+
+
+def test_layerwise_noise_refuses_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="order is 'upwards'; expected one of 'cyclic', 'random'"):
+        schedules.LayerwiseNoise(make("ssam"), "upwards")
+    with pytest.raises(TypeError, match=r"f is 0\.5; expected a function"):
+        schedules.LayerwiseNoise(make("ssam"), f=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"seed is 1\.5"):
+        schedules.LayerwiseNoise(make("ssam"), seed=1.5)  # type: ignore[arg-type]

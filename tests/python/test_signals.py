@@ -125,6 +125,10 @@ def make_regenerated(model: nn.Module, **options: Any) -> Any:
     return front.ssam(model, **front.REGENERATED, **options)
 
 
+def make_by_filter(model: nn.Module, **options: Any) -> Any:
+    return front.ssam(model, scale="filter", **options)
+
+
 def make_many(model: nn.Module) -> Any:
     return front.ssam(model, samples=2, clean_weight=0.5)
 
@@ -132,6 +136,7 @@ def make_many(model: nn.Module) -> Any:
 BLOCKS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "perturb": (front.ssam, perturb_block),
     "regenerate": (make_regenerated, perturb_block),
+    "filter": (make_by_filter, perturb_block),
     "wrap": (front.wrapped_sgd, perturb_block),
     "perturbations": (make_many, perturbations_block),
     "closure": (front.ssam, closure_block),
@@ -189,7 +194,9 @@ def test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs
     sys.version_info[:2] != (3, 11), reason="NOT TESTED here: the opcode names are Python 3.11's"
 )
 @pytest.mark.parametrize(
-    "make", [front.ssam, front.wrapped_sgd, make_regenerated], ids=["ssam", "wrap", "regenerate"]
+    "make",
+    [front.ssam, front.wrapped_sgd, make_regenerated, make_by_filter],
+    ids=["ssam", "wrap", "regenerate", "filter"],
 )
 def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_reach(
     make: Callable[..., Any],

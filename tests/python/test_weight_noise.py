@@ -131,3 +131,17 @@ def test_a_sharpness_estimate_works_in_inference_mode() -> None:
         front.loss_of(model, *front.data()).backward()
     noise.load_state_dict({"seed": 1, "draw": 2})
     assert (noise.seed, noise.draw) == (1, 2)
+
+
+@pytest.mark.parametrize("scale", ["tensor", "filter", "element"])
+def test_noise_of_every_scale_is_what_applied_adds(scale: str) -> None:
+    weights = torch.randn(5, 7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = torch.nn.Parameter(weights.clone())
+    noise = torch_ssam.WeightNoise([p], 0.3, scale=scale, seed=4)
+    for sample in (0, 2):
+        before = noise.noise(p, sample=sample)
+        with noise.applied(sample=sample, advance=False):
+            inside = noise.noise(p, sample=sample)
+            torch.testing.assert_close(p.detach(), weights + before, rtol=1e-14, atol=1e-14)
+        assert torch.equal(before, inside)
+        assert torch.equal(p.detach(), weights)

@@ -66,6 +66,42 @@ void fill_noise(const NoiseStream& stream, Distribution distribution, Span span,
   });
 }
 
+// The noise of the elements element, element + 1, ..., each times the scale of its row.
+void scale_by_rows(const NoiseArgs& args, int64_t element, const float* noise, int64_t n, float* scaled) {
+  int64_t row = element / args.row_length;
+  int64_t left = args.row_length - element % args.row_length;  // in this row
+  for (int64_t i = 0; i < n; ++row, left = args.row_length) {
+    const float scale = args.row_scales[row];
+    const int64_t end = smaller(n, i + left);
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t k = i; k < end; ++k) scaled[k] = math::scale_noise(noise[k], scale);
+    i = end;
+  }
+}
+
+// perturb with a scale other than isotropic: a loop of its own, so that the other stays as it is.
+template <typename master_t, typename model_t>
+void perturb_scaled(const NoiseArgs& args, Span span, const master_t* weights, master_t* saved, model_t* perturbed) {
+  const auto noise_std = static_cast<opmath_t<master_t>>(args.noise_std);
+  const bool by_rows = args.scale == math::Scale::rows;
+  with_noise(args.stream, args.distribution, span, [=, &args](const float* noise, int64_t offset, int64_t n) {
+    const master_t* clean = weights + offset;
+    model_t* target = perturbed + offset;
+    for (int64_t i = 0; saved != nullptr && i < n; ++i) saved[offset + i] = clean[i];
+    if (by_rows) {
+      alignas(64) float scaled[kGaussianBlock];
+      scale_by_rows(args, span.begin + offset, noise, n, scaled);
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) target[i] = math::perturb_stored<model_t>(clean[i], noise_std, scaled[i]);
+    } else {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        target[i] = math::perturb_stored_by_element<model_t>(clean[i], noise_std, noise[i]);
+      }
+    }
+  });
+}
+
 template <typename master_t, typename model_t>
 void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved_, void* perturbed_) {
   using math_t = opmath_t<master_t>;
@@ -73,7 +109,9 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
   auto* saved = static_cast<master_t*>(saved_);
   auto* perturbed = static_cast<model_t*>(perturbed_);
   const auto noise_std = static_cast<math_t>(args.noise_std);
-  if (saved != nullptr) {
+  if (args.scale != math::Scale::isotropic) {
+    perturb_scaled(args, span, weights, saved, perturbed);
+  } else if (saved != nullptr) {
     with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
@@ -169,6 +207,17 @@ void update_and_perturb(const UpdateArgs& args, const NoiseArgs& noise, Span spa
   const auto* g = static_cast<const model_t*>(grad);
   auto* v = static_cast<master_t*>(buffer);
   auto* out = static_cast<model_t*>(perturbed);
+  if (noise.scale != math::Scale::isotropic) {
+    // Update, then noise, in pieces that stay in the first-level cache: still one pass over memory.
+    for (int64_t done = 0; done < span.count;) {
+      const int64_t at = span.begin + done;
+      const int64_t n = smaller(math::kRademacherBlock - at % math::kRademacherBlock, span.count - done);
+      update<master_t, model_t>(args, Span{at, n}, w + done, g + done, v == nullptr ? v : v + done);
+      perturb_scaled<master_t, model_t>(noise, Span{at, n}, w + done, nullptr, out + done);
+      done += n;
+    }
+    return;
+  }
   with_update_kind(args, v != nullptr, [&]<math::Momentum kMomentum, bool kScaled>() {
     update_and_perturb_loop<kMomentum, kScaled>(args, noise, span, w, g, v, out);
   });

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../../math/noise.h"
+#include "../../math/scale.h"
 #include "../../math/update.h"
 
 namespace torch_ssam::cpu {
@@ -19,6 +20,9 @@ struct NoiseArgs {
   math::NoiseStream stream;
   math::Distribution distribution;
   double noise_std;  // negative for the second half of an antithetic pair
+  math::Scale scale = math::Scale::isotropic;
+  const float* row_scales = nullptr;  // of the whole tensor: element i belongs to row i / row_length
+  int64_t row_length = 1;
 };
 
 struct UpdateArgs {

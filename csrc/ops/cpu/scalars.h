@@ -26,7 +26,8 @@ inline double read_scalar(const Tensor& tensor) {
 inline bool is_set(const std::optional<Tensor>& flag) { return flag && read_scalar(*flag) != 0.0; }
 
 inline NoiseArgs noise_args(const NoiseOptions& noise, const GeneratorState& state, int64_t place) {
-  return {math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution, noise.signed_std()};
+  return {math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution, noise.signed_std(),
+          noise.scale};
 }
 
 inline UpdateArgs update_args(const UpdateOptions& o, const UpdateTensors& t) {

@@ -1,9 +1,8 @@
 // CPU loops of the operators in ../update.h.
 #include "../update.h"
 
-#include "../../math/reduce.h"
+#include "norms.h"
 #include "scalars.h"
-#include "segments.h"
 
 namespace torch_ssam::cpu {
 namespace {
@@ -33,10 +32,10 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
                             double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                             bool maximize, bool first_step, double noise_std, StringArgument distribution,
                             int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
-                            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+                            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
+  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
@@ -61,32 +60,13 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
 // where it exceeds the radius, the scaling.
 void project_cpu(std::vector<Tensor> weights, double radius) {
   const TensorViews views = check_project(weights, radius);
-  const Kernels& k = kernels();
-  constexpr int64_t kPiece = math::kNormPiece;
-  std::vector<int64_t> first(views.size() + 1, 0);
-  for (size_t t = 0; t < views.size(); ++t) first[t + 1] = first[t] + (views[t].numel + kPiece - 1) / kPiece;
-  std::vector<double> sums(static_cast<size_t>(first.back()), 0.0);
-  torch::stable::parallel_for(0, first.back(), 16, [&](int64_t begin, int64_t end) {
-    size_t t = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
-    std::vector<char> buffer;
-    for (int64_t piece = begin; piece < end; ++piece) {
-      while (piece >= first[t + 1]) ++t;
-      const Span span{(piece - first[t]) * kPiece, std::min(kPiece, views[t].numel - (piece - first[t]) * kPiece)};
-      const void* memory =
-          static_cast<char*>(views[t].data) + span.begin * static_cast<int64_t>(bytes_of(views[t].dtype));
-      if (!views[t].contiguous) {
-        buffer.resize(static_cast<size_t>(kPiece) * sizeof(double));
-        copy_strided(views[t], span, buffer.data(), /*gather=*/true);
-        memory = buffer.data();
-      }
-      const auto pair = static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype));
-      sums[static_cast<size_t>(piece)] = k.sum_of_squares[pair](memory, span.count);
-    }
-  });
+  std::vector<int64_t> lengths;
+  for (const TensorView& view : views) lengths.push_back(view.numel);
   double total = 0.0;
-  for (const double sum : sums) total += sum;
+  for (const double sum : piece_sums(views, lengths).sums) total += sum;
   const math::Projection projection = math::make_projection(total, radius);
   if (!projection.outside) return;
+  const Kernels& k = kernels();
   const std::array<Operand, 1> operands{Operand{&views, Access::read_write}};
   for_each_segment(views, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 1>& p) {
     k.scale[static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype))](projection.factor, p[0], span.count);

@@ -145,6 +145,17 @@ inline Number number_of(const std::optional<Tensor>& tensor, double otherwise) {
   return {tensor->data_ptr(), tensor->scalar_type() == ScalarType::Double, 0.0};
 }
 
+// There are no CUDA kernels for other scales yet.
+[[noreturn]] inline void refuse_scaled_noise() {
+  fail(
+      "noise with a scale other than 'isotropic' has no CUDA kernels in this version; expected scale='isotropic' on a ",
+      "GPU, or tensors on the CPU. Give groups their own noise_std to scale noise by layer.");
+}
+
+inline void check_scale(const NoiseOptions& noise) {
+  if (noise.scale != math::Scale::isotropic) refuse_scaled_noise();
+}
+
 inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {
   return {static_cast<const int64_t*>(generator.data_ptr()), noise.draw_offset, noise.sample, noise.distribution,
           noise.signed_std()};

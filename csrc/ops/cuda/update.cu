@@ -73,10 +73,11 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
                              double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                              bool maximize, bool first_step, double noise_std, StringArgument distribution,
                              int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
-                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset);
+  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
+  check_scale(noise);
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());

@@ -1,0 +1,78 @@
+// Sums of squares in the order of csrc/math/reduce.h: pieces of kNormPiece elements counted from the start of each row,
+// the same bits for any number of threads and any strides. Who wants a norm adds the pieces up in order.
+#pragma once
+
+#include "../../math/reduce.h"
+#include "../scale.h"
+#include "segments.h"
+
+namespace torch_ssam::cpu {
+
+struct PieceSums {
+  std::vector<int64_t> first;  // the first piece of each tensor, and one past the last of all
+  std::vector<double> sums;
+};
+
+inline int64_t pieces_of(int64_t row_length) { return (row_length + math::kNormPiece - 1) / math::kNormPiece; }
+
+// `row_lengths` has one number a tensor, which divides its elements; 0 where it has none.
+inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>& row_lengths) {
+  constexpr int64_t kPiece = math::kNormPiece;
+  const Kernels& k = kernels();
+  PieceSums result{std::vector<int64_t>(views.size() + 1, 0), {}};
+  int64_t total = 0;
+  for (size_t t = 0; t < views.size(); ++t) {
+    const int64_t length = row_lengths[t];
+    const int64_t pieces = views[t].numel == 0 ? 0 : views[t].numel / length * pieces_of(length);
+    result.first[t + 1] = result.first[t] + pieces;
+    total += views[t].numel;
+  }
+  const std::vector<int64_t>& first = result.first;
+  const int64_t pieces = first.back();
+  if (pieces == 0) return result;
+  result.sums.resize(static_cast<size_t>(pieces));
+  // 16 whole pieces a task, or as many short rows as have that many elements.
+  const int64_t grain = std::max<int64_t>(16, pieces * 16 * kPiece / total);
+  torch::stable::parallel_for(0, pieces, grain, [&](int64_t begin, int64_t end) {
+    size_t t = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    std::vector<char> buffer;
+    for (int64_t piece = begin; piece < end; ++piece) {
+      while (piece >= first[t + 1]) ++t;
+      const int64_t length = row_lengths[t];
+      const int64_t each = pieces_of(length);
+      const int64_t row = (piece - first[t]) / each;
+      const int64_t inside = (piece - first[t]) % each * kPiece;
+      const Span span{row * length + inside, std::min(kPiece, length - inside)};
+      const void* memory =
+          static_cast<char*>(views[t].data) + span.begin * static_cast<int64_t>(bytes_of(views[t].dtype));
+      if (!views[t].contiguous) {
+        buffer.resize(static_cast<size_t>(kPiece) * sizeof(double));
+        copy_strided(views[t], span, buffer.data(), /*gather=*/true);
+        memory = buffer.data();
+      }
+      const auto pair = static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype));
+      result.sums[static_cast<size_t>(piece)] = k.sum_of_squares[pair](memory, span.count);
+    }
+  });
+  return result;
+}
+
+// body(tensor, row, sum of squares) for every row.
+template <typename Body>
+void for_each_row_sum(const TensorViews& views, const RowViews& rows, const Body& body) {
+  std::vector<int64_t> lengths;
+  lengths.reserve(rows.size());
+  for (const RowView& row : rows) lengths.push_back(row.length);
+  const PieceSums pieces = piece_sums(views, lengths);
+  for (size_t t = 0; t < views.size(); ++t) {
+    const int64_t each = pieces_of(rows[t].length);
+    const double* sums = pieces.sums.data() + pieces.first[t];
+    for (int64_t row = 0; row < rows[t].rows; ++row) {
+      double total = 0.0;
+      for (int64_t i = 0; i < each; ++i) total += sums[row * each + i];
+      body(t, row, total);
+    }
+  }
+}
+
+}  // namespace torch_ssam::cpu
