@@ -23,7 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LR, MOMENTUM, STD = 0.01, 0.9, 0.01
+from benchmarks.step import LR, MOMENTUM, STD, fused_sgd, ours  # noqa: E402
+
 Sizes = dict[str, list[int]]
 SIZES: Sizes = {
     "32M, 12 tensors": [32 * 2**20 // 12] * 12,
@@ -42,10 +43,6 @@ def tensors(sizes: list[int], dtype: torch.dtype, device: str) -> list[torch.nn.
         p.grad = torch.full_like(p, 1e-3)
         out.append(p)
     return out
-
-
-def fused_sgd(params: list[torch.nn.Parameter]) -> Step:
-    return torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, fused=True).step
 
 
 def by_hand(params: list[torch.nn.Parameter], compiled: bool) -> Step:
@@ -78,36 +75,12 @@ def by_hand(params: list[torch.nn.Parameter], compiled: bool) -> Step:
     return step
 
 
-def ours(params: list[torch.nn.Parameter], keep: bool, distribution: str = "gaussian") -> Step:
-    import torch_ssam
-
-    opt = torch_ssam.SSAM(
-        params,
-        lr=LR,
-        noise_std=STD,
-        momentum=MOMENTUM,
-        keep_perturbed=keep,
-        distribution=distribution,
-        seed=0,
-    )
-    if keep:
-        opt.train()
-        return opt.step
-
-    def step() -> None:
-        with opt.perturb():
-            pass
-        opt.step()
-
-    return step
-
-
 # Reads and writes of an element that a side makes: of weights, gradients, buffers, clean copies and noise.
 SIDES: dict[str, tuple[Callable[[list[torch.nn.Parameter]], Step], int]] = {
     "SGD fused": (fused_sgd, 5),
-    "SSAM keep_perturbed": (lambda p: ours(p, keep=True), 6),
-    "SSAM keep_perturbed, rademacher": (lambda p: ours(p, keep=True, distribution="rademacher"), 6),
-    "SSAM perturb + step": (lambda p: ours(p, keep=False), 3 + 2 + 5),
+    "SSAM keep_perturbed": (lambda p: ours(p, "gaussian", keep=True), 6),
+    "SSAM keep_perturbed, rademacher": (lambda p: ours(p, "rademacher", keep=True), 6),
+    "SSAM perturb + step": (lambda p: ours(p, "gaussian", keep=False), 3 + 2 + 5),
     "S-SAM foreach": (lambda p: by_hand(p, compiled=False), 2 + 1 + 3 + 2 + 2 + 3 + 3),
     "S-SAM torch.compile": (lambda p: by_hand(p, compiled=True), 3 + 5),
 }

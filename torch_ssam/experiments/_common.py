@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from torch_ssam.simulate import Simulation, simulate
+
 Floats = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -32,6 +34,17 @@ def need(module: str) -> Any:
         raise SystemExit(
             f"the experiments need {module.split('.')[0]}: pip install 'torch_ssam[demo]'"
         ) from None
+
+
+def settle(
+    target: Any, depth: int, *, lr: float, steps: tuple[int, int], init: Any, seed: int, **options: Any
+) -> Simulation:
+    """A run with coarse steps, of size 4 lr, then one with fine steps, of size lr, from where it ended: that one.
+
+    Coarse steps get there, fine ones measure: the bias is of the order of lr.
+    """
+    coarse = simulate(target, depth, lr=4 * lr, steps=steps[0], init=init, seed=seed, **options)
+    return simulate(target, depth, lr=lr, steps=steps[1], init=coarse.weights[-1], seed=seed + 1, **options)
 
 
 @dataclass(frozen=True)

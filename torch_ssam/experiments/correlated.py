@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from torch_ssam import theory
-from torch_ssam.simulate import simulate
 
-from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, need, tail_mean
+from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, need, settle, tail_mean
 
 ETA = 0.5
 TARGET = np.array([1.5, -1.0, 0.0, 0.6, 0.0, 0.0, -0.4, 0.0])
@@ -60,28 +59,16 @@ def run(setting: Setting) -> Result:
             signs = np.where(TARGET < 0, -1.0, 1.0)
             init = np.full((depth, len(TARGET)), 1.0)
             init[0] *= signs
-            lr = 1e-3 if depth == 2 else 5e-4
-            coarse = simulate(
+            fine = settle(
                 TARGET,
                 depth,
                 noise_std=eta,
-                lr=4 * lr,
-                steps=setting.pick(12_000, 8_000),
+                lr=1e-3 if depth == 2 else 5e-4,
+                steps=(setting.pick(12_000, 8_000), setting.pick(24_000, 8_000)),
                 init=init,
                 covariance=sigma,
                 replicates=replicates,
                 seed=setting.seed,
-            )
-            fine = simulate(
-                TARGET,
-                depth,
-                noise_std=eta,
-                lr=lr,
-                steps=setting.pick(24_000, 8_000),
-                init=coarse.weights[-1],
-                covariance=sigma,
-                replicates=replicates,
-                seed=setting.seed + 1,
             )
             mean, error = column_mean(tail_mean(fine.product, 0.6))
             for h in range(len(TARGET)):

@@ -13,37 +13,25 @@ from typing import Any
 import numpy as np
 
 from torch_ssam import theory
-from torch_ssam.simulate import simulate
+from torch_ssam.simulate import Simulation
 
-from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, mean_error, tail_mean
+from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, mean_error, settle, tail_mean
 from .correlated import TARGET, design
 
 
-def settle(
+def settled(
     target: Any, depth: int, noise_std: Any, init: Any, setting: Setting, lr: float, **options: Any
-) -> Any:
-    """A run with coarse steps, then one with fine steps, of size lr, from where it ended."""
-    replicates = setting.pick(400, 80)
-    coarse = simulate(
-        target,
-        depth,
-        noise_std=noise_std,
-        lr=4 * lr,
-        steps=10_000,
-        init=init,
-        replicates=replicates,
-        seed=setting.seed,
-        **options,
-    )
-    return simulate(
+) -> Simulation:
+    """`settle` with this experiment's steps and replicates."""
+    return settle(
         target,
         depth,
         noise_std=noise_std,
         lr=lr,
-        steps=setting.pick(24_000, 8_000),
-        init=coarse.weights[-1],
-        replicates=replicates,
-        seed=setting.seed + 1,
+        steps=(10_000, setting.pick(24_000, 8_000)),
+        init=init,
+        replicates=setting.pick(400, 80),
+        seed=setting.seed,
         **options,
     )
 
@@ -74,7 +62,7 @@ def run(setting: Setting) -> Result:
         for eta in levels:
             limit = float(theory.limit_product(1.0, eta, depth))
             sizes = np.abs(theory.critical_points(1.0, eta, depth).minimum)
-            run = settle(1.0, depth, eta, sizes[:, None] * 1.2, setting, 3e-4)
+            run = settled(1.0, depth, eta, sizes[:, None] * 1.2, setting, 3e-4)
             p, p_error = mean_error(tail_mean(run.product[:, :, 0], 0.6))
             w = tail_mean(np.sqrt((run.weights[:, :, :, 0] ** 2).mean(axis=1)), 0.6)
             ratio, wanted = float(w[0] / w[-1]), float(eta[0] / eta[-1])
@@ -118,7 +106,7 @@ def run(setting: Setting) -> Result:
         ends = fixed_point(sigma, each, 2)
         init = np.ones((2, 8))
         init[0] *= np.where(TARGET < 0, -1.0, 1.0)
-        run = settle(TARGET, 2, np.tile(each, (2, 1)), init, setting, 1e-3, covariance=sigma)
+        run = settled(TARGET, 2, np.tile(each, (2, 1)), init, setting, 1e-3, covariance=sigma)
         mean, error = column_mean(tail_mean(run.product, 0.6))
         worst = max(worst, float(np.abs(mean - ends).max()))
         errors[name] = float((mean - TARGET) @ sigma @ (mean - TARGET))

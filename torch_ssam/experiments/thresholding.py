@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from torch_ssam import theory
-from torch_ssam.simulate import simulate
 
-from ._common import COLOURS, Result, Setting, axes, column_mean, tail_mean
+from ._common import COLOURS, Result, Setting, axes, column_mean, settle, tail_mean
 
 ETA = 0.5
 DEPTHS = (2, 3, 4)
@@ -33,28 +32,15 @@ def run(setting: Setting) -> Result:
         target = threshold * ratios
         limit = theory.limit_product(target, ETA, depth)
         init = np.tile(np.maximum(1.3 * target ** (1 / depth), ETA), (depth, 1))
-        # Coarse steps to get there, fine ones to measure: the bias is of the order of lr and grows with
-        # depth.
-        lr = {2: 1e-3, 3: 4e-4, 4: 2e-4}[depth]
-        coarse = simulate(
+        fine = settle(
             target,
             depth,
             noise_std=ETA,
-            lr=4 * lr,
-            steps=setting.pick(16_000, 8_000),
+            lr={2: 1e-3, 3: 4e-4, 4: 2e-4}[depth],  # its bias grows with depth
+            steps=(setting.pick(16_000, 8_000), setting.pick(40_000, 12_000)),
             init=init,
             replicates=replicates,
             seed=setting.seed,
-        )
-        fine = simulate(
-            target,
-            depth,
-            noise_std=ETA,
-            lr=lr,
-            steps=setting.pick(40_000, 12_000),
-            init=coarse.weights[-1],
-            replicates=replicates,
-            seed=setting.seed + 1,
         )
         sizes, errors = column_mean(tail_mean(fine.product, 0.6))
         for i, ratio in enumerate(ratios):
