@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import _options
 from ._calls import hooked_step, untraced
 from ._checkpoints import NoiseOptimizer
 from ._clean import CleanWeights, check_model, hand_out_clean
-from ._passes import Pass, bounds_of, examples_in, part_of, passes_of, weights_of
+from ._passes import Pass, bounds_of, count_passes, examples_in, part_of, passes_of, weights_of
 from ._scope import Scope
 
 WAYS = (
@@ -124,7 +123,7 @@ class NoiseDriver(NoiseOptimizer):
             True
             >>> opt.step()
         """
-        passes = _options.passes_of(self.param_groups[0])
+        passes = count_passes(self.param_groups[0])
         if passes > 1:
             raise RuntimeError(
                 f"perturb() is one pass and the options ask for {passes} a step "

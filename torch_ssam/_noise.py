@@ -21,11 +21,6 @@ from ._regenerate import Recipe, add, recipe, without
 Group = dict[str, Any]
 
 
-# Autocast keeps its casts of weights for a whole block: several passes in one block would all see the first's noise.
-_autocasting = torch._C._is_any_autocast_enabled
-_forget_casts = torch.clear_autocast_cache
-
-
 class PerturbedWeightsChanged(RuntimeError):
     """Parameters were written to while they held perturbed weights."""
 
@@ -233,9 +228,7 @@ class NoiseState:
         ours = [applied[id(p)] for p in params if id(p) in applied]
         for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
             copy.writing()
-        if _autocasting():
-            _forget_casts()
-        torch.autograd.graph.increment_version(params)
+        _tell_torch(params)
         for copy in ours:
             copy.left()
 
@@ -328,8 +321,9 @@ class NoiseState:
         draw_offset: int = 0,
     ) -> None:
         """Puts noise on these tensors: clean ones are saved first, perturbed ones written from their copy."""
+        if self._applied:
+            self.restore([p for _, p in members if self._is_regenerated(p)])
         applied = self._applied
-        self._restore_recipes([p for _, p in members if id(p) in applied] if applied else [])
         again = [(i, p) for i, p in members if id(p) in applied] if applied else []
         fresh = [(i, p) for i, p in members if id(p) not in applied] if again else members
         for device, part in _by_device(fresh):
@@ -421,19 +415,16 @@ class NoiseState:
             self._applied = left
 
         params, places = [copy.param for copy in copies], [copy.place for copy in copies]
-        add(params, places, how._replace(negate=not how.negate), forget)
-        if _autocasting():
-            _forget_casts()
-        torch.autograd.graph.increment_version(params)
+        add(params, places, how.mirrored(), forget)
+        _tell_torch(params)
+
+    def _is_regenerated(self, param: Tensor) -> bool:
+        copy = self._applied.get(id(param))
+        return copy is not None and copy.recipe is not None
 
     def restore_regenerated(self) -> None:
         """Takes noise off tensors without a copy; others stay as they are."""
-        self._restore_recipes([copy.param for copy in self._applied.values()])
-
-    def _restore_recipes(self, params: list[Tensor]) -> None:
-        regenerated = [p for p in params if self._applied[id(p)].recipe is not None]
-        if regenerated:
-            self.restore(regenerated)
+        self.restore([copy.param for copy in self._applied.values() if copy.recipe is not None])
 
     def check_unchanged(self) -> None:
         """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
@@ -443,9 +434,7 @@ class NoiseState:
 
     def restore_frozen(self) -> None:
         """Puts clean weights back into tensors that were frozen while perturbed."""
-        frozen = [copy.param for copy in self._applied.values() if not copy.param.requires_grad]
-        if frozen:
-            self.restore(frozen)
+        self.restore([copy.param for copy in self._applied.values() if not copy.param.requires_grad])
 
     def restore_surely(self) -> None:
         """Restores all, also if a signal strikes meanwhile (then raises what the signal's handler raised)."""
@@ -480,11 +469,7 @@ class NoiseState:
         for regenerated in by_recipe.values():
             self._restore_in_place(regenerated)
         applied = self._applied
-        members = (
-            [(0, copy.param) for copy in copies if copy.recipe is None]
-            if by_recipe
-            else [(0, copy.param) for copy in copies]
-        )
+        members = [(0, copy.param) for copy in copies if copy.recipe is None]
         for _, part in _by_device(members):
             ops.restore_([p for _, p in part], [applied[id(p)].clean for _, p in part])
         # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
@@ -493,9 +478,7 @@ class NoiseState:
         ours = [p for _, p in members]
         for p in ours:
             del applied[id(p)]
-        if _autocasting():
-            _forget_casts()
-        torch.autograd.graph.increment_version(ours)
+        _tell_torch(ours)
         if changed:
             raise PerturbedWeightsChanged(
                 f"{self._describe([copy.param for copy in changed])} written to while holding perturbed weights: "
@@ -547,6 +530,13 @@ def _by_device(members: Members) -> list[tuple[torch.device, Members]]:
     for place, p in members:
         parts.setdefault(p.device, []).append((place, p))
     return list(parts.items())
+
+
+def _tell_torch(params: list[Tensor]) -> None:
+    """Autograd, and autocast, which keeps its casts of weights for a whole block, that the weights changed."""
+    if torch._C._is_any_autocast_enabled():
+        torch.clear_autocast_cache()
+    torch.autograd.graph.increment_version(params)
 
 
 def _noise_of(group: Group) -> tuple[float, str]:

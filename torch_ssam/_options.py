@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ._passes import count_passes
+
 DISTRIBUTIONS = ("gaussian", "rademacher")
 SCALES = ("isotropic", "tensor", "filter", "element", "fisher")
 MEMORIES = ("copy", "regenerate")
@@ -90,7 +92,7 @@ def check_noise(group: dict[str, Any]) -> None:
             f"clean_weight is {group['clean_weight']}; expected 0 <= clean_weight < 1 "
             "(the share of the gradient at the clean weights)."
         )
-    if flag("keep_perturbed", group["keep_perturbed"]) and passes_of(group) > 1:
+    if flag("keep_perturbed", group["keep_perturbed"]) and count_passes(group) > 1:
         raise ValueError(
             "keep_perturbed=True keeps one perturbation in the parameters, so it goes with samples=1, "
             f"antithetic=False, clean_weight=0; got samples={group['samples']}, "
@@ -222,11 +224,6 @@ def check_common(group: dict[str, Any], first: dict[str, Any]) -> None:
                 f"{name} is {group[name]!r} in one parameter group and {first[name]!r} in another; "
                 "expected the same in all groups, since a pass runs the whole model."
             )
-
-
-def passes_of(group: dict[str, Any]) -> int:
-    """Forward and backward passes a step."""
-    return int(group["samples"]) * (2 if group["antithetic"] else 1) + (1 if group["clean_weight"] > 0 else 0)
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -25,6 +25,15 @@ class Recipe(NamedTuple):
     sample: int
     negate: bool
 
+    @property
+    def arguments(self) -> tuple[float, str, int, bool]:
+        """What the operators take after generator and place."""
+        return self[1:]
+
+    def mirrored(self) -> Recipe:
+        """The same noise with the other sign."""
+        return self._replace(negate=not self.negate)
+
 
 def recipe(
     generator: Tensor, noise_std: float, distribution: str, sample: int, negate: bool, draw_offset: int
@@ -44,20 +53,23 @@ def _head(param: Tensor) -> Tensor:
     return head.reshape(-1)[:64].clone()
 
 
+def _perturbed(weights: Tensor, place: int, how: Recipe) -> Tensor:
+    result: Tensor = torch.ops.torch_ssam.perturbed(weights, how.generator, place, *how.arguments)
+    return result
+
+
 def add(params: list[Tensor], places: list[int], how: Recipe, done: Callable[[], None]) -> None:
     """params <- params + noise in place, then `done()`: both or neither, also where a signal strikes."""
-    generator, noise_std, distribution, sample, negate = how
-    arguments = noise_std, distribution, sample, negate
     probe = next(((p, i) for p, i in zip(params, places, strict=True) if p.numel()), None)
     before = _head(probe[0]) if probe else None
     try:
-        ops.perturb_from_clean_(params, params, generator, places, *arguments)
+        ops.perturb_from_clean_(params, params, how.generator, places, *how.arguments)
         done()
     except BaseException:
         # The operator writes all or, where it refuses, nothing: the first elements tell which.
         if probe is not None and before is not None:
             now = _head(probe[0])
-            expected = torch.ops.torch_ssam.perturbed(before, generator, probe[1], *arguments)
+            expected = _perturbed(before, probe[1], how)
             if now.equal(expected) and not now.equal(before):
                 done()
         raise
@@ -65,8 +77,4 @@ def add(params: list[Tensor], places: list[int], how: Recipe, done: Callable[[],
 
 def without(param: Tensor, place: int, how: Recipe) -> Tensor:
     """The clean weights of a perturbed tensor, as a new tensor."""
-    generator, noise_std, distribution, sample, negate = how
-    clean: Tensor = torch.ops.torch_ssam.perturbed(
-        param.detach(), generator, place, noise_std, distribution, sample, not negate
-    )
-    return clean
+    return _perturbed(param.detach(), place, how.mirrored())

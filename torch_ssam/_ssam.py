@@ -278,7 +278,7 @@ class SSAM(NoiseDriver):
         if group["radius"] is not None and members:
             stacked = [p for _, p in members if p.requires_grad]
             ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
-            torch.autograd.graph.increment_version([p for p in stacked if not self._noise.is_applied(p)])
+            self._noise.written([p for p in stacked if not self._noise.is_applied(p)])
         self._noise.observe(group)
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
