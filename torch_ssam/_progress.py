@@ -1,12 +1,14 @@
 """Progress as every long call takes it: None, True for a tqdm bar, or a function of (done, total).
 
-Tests: tests/python/test_simulate.py, test_sharpness.py.
+Command lines with a rich console pass the function of `rich_bar`. Tests: tests/python/test_simulate.py,
+test_sharpness.py, test_compare.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Report = Callable[[int, int], object]
@@ -33,3 +35,19 @@ def resolve_progress(progress: Any, total: int, unit: str) -> tuple[Report | Non
         bar.update(done - bar.n)
 
     return report, bar.close
+
+
+@contextlib.contextmanager
+def rich_bar(title: str, console: Any) -> Iterator[Report]:
+    """Context with a bar on a rich console; gives the function to call with (done, total)."""
+    rich = importlib.import_module("rich.progress")
+    columns = (
+        rich.TextColumn("{task.description:<34}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console) as progress:
+        bar = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

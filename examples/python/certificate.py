@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from data import DataError, Images, load_images
-from images import accuracy, network
+from images import accuracy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import torch_ssam
 from torch_ssam import pac_bayes
+from torch_ssam.compare import plain_cnn
 
 # Fashion-MNIST: T-shirts, pullovers, coats and shirts against sandals, sneakers, bags and boots.
 TOPS, FOOTWEAR_AND_BAGS = (0, 2, 4, 6), (5, 7, 8, 9)
@@ -119,7 +120,7 @@ def certify(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
         return ((pixels - mean) / std).unsqueeze(1).contiguous(memory_format=torch.channels_last)
 
     torch.manual_seed(options.seed)
-    prior = network(problem.train.shape[1], problem.train.shape[2], problem.classes, options.channels)
+    prior = plain_cnn(problem.train.shape[1], problem.train.shape[2], problem.classes, options.channels)
     x, y = scaled(problem.train[second]), problem.labels[second]
     train(
         prior,

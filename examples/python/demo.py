@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,19 +24,14 @@ from report import balance_table, coefficient_table, grid_table, image_table
 from rich.console import Console
 from runner import Runner
 
+from torch_ssam._workers import cores
+
 
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; expected 1 or more")
     return value
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads",
         type=_count,
-        default=_cores(),
+        default=cores(),
         help="runs at a time, one core each (default: all cores)",
     )
     return parser.parse_args(arguments)

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from data import Images, load_images
-from sam import SAM
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import torch_ssam
+from torch_ssam.compare import SAM, estimate, plain_cnn, wrong_labels
 
 METHODS = ("SGD", "S-SAM", "SAM")
 # What each grid varies beside the learning rate. S-SAM and SAM have the smallest of SGD's weight decays.
@@ -106,11 +105,8 @@ def split(settings: Settings, seed: int) -> Split:
             torch.from_numpy((pixels - mean) / std).unsqueeze(1).contiguous(memory_format=torch.channels_last)
         )
 
-    rng = np.random.default_rng([1, seed])
     correct = images.train_labels[chosen]
-    wrong = rng.random(n) < settings.wrong_labels
-    shift = rng.integers(1, images.classes, n)
-    labels = np.where(wrong, (correct + shift) % images.classes, correct)
+    labels = wrong_labels(correct, images.classes, settings.wrong_labels, seed)
     return Split(
         scaled(images.train_images[chosen]),
         torch.from_numpy(labels),
@@ -121,21 +117,6 @@ def split(settings: Settings, seed: int) -> Split:
         torch.from_numpy(images.test_labels),
         images.classes,
     )
-
-
-def network(height: int, width: int, classes: int, channels: int = 16) -> nn.Module:
-    """Two convolutions and a linear layer; images of up to 16 pixels are not halved at once."""
-    stride = 2 if min(height, width) > 16 else 1
-    model = nn.Sequential(
-        nn.Conv2d(1, channels, 5, stride=stride, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.LazyLinear(classes),
-    )
-    model(torch.zeros(1, 1, height, width))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_optimizer(
@@ -178,7 +159,7 @@ def train(task: Task) -> dict[str, float]:
     """One run: seconds of CPU for the training loop alone, and what the end weights do."""
     settings, data = task.settings, split(task.settings, task.seed)
     torch.manual_seed(task.seed)
-    model = network(data.train.shape[2], data.train.shape[3], data.classes)
+    model = plain_cnn(data.train.shape[2], data.train.shape[3], data.classes)
     optimizer = make_optimizer(task.method, model, task.options, task.seed)
     batches = -(-len(data.train) // settings.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
@@ -214,10 +195,7 @@ def train(task: Task) -> dict[str, float]:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95% interval by Student's t (infinite for one value)."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), float("inf")
-    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return estimate(values)[:2]
 
 
 def run(

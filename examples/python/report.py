@@ -5,36 +5,11 @@ Tests: tests/python/test_demo.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import rich.table
 from images import KNOBS, METHODS, interval
-from rich.console import Console
 
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def show(self, console: Console) -> None:
-        table = rich.table.Table(title=self.title, title_justify="left", title_style="bold")
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-        if self.note:
-            console.print(self.note + "\n", highlight=False)
-
-    def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.header) + " |"]
-        lines.append("|" + "|".join(["---"] + ["---:"] * (len(self.header) - 1)) + "|")
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
+from torch_ssam._page import Table
 
 
 def coefficient_table(result: dict[str, Any]) -> Table:

@@ -15,8 +15,9 @@ pytest.importorskip("rich")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "python"))
 
 import certificate
-from data import DEBIAN_FOLDER
 from test_demo import folder  # noqa: F401  (a fixture)
+
+from torch_ssam._images import FASHION_MNIST
 
 
 def test_the_program_prints_a_certificate_and_the_test_error(
@@ -37,7 +38,7 @@ def test_the_program_prints_a_certificate_and_the_test_error(
     assert result["test error, randomised"] < result["certificate"]["bound"] < 1
 
 
-@pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="NOT TESTED here: Fashion-MNIST is not installed")
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="NOT TESTED here: Fashion-MNIST is not installed")
 def test_two_classes_of_fashion_mnist_get_a_bound_far_from_vacuous() -> None:
     sizes = ["--limit", "2500", "--epochs", "2", "--channels", "8", "--noise-std", "0.03", "--draws", "500"]
     (result,) = certificate.main(["--task", "binary", *sizes, "--threads", "1", "--quiet"])

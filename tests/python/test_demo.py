@@ -1,4 +1,4 @@
-"""The demo (examples/python): readers refuse bad files by name, the reference SAM is SAM, both parts run.
+"""The demo (examples/python): readers refuse bad files by name, both parts run.
 
 Runs are tiny; what the full demo finds is in its own output, not asserted here. What theory promises is
 asserted for the diabetes part, with room for the noise of a short run.
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 import torch_ssam
 
@@ -29,10 +28,11 @@ import data
 import demo
 import diabetes
 import images
-import report
 from rich.console import Console
 from runner import Runner
-from sam import SAM
+
+from torch_ssam import _images
+from torch_ssam._page import Table
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -129,7 +129,7 @@ def test_an_idx_folder_that_does_not_fit_together_is_refused(folder: Path) -> No
 
 
 def test_without_fashion_mnist_the_digits_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(_images, "FASHION_MNIST", tmp_path / "absent")
     read = data.load_images(None)
     assert read.name == "scikit-learn's digits"
     assert (read.train_images.shape, read.test_images.shape) == ((1297, 8, 8), (500, 8, 8))
@@ -143,45 +143,6 @@ def test_diabetes_data_are_white_and_centred() -> None:
     np.testing.assert_allclose(problem.inputs.mean(0), 0, atol=1e-12)
     least_squares = np.linalg.lstsq(problem.inputs, problem.outputs, rcond=None)[0]
     np.testing.assert_allclose(problem.target, least_squares, atol=1e-12)
-
-
-def test_sam_takes_the_gradient_at_distance_rho_uphill() -> None:
-    # L = |w|^2 / 2 + w_1: gradient g = w + e_1, so the second gradient is g + rho g / |g|.
-    w = torch.nn.Parameter(torch.tensor([2.0, 4.0]))
-    optimizer = SAM([w], lr=0.1, rho=0.5)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = w.square().sum() / 2 + w[0]
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 12.0
-    g = torch.tensor([3.0, 4.0])
-    torch.testing.assert_close(w.detach(), torch.tensor([2.0, 4.0]) - 0.1 * (g + 0.5 * g / 5))
-
-
-def test_sam_with_rho_0_is_sgd() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(20, 5), torch.randint(0, 3, (20,))
-    models = [torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)]
-    models[1].load_state_dict(models[0].state_dict())
-    options = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01}
-    optimizers = [
-        SAM(models[0].parameters(), rho=0.0, **options),
-        torch.optim.SGD(models[1].parameters(), **options),
-    ]
-    for _ in range(5):
-        for model, optimizer in zip(models, optimizers, strict=True):
-
-            def closure(model=model, optimizer=optimizer):
-                optimizer.zero_grad()
-                loss = cross_entropy(model(x), y)
-                loss.backward()
-                return loss
-
-            optimizer.step(closure)
-    assert torch.equal(models[0].weight, models[1].weight)
 
 
 def test_wrong_labels_are_wrong_in_the_share_asked_for_and_differ_by_seed(folder: Path) -> None:
@@ -289,7 +250,7 @@ def test_the_whole_demo_writes_numbers_tables_and_plots(
 
 
 def test_markdown_rows_have_as_many_cells_as_the_header() -> None:
-    table = report.Table("title", ["a", "b"], [["1", "2"], ["3", "4"]], "note")
+    table = Table("title", ["a", "b"], [["1", "2"], ["3", "4"]], "note")
     rows = [line for line in table.markdown().splitlines() if line.startswith("|")]
     assert rows == ["| a | b |", "|---|---:|", "| 1 | 2 |", "| 3 | 4 |"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from torch_ssam._page import png
 from torch_ssam.simulate import Simulation, simulate
 
 Floats = npt.NDArray[Any]
@@ -74,9 +74,7 @@ class Result:
     partly: bool = False
 
     def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-        return buffer.getvalue()
+        return png(self.figure)
 
     def save(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

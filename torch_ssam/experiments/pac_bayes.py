@@ -9,15 +9,13 @@ regression with the squared loss clipped to [0, 1]. Tests: tests/python/test_exp
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from torch_ssam import theory
+from torch_ssam._images import FASHION_MNIST, load_idx_folder
 from torch_ssam.simulate import simulate
 
 from ._common import COLOURS, Floats, Result, Setting, axes, need
@@ -28,8 +26,6 @@ ETA = 0.1
 DEPTH = 2
 DELTA = 0.05
 KINDS = ("seeger", "maurer", "thiemann", "catoni")
-#: Where Fashion-MNIST's files are looked for; the environment variable names another folder.
-FASHION = Path(os.environ.get("TORCH_SSAM_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
 
 class Problem(NamedTuple):
@@ -42,13 +38,12 @@ class Problem(NamedTuple):
 
 def fashion() -> Problem | None:
     """Sneakers against ankle boots, where the data set is present."""
-    images, labels = FASHION / "train-images-idx3-ubyte.gz", FASHION / "train-labels-idx1-ubyte.gz"
-    if not (images.exists() and labels.exists()):
+    if not FASHION_MNIST.is_dir():
         return None
-    x = np.frombuffer(gzip.decompress(images.read_bytes())[16:], np.uint8).reshape(-1, 784)
-    y = np.frombuffer(gzip.decompress(labels.read_bytes())[8:], np.uint8)
-    chosen = (y == 7) | (y == 9)
-    return Problem("Fashion-MNIST 7/9", x[chosen] / 255.0, np.where(y[chosen] == 9, 1.0, -1.0), 20, True)
+    images = load_idx_folder(FASHION_MNIST)
+    chosen = (images.train_labels == 7) | (images.train_labels == 9)
+    x = images.train_images[chosen].reshape(-1, 784).astype(np.float64)
+    return Problem("Fashion-MNIST 7/9", x, np.where(images.train_labels[chosen] == 9, 1.0, -1.0), 20, True)
 
 
 def problems() -> list[Problem]:
@@ -166,7 +161,9 @@ def run(setting: Setting) -> Result:
     tight = all(row["seeger"] < (1.0 if row["data"] == "diabetes" else 0.5) for row in rows)
     useful = [row["data"] for row in rows if row["seeger"] < row["risk of a constant"]]
     useless = [row["data"] for row in rows if row["data"] not in useful]
-    absent = [] if len(rows) == 3 else [f"Fashion-MNIST was not found in {FASHION.name} and is left out."]
+    absent = (
+        [] if len(rows) == 3 else [f"Fashion-MNIST was not found in {FASHION_MNIST.name} and is left out."]
+    )
     return Result(
         title="PAC-Bayes bounds on real data",
         claim="Weights that S-SAM finds carry a generalisation bound through their average sharpness and "

@@ -2,8 +2,7 @@
 
     eps = rho g / |g|, g = grad L(w);   w <- SGD step with grad L(w + eps)
 
-Two gradients a step. A plain reference for this demo, not part of the package.
-Tests: tests/python/test_demo.py.
+Two gradients a step. A plain reference for comparisons. Tests: tests/python/test_compare.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,30 @@ import torch
 
 
 class SAM(torch.optim.SGD):
-    """torch.optim.SGD whose gradient is taken at the worst point (to first order) within rho."""
+    """torch.optim.SGD whose gradient is taken at the worst point, to first order, within rho of the weights.
+
+    The reference implementation that `compare` measures against (arXiv 2010.01412); weights that a step moves
+    come back bit for bit before the update, also after an exception.
+
+    Args:
+        params, lr: as for torch.optim.SGD.
+        rho: radius >= 0 of the ball, in units of the weights, over all parameters together.
+        **options: of torch.optim.SGD.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> opt = SAM([w], lr=0.1, rho=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = w.square().sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> opt.step(closure).item()
+        12.5
+        >>> w.detach()  # the gradient was taken at w (1 + 0.5 / 5)
+        tensor([2.6700, 3.5600])
+    """
 
     def __init__(self, params: Any, lr: float, rho: float, **options: Any) -> None:
         super().__init__(params, lr=lr, **options)

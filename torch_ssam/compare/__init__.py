@@ -1,0 +1,47 @@
+"""An honest comparison of SGD, SAM, S-SAM and AdamW: `python -m torch_ssam.compare`.
+
+    compare             runs settings: tuning over grids of one size, then seeds on the test split; resumes
+    Setting, SETTINGS   data, model, budget, grids and seeds; those that have names
+    Method, METHODS     what is compared
+    Data                what a function of the user's that makes data returns
+    Comparison          what a setting's runs say: means, intervals, paired differences
+    write_report        report.html, self-contained, and results.csv
+    SAM                 the reference implementation that is compared with
+
+It needs the extra `compare` (matplotlib, rich, scikit-learn) for reports, bars and scikit-learn's data. docs/compare.md is
+the guide. Tests: tests/python/test_compare.py.
+"""
+
+from __future__ import annotations
+
+from torch_ssam._images import DataError
+
+from ._compare import STAGES, Comparison, compare
+from ._data import Data, wrong_labels
+from ._methods import DEFAULT_METHODS, METHODS, Method
+from ._models import plain_cnn
+from ._report import write_report
+from ._sam import SAM
+from ._settings import SETTINGS, Setting
+from ._statistics import Estimate, calibration_error, estimate, paired
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "METHODS",
+    "SAM",
+    "SETTINGS",
+    "STAGES",
+    "Comparison",
+    "Data",
+    "DataError",
+    "Estimate",
+    "Method",
+    "Setting",
+    "calibration_error",
+    "compare",
+    "estimate",
+    "paired",
+    "plain_cnn",
+    "write_report",
+    "wrong_labels",
+]

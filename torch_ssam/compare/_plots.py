@@ -1,0 +1,149 @@
+"""The plots of a comparison: scores, learning curves, robustness. Needs matplotlib.
+
+Tests: tests/python/test_compare.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from torch_ssam.sharpness._evaluate import need
+
+from ._compare import Comparison
+from ._methods import Method
+from ._tables import score_name
+
+#: A family of methods has a colour; its members differ by marker and by line.
+COLOURS = {"sgd": "#5f6368", "sam": "#d55e00", "ssam": "#0072b2", "adamw": "#009e73"}
+MARKERS, LINES = "osD^vP", ("-", "--", ":", "-.")
+
+
+def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
+    seen: dict[str, int] = {}
+    styles = {}
+    for method in methods:
+        family = method.name.partition("-")[0]
+        i = seen[family] = seen.get(family, -1) + 1
+        styles[method.name] = {
+            "color": COLOURS.get(family, "#000000"),
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i % len(LINES)],
+        }
+    return styles
+
+
+def _figure(columns: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, list[Any]]:
+    figure = need("matplotlib.figure", "compare", "the report of a comparison").Figure(
+        figsize=(width * columns, height), layout="constrained"
+    )
+    plots = list(figure.subplots(1, columns, squeeze=False)[0])
+    for plot in plots:
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.grid(alpha=0.25, linewidth=0.6)
+    return figure, plots
+
+
+def scores(comparison: Comparison) -> Any:
+    """Test scores of every seed with mean and interval, and differences from SGD."""
+    figure, (left, right) = _figure(2, 6.4, 0.42 * len(comparison.methods) + 1.4)
+    styles, sgd = _styles(comparison.methods), comparison.method("sgd")
+    for place, method in enumerate(comparison.methods):
+        colour = styles[method.name]["color"]
+        values = list(comparison.values(method, "score").values())
+        found = comparison.estimate(method)
+        left.plot(values, [place - 0.15] * len(values), "o", color=colour, alpha=0.5, markersize=5)
+        gap = comparison.difference(method, sgd)
+        for plot, one in ((left, found), (right, gap)):
+            if one.n and not (plot is right and method is sgd):
+                bar = one.half_width if math.isfinite(one.half_width) else 0.0
+                plot.errorbar(
+                    one.mean,
+                    place + 0.15 * (plot is left),
+                    xerr=bar,
+                    fmt="D",
+                    color=colour,
+                    capsize=5,
+                    markersize=6,
+                )
+    right.axvline(0, color="0.4", linewidth=1)
+    left.set_yticks(range(len(comparison.methods)), [method.title for method in comparison.methods])
+    right.set_yticks(range(len(comparison.methods)), [""] * len(comparison.methods))
+    for plot in (left, right):
+        plot.set_ylim(len(comparison.methods) - 0.4, -0.6)
+    left.set_xlabel(score_name(comparison))
+    right.set_xlabel("minus SGD, points, paired by seed")
+    figure.suptitle(f"{comparison.name}: equal gradients; seeds (dots), mean and 95% interval", fontsize=11)
+    return figure
+
+
+def curves(comparison: Comparison) -> Any:
+    """Validation score over gradients and over time, and the training loss that each method saw; mean of seeds."""
+    figure, plots = _figure(3)
+    styles = _styles(comparison.methods)
+    panels = (
+        ("gradients", "validation score", "gradients of examples"),
+        ("seconds", "validation score", "CPU seconds"),
+        ("gradients", "training loss", "gradients of examples"),
+    )
+    for method in comparison.methods:
+        results = list(comparison.results(method).values())
+        shortest = min((len(result["curve"]) for result in results), default=0)
+        for plot, (x, y, label) in zip(plots, panels, strict=True):
+            if shortest:
+                xs, ys = (
+                    np.array(
+                        [
+                            [math.nan if p[key] is None else p[key] for p in r["curve"][:shortest]]
+                            for r in results
+                        ]
+                    ).mean(0)
+                    for key in (x, y)
+                )
+                plot.plot(xs, ys, label=method.title, markersize=4, linewidth=1.3, **styles[method.name])
+            plot.set_xlabel(label)
+            plot.set_ylabel(y if y == "validation score" else "training loss, as the method saw it")
+    plots[2].set_yscale("log")
+    if any(comparison.results(method) for method in comparison.methods):
+        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(f"{comparison.name}: learning curves at the clean weights, mean of seeds", fontsize=11)
+    return figure
+
+
+def robustness(comparison: Comparison) -> Any:
+    """Test scores over multiples of the learning rate and of the epochs, and over bits of the weights."""
+    figure, plots = _figure(3)
+    setting, styles = comparison.setting, _styles(comparison.methods)
+    for method in comparison.methods:
+        for plot, what, factors in (
+            (plots[0], "lr", setting.lr_factors),
+            (plots[1], "epochs", setting.epoch_factors),
+        ):
+            points = [(f, comparison.robustness(method, what, f)) for f in sorted({*factors, 1.0})]
+            points = [(f, one) for f, one in points if one.n and math.isfinite(one.mean)]
+            plot.plot(
+                [f for f, _ in points],
+                [one.mean for _, one in points],
+                markersize=5,
+                label=method.title,
+                **styles[method.name],
+            )
+            plot.set_xscale("log", base=2)
+            plot.set_xlabel(f"{'learning rate' if what == 'lr' else 'epochs'} / chosen")
+            plot.set_xticks(sorted({*factors, 1.0}), [f"{f:g}" for f in sorted({*factors, 1.0})])
+        bits = [b for b in setting.bits if comparison.values(method, f"quantised {b}")]
+        means = [comparison.estimate(method, f"quantised {b}").mean for b in bits]
+        plots[2].plot(bits, means, markersize=5, **styles[method.name])
+    plots[2].set_xticks(setting.bits)
+    plots[2].set_xlabel("bits a weight, rounded after training")
+    plots[0].set_ylabel(score_name(comparison))
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(f"{comparison.name}: robustness", fontsize=11)
+    return figure
+
+
+def all_plots(comparison: Comparison) -> dict[str, Any]:
+    """The plots of one setting, by name."""
+    return {"scores": scores(comparison), "curves": curves(comparison), "robustness": robustness(comparison)}

@@ -1,0 +1,162 @@
+"""Records: one file a finished run, written whole or not at all, found again by what decided its result.
+
+The name of a record is a digest of the run's description, and the description is in it too: where anything that
+decides the result is changed (data, model, method, options, seed, epochs), the old record is simply not found. Grids
+and numbers of seeds are not part of it, so that a larger grid makes the new runs only. Tests:
+tests/python/test_compare.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_ssam._version import __version__
+
+from ._measures import finite
+from ._models import make_model
+from ._settings import Setting
+from ._training import Run, load, step_seconds, train
+
+FORMAT = 1
+
+
+@lru_cache(maxsize=64)
+def identity(setting: Setting) -> dict[str, Any]:
+    """What data and model are: their names, a digest of all examples, the model's layers and first weights.
+
+    The code of a model's forward is not looked at: after changing it, take another folder.
+    """
+    data = load(setting, 0)
+    model = make_model(setting.model_factory, data, 0)
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return {
+        "data": setting.data_name,
+        "examples": data.fingerprint(),
+        "model": setting.model_name,
+        "layers": hashlib.sha256(repr(model).encode()).hexdigest()[:16],
+        "first weights": weights.hexdigest()[:16],
+        "batch": setting.batch,
+    }
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Everything that decides the result of a run."""
+    setting = run.setting
+    found = {
+        "format": FORMAT,
+        "purpose": run.purpose,
+        **identity(setting),
+        "wrong_labels": setting.wrong_labels,
+        "method": run.method.identity(),
+        "options": dict(sorted(run.options.items())),
+        "seed": run.seed,
+        "epochs": run.epochs,
+    }
+    if run.purpose == "test":
+        for name in ("sharpness_std", "sharpness_filter_std", "sharpness_draws", "bits", "curve_points"):
+            found[name] = getattr(setting, name)
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # tuples as a record has them
+
+
+@dataclass(frozen=True)
+class Store:
+    """The records of one setting, in a folder."""
+
+    folder: Path
+
+    def path(self, label: str, description: dict[str, Any]) -> Path:
+        """The file of a record."""
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"{label}-{digest}.json"
+
+    def read(self, label: str, description: dict[str, Any]) -> dict[str, Any] | None:
+        """The result that was recorded for this description, or None."""
+        path = self.path(label, description)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{path} is damaged ({error}) and will be made again.", stacklevel=2)
+            return None
+        if not isinstance(record, dict) or record.get("description") != description:
+            warnings.warn(f"{path} is the record of another run and will be made again.", stacklevel=2)
+            return None
+        return record["result"]  # type: ignore[no-any-return]
+
+    def write(self, label: str, description: dict[str, Any], result: dict[str, Any]) -> None:
+        """Writes a record beside its place and moves it there, which is one step for the file system."""
+        path = self.path(label, description)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        software = {
+            "torch_ssam": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+        record = {"description": description, "software": software, "result": finite(result)}
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """The result of a run, if it was made."""
+        return self.read(label_of(run), describe(run))
+
+    def timing(self, setting: Setting) -> dict[str, float] | None:
+        """Seconds of a step of each method, if they were measured."""
+        found = self.read("timing", describe_timing(setting))
+        return None if found is None else found["seconds"]
+
+
+def label_of(run: Run) -> str:
+    """The readable part of a record's name."""
+    return f"{run.purpose}-{run.method.name}-seed{run.seed}-epochs{run.epochs}"
+
+
+def describe_timing(setting: Setting) -> dict[str, Any]:
+    """What decides the measured cost of a step, but for the machine."""
+    methods = {method.name: method.identity() for method in setting.chosen_methods()}
+    found = {"format": FORMAT, "purpose": "timing", **identity(setting), "methods": methods}
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does: a run, or the timing of a setting (run None); its record goes to the folder."""
+
+    setting: Setting
+    folder: Path
+    run: Run | None
+
+    def done(self) -> bool:
+        """Whether its record is there."""
+        store = Store(self.folder)
+        if self.run is None:
+            return store.timing(self.setting) is not None
+        return store.result(self.run) is not None
+
+
+def execute(job: Job) -> None:
+    """Does a job and records it."""
+    store = Store(job.folder)
+    if job.run is None:
+        store.write("timing", describe_timing(job.setting), {"seconds": step_seconds(job.setting)})
+    else:
+        store.write(label_of(job.run), describe(job.run), train(job.run))

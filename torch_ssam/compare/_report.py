@@ -1,0 +1,86 @@
+"""report.html, one self-contained page, and results.csv, a row a run. Tests: tests/python/test_compare.py."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch_ssam._page import image, page, png
+
+from ._compare import Comparison
+from ._plots import all_plots
+from ._tables import all_tables, options_text, overview_table, verdict
+
+_PROTOCOL = """<p>Each method is tuned over a grid of the same size by its score on a validation split, in a run with a seed
+of its own; then the chosen options are run with fresh seeds and looked at on the test split. A seed decides first weights,
+order of batches and wrong labels, the same for all methods. SAM's two gradients a step count: at an equal budget it has half
+the epochs. Learning rates fall by a cosine to zero; momentum is 0.9; BatchNorm's statistics are gathered anew at the clean
+weights for every method.</p>"""
+
+
+def _section(comparison: Comparison) -> str:
+    setting, data = comparison.setting, comparison.data
+    sizes = [len(pair[1]) for pair in (data.train, data.validation, data.test)]
+    facts = {
+        "data": "{}, {} to train on, {} to validate, {} to test".format(data.name, *sizes),
+        "model": setting.model_name,
+        "wrong labels": f"{100 * setting.wrong_labels:g}%",
+        "budget": f"{setting.epochs} epochs of SGD, batch {setting.batch}",
+        "grid": f"{len(setting.grid(comparison.method('sgd')))} points a method",
+        "note": data.note,
+    }
+    listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items() if v)
+    answers = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(comparison))
+    figures = all_plots(comparison).items()
+    pictures = "".join(image(png(figure), f"{comparison.name}: {name}") for name, figure in figures)
+    tables = "".join(table.html() for table in all_tables(comparison))
+    sources = ""
+    for method in comparison.methods:
+        words = [method.source, options_text(method.options)]
+        text = f"{method.title} ({method.name}): {', '.join(filter(None, words)) or method.optimizer}"
+        sources += f"<li>{html.escape(text)}</li>"
+    return (
+        f'<section id="{comparison.name}"><h2>{comparison.name}</h2><dl>{listed}</dl>{answers}{pictures}{tables}'
+        f"<details><summary>The methods</summary><ul>{sources}</ul></details></section>"
+    )
+
+
+def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
+    """Writes report.html, with plots inside, and results.csv into the folder; the path of the report.
+
+    Both are replaced in one step each. What is not run yet is left empty.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = list(comparisons)
+    items = "".join(f'<li><a href="#{c.name}">{c.name}</a></li>' for c in listed)
+    software = sorted({_software(path) for c in listed for path in c.store.folder.glob("*.json")})
+    body = f"<section>{overview_table(listed).html()}<ol>{items}</ol></section>" + "".join(
+        map(_section, listed)
+    )
+    made_by = f"Records made by: {html.escape('; '.join(software)) or 'none yet'}."
+    text = page("SGD, SAM, S-SAM and AdamW compared", _PROTOCOL, body, made_by)
+    rows = [row for comparison in listed for row in comparison.rows()]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    beside = folder / f".results.csv.{os.getpid()}"
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(beside, folder / "results.csv")
+    beside = folder / f".report.html.{os.getpid()}"
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, folder / "report.html")
+    return folder / "report.html"
+
+
+def _software(path: Path) -> str:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return ", ".join(f"{name} {version}" for name, version in record["software"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"unknown ({path.name} is damaged)"

@@ -1,0 +1,257 @@
+"""The tables of a comparison, made from its records alone. Tests: tests/python/test_compare.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch_ssam._page import Table
+
+from ._compare import Comparison
+from ._methods import Method
+from ._statistics import Estimate
+
+#: What issue and report ask: S-SAM at least this many points above SGD.
+GOAL = 1.0
+
+
+def score_name(comparison: Comparison) -> str:
+    """What the score is."""
+    return "test accuracy %" if comparison.data.classifies else "test R² %"
+
+
+def options_text(options: dict[str, Any] | None) -> str:
+    """The options in words."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in (options or {}).items()
+    )
+
+
+def at_edge(comparison: Comparison, method: Method) -> bool:
+    """Whether a value that the grid varies was chosen at its least or greatest."""
+    chosen, grid = comparison.chosen(method), comparison.setting.grid(method)
+    if chosen is None:
+        return False
+    for name, value in chosen.items():
+        values = {point[name] for point in grid}
+        if len(values) > 2 and value in (min(values), max(values)):
+            return True
+    return False
+
+
+def main_table(comparison: Comparison) -> Table:
+    """Every method at the equal budget of gradients."""
+    sgd, rows = comparison.method("sgd"), []
+    for method in comparison.methods:
+        results = comparison.results(method)
+        diverged = sum(bool(result["diverged"]) for result in results.values())
+        rows.append(
+            [
+                method.title,
+                str(comparison.epochs(method)),
+                _shown(comparison, method, "score", 2),
+                "" if method is sgd else comparison.difference(method, sgd).text(2, sign=True),
+                _shown(comparison, method, "loss", 3),
+                *([_shown(comparison, method, "calibration error", 1)] if comparison.data.classifies else []),
+                _shown(comparison, method, "seconds", 1),
+                str(len(results)) + (f" ({diverged} diverged)" if diverged else ""),
+                options_text(comparison.chosen(method)) + (" (edge)" if at_edge(comparison, method) else ""),
+            ]
+        )
+    header = ["", "epochs", score_name(comparison), "minus SGD", "test loss"]
+    header += ["ECE %"] if comparison.data.classifies else []
+    return Table(
+        "Equal budget of gradients",
+        [*header, "CPU seconds", "seeds", "options chosen"],
+        rows,
+        "Mean ± half of the 95% interval (Student's t) over seeds; minus SGD: of the differences, seed by seed. Intervals "
+        "cover the seeds, not the choice of options, and are not corrected for the number of methods. CPU seconds: of the "
+        "training loop, one thread. ECE: expected calibration error, 15 bins. edge: at an end of a grid of three "
+        "values or more.",
+    )
+
+
+def time_table(comparison: Comparison) -> Table:
+    """Every method with the epochs that SGD's time allows."""
+    sgd, rows = comparison.method("sgd"), []
+    sam = next((method for method in comparison.methods if method.name == "sam"), None)
+    for method in comparison.methods:
+        ratio, epochs = comparison.time_ratio(method), comparison.epochs(method, "time")
+        rows.append(
+            [
+                method.title,
+                "" if ratio is None else f"{ratio:.2f}",
+                "more than SGD's time" if method.budget > 1 else "" if epochs is None else str(epochs),
+                comparison.estimate(method, "score", "time").text(2),
+                "" if method is sgd else comparison.difference(method, sgd, arm="time").text(2, sign=True),
+                ""
+                if sam is None or method is sam
+                else comparison.difference(method, sam, arm="time").text(2, sign=True),
+            ]
+        )
+    return Table(
+        "Equal time",
+        ["", "a step's time / SGD's", "epochs", score_name(comparison), "minus SGD", "minus SAM"],
+        rows,
+        "Epochs such that the whole takes SGD's processor time, by the time of a step, all methods measured in turns. Where "
+        "they differ by less than a tenth from those of equal gradients, these are the same runs.",
+    )
+
+
+def robustness_table(comparison: Comparison) -> Table:
+    """Scores with other learning rates and epochs than the chosen, and with rounded weights."""
+    setting, rows = comparison.setting, []
+    columns = [("lr", f) for f in sorted({*setting.lr_factors, 1.0})]
+    columns += [("epochs", f) for f in sorted({*setting.epoch_factors, 1.0})]
+    for method in comparison.methods:
+        row = [method.title]
+        row += [comparison.robustness(method, what, factor).text(1) for what, factor in columns]
+        row += [_shown(comparison, method, f"quantised {bits}", 1) for bits in setting.bits]
+        rows.append(row)
+    return Table(
+        f"Robustness: {score_name(comparison)}",
+        ["", *(f"{what} × {factor:g}" for what, factor in columns), *(f"{b} bits" for b in setting.bits)],
+        rows,
+        f"lr and epochs: options as chosen, but for this factor; seeds 0 to {setting.robustness_seeds - 1}. Bits: of the "
+        f"weights, rounded after training, each tensor by its own step; all seeds."
+        if setting.robustness_seeds
+        else "Bits: of the weights, rounded after training, each tensor by its own step.",
+    )
+
+
+def sharpness_table(comparison: Comparison) -> Table:
+    """Fit and sharpness at the end of training."""
+    setting, rows = comparison.setting, []
+    noisy = comparison.data.correct is not None
+    for method in comparison.methods:
+        rows.append(
+            [
+                method.title,
+                _shown(comparison, method, "training loss", 3),
+                _shown(comparison, method, "training score", 1),
+                *([_shown(comparison, method, "wrong labels learnt", 1)] if noisy else []),
+                _shown(comparison, method, "sharpness", 4),
+                _shown(comparison, method, "filter sharpness", 4),
+            ]
+        )
+    header = ["", "training loss", "training score", *(["wrong labels learnt %"] if noisy else [])]
+    return Table(
+        "Fit and sharpness",
+        [*header, "sharpness", "sharpness by filters"],
+        rows,
+        f"torch_ssam.sharpness.average of the training loss on 1,000 examples: E L(w + ξ) - L(w) with noise_std "
+        f"{setting.sharpness_std:g}, and with {setting.sharpness_filter_std:g} of each filter's norm, "
+        f"{setting.sharpness_draws} antithetic pairs, the same for all. Labels as they were trained on.",
+    )
+
+
+def grid_table(comparison: Comparison) -> Table:
+    """Validation scores of the whole grid."""
+    rows = []
+    for method in comparison.methods:
+        chosen = comparison.chosen(method)
+        for options, result in comparison.grid(method):
+            score = None if result is None else result["validation score"]
+            text = "" if result is None else "not finite" if score is None else f"{score:.2f}"
+            rows.append([method.title, options_text(options), text, "chosen" if options == chosen else ""])
+    return Table(
+        "Tuning: validation score",
+        ["", "options", "score", ""],
+        rows,
+        "One run each, of a seed of its own. The test split is looked at with the chosen options only.",
+    )
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What was asked, answered from the numbers: S-SAM against SGD at equal gradients, against SAM at equal time.
+
+    The form of S-SAM is the one with the best validation score, so that no choice was made on the test split.
+    """
+    form = comparison.best_ssam()
+    if form is None or not comparison.results(form) or not comparison.results(comparison.method("sgd")):
+        return ["Not finished: no form of S-SAM has test results yet."]
+    gap = comparison.difference(form, comparison.method("sgd"))
+    reached = gap.mean >= GOAL and gap.low > 0
+    lines = [
+        f"S-SAM as chosen on the validation split ({form.title}) minus SGD, equal gradients: {gap.text(2, sign=True)} "
+        f"points over {gap.n} seeds: {direction(gap)}. The goal, {GOAL:g} point with an interval above zero, is "
+        f"{'reached' if reached else 'not reached'}."
+    ]
+    names = comparison.setting.methods
+    if "sam" in names:
+        gap = comparison.difference(form, comparison.method("sam"), arm="time")
+        lines.append(
+            f"Minus SAM, equal time: {gap.text(2, sign=True)} points: {direction(gap)}."
+            if gap.n
+            else "Minus SAM, equal time: not run yet."
+        )
+    if "sgd-split" in names and form.split:
+        gap = comparison.difference(form, comparison.method("sgd-split"))
+        lines.append(
+            f"Minus SGD whose batches are split alike, without noise: {gap.text(2, sign=True)} points: {direction(gap)}. "
+            "Only this difference is due to the noise; the rest of the gain is BatchNorm's on smaller batches."
+        )
+    forms = [m for m in comparison.methods if m.is_ssam and m.budget == 1 and comparison.results(m)]
+    above = [m.title for m in forms if comparison.difference(m, comparison.method("sgd")).low > 0]
+    below = [m.title for m in forms if comparison.difference(m, comparison.method("sgd")).high < 0]
+    lines.append(
+        f"Of {len(forms)} forms of S-SAM the interval of the difference from SGD is above zero for {_list(above)}, below "
+        f"zero for {_list(below)}."
+    )
+    return lines
+
+
+def direction(gap: Estimate) -> str:
+    """Which side of zero a difference is on, as far as its interval says."""
+    if not math.isfinite(gap.half_width):
+        return "one seed, no interval"
+    return "above" if gap.low > 0 else "below" if gap.high < 0 else "no difference shown"
+
+
+def overview_table(comparisons: list[Comparison]) -> Table:
+    """One row a setting."""
+    rows = []
+    for comparison in comparisons:
+        sgd, form = comparison.method("sgd"), comparison.best_ssam()
+        sam = next((method for method in comparison.methods if method.name == "sam"), None)
+        row = [comparison.name, _shown(comparison, sgd, "score", 2)]
+        row.append("" if sam is None else comparison.estimate(sam, "score", "time").text(2))
+        if form is None:
+            row += [""] * 4
+        else:
+            row += [
+                form.title,
+                _shown(comparison, form, "score", 2),
+                comparison.difference(form, sgd).text(2, sign=True),
+                "" if sam is None else comparison.difference(form, sam, arm="time").text(2, sign=True),
+            ]
+        rows.append(row)
+    return Table(
+        "All settings: test score, mean and 95% interval",
+        [
+            "",
+            "SGD",
+            "SAM, SGD's time",
+            "S-SAM by validation",
+            "its score",
+            "minus SGD",
+            "minus SAM, equal time",
+        ],
+        rows,
+        "S-SAM: the form with the best validation score; minus SGD at equal gradients. Differences are paired by seed.",
+    )
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """The tables of one setting, in the order of the report."""
+    makers: tuple[Any, ...] = (main_table, time_table, robustness_table, sharpness_table, grid_table)
+    return [make(comparison) for make in makers]
+
+
+def _shown(comparison: Comparison, method: Method, measure: str, digits: int) -> str:
+    return comparison.estimate(method, measure).text(digits)
+
+
+def _list(names: list[str]) -> str:
+    return "; ".join(names) or "none"
