@@ -9,7 +9,7 @@ Tests: test_weight_noise.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,18 @@ class PerturbedWeightsChanged(RuntimeError):
     """Parameters were written to while they held perturbed weights."""
 
 
-Members = list[tuple[int, Tensor]]  # tensors with their places
+class Members(NamedTuple):
+    """Tensors of a group and their places, as two lists: a pair for each would wake the garbage collector."""
+
+    places: list[int]
+    params: list[Tensor]
+
+    def where(self, chosen: Callable[[Tensor], bool]) -> Members:
+        """Those whose tensor is chosen."""
+        kept = [(i, p) for i, p in zip(self.places, self.params, strict=True) if chosen(p)]
+        return Members([i for i, _ in kept], [p for _, p in kept])
+
+
 Scaled = tuple[Any, ...]  # the operators' last arguments: none, ("element",), or ("rows", row_scales)
 ROWS = ("tensor", "filter", "fisher")  # the scales with one number for each row
 
@@ -33,6 +44,9 @@ ROWS = ("tensor", "filter", "fisher")  # the scales with one number for each row
 def rows_of(param: Tensor) -> int:
     """The filters of a tensor: dimension 0, or the whole tensor where it has less than two."""
     return 1 if param.dim() < 2 else param.size(0)
+
+
+OURS = -1  # the version while we are about to write: whatever is found until `left()` is ours
 
 
 class _Copy:
@@ -49,7 +63,7 @@ class _Copy:
         self.param, self._clean = param, clean
         self.place, self.recipe = place, how
         self.row_scales: Tensor | None = None
-        self.writing()
+        self.version, self.address = OURS, 0
 
     @property
     def clean(self) -> Tensor:
@@ -58,11 +72,6 @@ class _Copy:
             assert self.recipe is not None
             return without(self.param, self.place, self.recipe)
         return self._clean
-
-    def writing(self) -> None:
-        """We are about to write: whatever is found until `left()` is ours."""
-        self.version = -1
-        self.address = 0
 
     def left(self) -> None:
         # Writes in place move the version, `param.data = other` moves the address.
@@ -185,9 +194,12 @@ class NoiseState:
         placed, first = [], 0
         for group in self._groups():
             params = group["params"]
-            members = [(i, p) for i, p in enumerate(params, first) if frozen or p.requires_grad]
+            after = first + len(params)
+            members = Members(list(range(first, after)), params)
+            if not frozen and not all([p.requires_grad for p in params]):
+                members = members.where(lambda p: p.requires_grad)
             placed.append((group, members))
-            first += len(params)
+            first = after
         return placed
 
     def place_of(self) -> dict[Tensor, int]:
@@ -227,7 +239,7 @@ class NoiseState:
         applied = self._applied
         ours = [applied[id(p)] for p in params if id(p) in applied]
         for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
-            copy.writing()
+            copy.version = OURS
         _tell_torch(params)
         for copy in ours:
             copy.left()
@@ -257,11 +269,9 @@ class NoiseState:
         lr = group.get("lr", 1.0)
         if not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0:
             return  # checkpoint tools step so, with gradients of zeros, to create state
-        members = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-        for _, part in _by_device(members):
-            params = [p for _, p in part]
-            fisher = [self._fisher_of(p) for p in params]
-            ops.row_fisher_(fisher, [p.grad for p in params], float(group["fisher_decay"]))
+        for _, part in _by_device(_unplaced([p for p in group["params"] if p.grad is not None])):
+            fisher = [self._fisher_of(p) for p in part.params]
+            ops.row_fisher_(fisher, [p.grad for p in part.params], float(group["fisher_decay"]))
 
     def noise_of(self, group: Group, param: Tensor, place: int, sample: int) -> Tensor:
         """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""
@@ -321,20 +331,21 @@ class NoiseState:
         draw_offset: int = 0,
     ) -> None:
         """Puts noise on these tensors: clean ones are saved first, perturbed ones written from their copy."""
+        again, fresh = None, members
         if self._applied:
-            self.restore([p for _, p in members if self._is_regenerated(p)])
-        applied = self._applied
-        again = [(i, p) for i, p in members if id(p) in applied] if applied else []
-        fresh = [(i, p) for i, p in members if id(p) not in applied] if again else members
+            self.restore([p for p in members.params if self._is_regenerated(p)])
+            again = members.where(self.is_applied)
+            fresh = members.where(lambda p: not self.is_applied(p))
         for device, part in _by_device(fresh):
             self._perturb(device, group, part, sample, negate, draw_offset)
-        self.apply_from_clean(group, again, sample, negate, draw_offset)
+        if again is not None:
+            self.apply_from_clean(group, again, sample, negate, draw_offset)
 
     def apply_new(self) -> None:
         """Puts noise on tensors that have none yet (of a group added while weights are kept perturbed)."""
         for group, members in self.placed():
             if float(group["noise_std"]) != 0.0:
-                self.apply_group(group, [(i, p) for i, p in members if not self.is_applied(p)])
+                self.apply_group(group, members.where(lambda p: not self.is_applied(p)))
 
     def _perturb(
         self,
@@ -345,7 +356,7 @@ class NoiseState:
         negate: bool,
         draw_offset: int,
     ) -> None:
-        params = [p for _, p in part]
+        places, params = part
         if group["memory"] == "regenerate":
             self._perturb_in_place(
                 part, recipe(self.generator(device), *_noise_of(group), sample, negate, draw_offset)
@@ -353,13 +364,12 @@ class NoiseState:
             return
         copies = [self._copy_of(p) for p in params]
         buffers = [copy.clean for copy in copies]
-        places = [i for i, _ in part]
         generator = self.generator(device)
         how = *_noise_of(group), sample, negate, draw_offset
         scaled = self._scaled(group, copies, params)
         noted = {id(copy.param): copy for copy in copies}
         for copy in copies:
-            copy.writing()
+            copy.version = OURS
         try:
             ops.perturb_(params, buffers, generator, places, *how, *scaled)
             self._applied.update(noted)
@@ -380,7 +390,7 @@ class NoiseState:
     ) -> None:
         """Writes saved clean weights plus noise into tensors that are perturbed already."""
         for device, part in _by_device(members):
-            params = [p for _, p in part]
+            places, params = part
             copies = [self._applied[id(p)] for p in params]
             clean = [copy.clean for copy in copies]
             scaled = self._scaled(group, copies, clean)
@@ -388,7 +398,7 @@ class NoiseState:
                 params,
                 clean,
                 self.generator(device),
-                [i for i, _ in part],
+                places,
                 *_noise_of(group),
                 sample,
                 negate,
@@ -398,10 +408,10 @@ class NoiseState:
             self.written(params)
 
     def _perturb_in_place(self, part: Members, how: Recipe) -> None:
-        params = [p for _, p in part]
+        places, params = part
         _options.check_regenerated(params)
-        noted = {id(p): _Copy(p, None, i, how) for i, p in part}
-        add(params, [i for i, _ in part], how, lambda: self._applied.update(noted))
+        noted = {id(p): _Copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
+        add(params, places, how, lambda: self._applied.update(noted))
         self.written(params)
 
     def _restore_in_place(self, copies: list[_Copy]) -> None:
@@ -422,19 +432,20 @@ class NoiseState:
         copy = self._applied.get(id(param))
         return copy is not None and copy.recipe is not None
 
-    def restore_regenerated(self) -> None:
-        """Takes noise off tensors without a copy; others stay as they are."""
-        self.restore([copy.param for copy in self._applied.values() if copy.recipe is not None])
+    def ready_to_update(self) -> None:
+        """Restores what an update in the same pass cannot serve: tensors frozen since, and those without a copy.
 
-    def check_unchanged(self) -> None:
-        """Raises, after putting all clean weights back, if someone else wrote to perturbed tensors."""
+        Raises PerturbedWeightsChanged, after putting all clean weights back, if someone else wrote to
+        perturbed tensors.
+        """
+        special = []
         for copy in self._applied.values():
             if copy.changed():
                 self.restore()
-
-    def restore_frozen(self) -> None:
-        """Puts clean weights back into tensors that were frozen while perturbed."""
-        self.restore([copy.param for copy in self._applied.values() if not copy.param.requires_grad])
+            if copy.recipe is not None or not copy.param.requires_grad:
+                special.append(copy.param)
+        if special:
+            self.restore(special)
 
     def restore_surely(self) -> None:
         """Restores all, also if a signal strikes meanwhile (then raises what the signal's handler raised)."""
@@ -469,13 +480,12 @@ class NoiseState:
         for regenerated in by_recipe.values():
             self._restore_in_place(regenerated)
         applied = self._applied
-        members = [(0, copy.param) for copy in copies if copy.recipe is None]
-        for _, part in _by_device(members):
-            ops.restore_([p for _, p in part], [applied[id(p)].clean for _, p in part])
+        ours = [copy.param for copy in copies if copy.recipe is None]
+        for _, part in _by_device(_unplaced(ours)):
+            ops.restore_(part.params, [applied[id(p)].clean for p in part.params])
         # Forgotten before the version moves: interrupted anywhere here, a second restore() is right.
         for copy in changed:
             del applied[id(copy.param)]
-        ours = [p for _, p in members]
         for p in ours:
             del applied[id(p)]
         _tell_torch(ours)
@@ -517,18 +527,24 @@ class NoiseState:
         self._groups = groups
 
 
+def _unplaced(params: list[Tensor]) -> Members:
+    """Tensors whose places nobody reads."""
+    return Members([0] * len(params), params)
+
+
 def _by_device(members: Members) -> list[tuple[torch.device, Members]]:
     """The members split by device; nearly always one part."""
-    if not members:
+    places, params = members
+    if not params:
         return []
-    device = members[0][1].device
-    if (device.type == "cpu" and all([p.is_cpu for _, p in members])) or all(
-        p.device == device for _, p in members
-    ):
+    device = params[0].device
+    if (device.type == "cpu" and all([p.is_cpu for p in params])) or all(p.device == device for p in params):
         return [(device, members)]
     parts: dict[torch.device, Members] = {}
-    for place, p in members:
-        parts.setdefault(p.device, []).append((place, p))
+    for place, p in zip(places, params, strict=True):
+        part = parts.setdefault(p.device, Members([], []))
+        part.places.append(place)
+        part.params.append(p)
     return list(parts.items())
 
 

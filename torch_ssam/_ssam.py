@@ -33,7 +33,7 @@ class _Part(NamedTuple):
 
 
 def _check_dense(members: Members) -> None:
-    for place, p in members:
+    for place, p in zip(members.places, members.params, strict=True):
         if p.grad is not None and p.grad.layout != torch.strided:
             raise ValueError(
                 f"The gradient of parameter {place} is sparse; expected a dense one. Use sparse=False in the "
@@ -193,30 +193,32 @@ class SSAM(NoiseDriver):
     def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
         """Members with a gradient, split by device, first step or later, perturbed or not: a call each."""
         parts: dict[Any, _Part] = {}
-        key = part = None
+        part, device, first, perturbed = None, None, False, False
         has_momentum = group["momentum"] != 0
-        noise, state = self._noise, self.state
-        for place, p in members:
+        state, is_applied = self.state, self._noise.is_applied
+        for place, p in zip(members.places, members.params, strict=True):
             grad = p.grad
             if grad is None:
                 continue
-            entry = state.get(p) if has_momentum else None
-            momentum = entry.get("momentum_buffer") if entry else None
-            first = has_momentum and momentum is None
-            perturbed = noise.is_applied(p)
-            own_key = (p.is_cpu or p.device, first, perturbed)
-            if part is None or own_key != key:
-                key = own_key
+            momentum = None
+            if has_momentum:
+                entry = state.get(p)
+                momentum = entry.get("momentum_buffer") if entry else None
+            own_first = has_momentum and momentum is None
+            own_perturbed = is_applied(p)
+            own_device = p.is_cpu or p.device
+            if part is None or own_perturbed != perturbed or own_first != first or own_device != device:
+                device, first, perturbed = own_device, own_first, own_perturbed
+                key = device, first, perturbed
                 part = parts.get(key)
                 if part is None:
                     part = parts[key] = _Part([], [], [], [], first, perturbed)
-            part.params.append(p)
-            part.places.append(place)
-            part.grads.append(grad)
+                params, places, grads, momenta = part[:4]
+            params.append(p)
+            places.append(place)
+            grads.append(grad)
             if has_momentum:
-                part.momenta.append(
-                    torch.zeros_like(p, requires_grad=False) if momentum is None else momentum
-                )
+                momenta.append(torch.zeros_like(p, requires_grad=False) if momentum is None else momentum)
         if len(parts) > 1:  # several operator calls
             _check_dense(members)
         return list(parts.values())
@@ -275,8 +277,8 @@ class SSAM(NoiseDriver):
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
         for part in self._parts(group, members):
             self._update_part(group, part)
-        if group["radius"] is not None and members:
-            stacked = [p for _, p in members if p.requires_grad]
+        if group["radius"] is not None and members.params:
+            stacked = [p for p in members.params if p.requires_grad]
             ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
             self._noise.written([p for p in stacked if not self._noise.is_applied(p)])
         self._noise.observe(group)
@@ -300,30 +302,27 @@ class SSAM(NoiseDriver):
 
     def _update_and_perturb(self) -> None:
         noise = self._noise
-        noise.check_unchanged()
-        noise.restore_frozen()
-        noise.restore_regenerated()  # those are updated in place
+        noise.ready_to_update()
         placed = noise.placed(frozen=True)
         self._check_before(placed)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
-            members = [(i, p) for i, p in everything if p.requires_grad]
-            kept = [p for _, p in members if noise.is_applied(p)]
-            by_rows = group["scale"] in ROWS
-            if by_rows or noise_std == 0.0 or group["radius"] is not None or len(kept) < len(members):
-                # Norms of the new weights, or a projection to them, come between update and noise; or noise is
-                # switched on or off here.
+            # Norms of the new weights, or a projection to them, come between update and noise.
+            one_pass = noise_std != 0.0 and group["radius"] is None and group["scale"] not in ROWS
+            parts = self._parts(group, everything) if one_pass else []
+            if len(parts) == 1 and parts[0].perturbed and len(parts[0].params) == len(everything.params):
+                self._update_part(group, parts[0], noise_std)  # nearly always
+                continue
+            members = everything.where(lambda p: p.requires_grad)
+            kept = [p for p in members.params if noise.is_applied(p)]
+            if not one_pass or len(kept) < len(members.params):  # or noise is switched on or off here
+                parts = []
                 self._update_group(group, everything)
                 if noise_std == 0.0:
                     noise.restore(kept)
                 else:
                     noise.apply_group(group, members, draw_offset=1)
                 continue
-            for part in self._parts(group, members):
-                self._update_part(group, part, noise_std)
-            if len(members) < len(everything):
-                for part in self._parts(group, [(i, p) for i, p in everything if not p.requires_grad]):
-                    self._update_part(group, part)
-            without = [(i, p) for i, p in members if p.grad is None]
-            if without:
-                noise.apply_from_clean(group, without, draw_offset=1)
+            for part in parts:  # frozen tensors are not perturbed
+                self._update_part(group, part, noise_std if part.perturbed else None)
+            noise.apply_from_clean(group, members.where(lambda p: p.grad is None), draw_offset=1)

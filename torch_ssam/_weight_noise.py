@@ -29,7 +29,7 @@ class _Applied(Scope):
             raise RuntimeError(
                 "applied() inside applied(): the tensors are perturbed already. Leave the first one."
             )
-        if not any(members for _, members in self._state.placed()):
+        if not any(members.params for _, members in self._state.placed()):
             raise RuntimeError(
                 "applied() with nothing to perturb: no tensor requires gradients, and those that do not "
                 "stay clean. "
