@@ -33,6 +33,7 @@ FIELDS = (
     "folder",
     "train",
     "validation",
+    "test",
     "epochs",
     "batch",
     "rates",
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     add("--wrong-labels", type=float, help="share of wrong training labels")
     add("--train", type=int, help="training examples")
     add("--validation", type=int, help="validation examples")
+    add("--test", type=int, help="test examples")
     add("--epochs", type=int, help="of SGD; the others have as many gradients")
     add("--batch", type=int)
     add("--rates", type=_numbers, help="learning rates of the grid, such as 0.03,0.1")

@@ -133,7 +133,7 @@ def _image_data(images: Images, setting: Setting, seed: int, note: str) -> Data:
         images.name,
         (scaled(images.train_images[chosen]), labels),
         (scaled(images.train_images[held_out]), torch.from_numpy(images.train_labels[held_out])),
-        (scaled(images.test_images), torch.from_numpy(images.test_labels)),
+        (scaled(images.test_images[: setting.test]), torch.from_numpy(images.test_labels[: setting.test])),
         images.classes,
         correct,
         note,
@@ -161,7 +161,7 @@ def _table(name: str, setting: Setting, seed: int, title: str) -> Data:
     bunch = getattr(need("sklearn.datasets", "compare", f"the data set {name}"), f"load_{name}")()
     x, y = np.asarray(bunch.data, np.float64), np.asarray(bunch.target)
     order = np.random.default_rng(0).permutation(len(x))
-    test, rest = order[: len(x) // 4], order[len(x) // 4 :]
+    test, rest = order[: len(x) // 4][: setting.test], order[len(x) // 4 :]
     held_out = rest[: min(len(rest) // 4, setting.validation)]
     chosen = rest[len(rest) // 4 :][: setting.train]
     mean, std = x[chosen].mean(0), x[chosen].std(0) + 1e-12
@@ -217,7 +217,7 @@ def _python_sources() -> list[Any]:
 
 def text(setting: Setting, seed: int) -> Data:
     """Source code of Python's standard library, character by character; other files to test on."""
-    wanted = {"test": 1000, "validation": setting.validation, "train": setting.train}
+    wanted = {"test": min(setting.test, 1000), "validation": setting.validation, "train": setting.train}
     files = iter(_python_sources())
     parts: dict[str, Any] = {}
     for name, n in wanted.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import torch_ssam
+from torch_ssam import _options
 
 from ._sam import SAM
 
@@ -60,6 +61,18 @@ class Method:
     def is_ssam(self) -> bool:
         """Whether noise is put on the weights of SGD."""
         return self.optimizer == "ssam" and self.knob == "noise_std"
+
+    def __post_init__(self) -> None:
+        _options.one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _options.one_of("knob", self.knob, ("weight_decay", "rho", "noise_std"))
+        if len(self.values) != 3:
+            raise ValueError(f"values are {self.values}; expected three, so that every method has as many.")
+        _options.count("gradients", self.gradients)
+        _options.number("budget", self.budget, open_low=True)
+        _options.number("ramp", self.ramp)
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # options, a dict, have no hash
 
     def epochs(self, sgd_epochs: int) -> int:
         """Epochs at the budget of gradients that SGD has in `sgd_epochs`, at least 1.
@@ -251,12 +264,8 @@ class Stepper:
             self.optimizer = SAM(params, momentum=0.9, fused=fused, **given)
         elif method.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(params, fused=fused, **given)
-        elif method.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(params, momentum=0.9, fused=fused, **given)
         else:
-            raise ValueError(
-                f"method {method.name!r} has optimizer {method.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}."
-            )
+            self.optimizer = torch.optim.SGD(params, momentum=0.9, fused=fused, **given)
         self._schedules: list[Any] = [CosineAnnealingLR(self.optimizer, steps)]
         if method.ramp != 1.0:
             self._schedules.append(

@@ -57,13 +57,14 @@ class Setting:
         model: "linear", "mlp", "cnn", "resnet", "vit", "transformer", "MODULE:FUNCTION", or a function of
             (data) that returns a module. Worker processes import functions by name: no lambdas, unless workers=1.
         folder: of idx files for "fashion-mnist"; None for the installed package.
-        train, validation: examples to train on and to choose options by; fewer where the data have fewer.
+        train, validation, test: examples to train on, to choose options by, to test on; fewer where the data have
+            fewer.
         wrong_labels: share of the training labels that are replaced by wrong ones, 0 to 1.
         epochs, batch: SGD's; other methods have the epochs of the same number of gradients.
         rates, adam_rates: learning rates of the grid; a cosine to 0 from there. As many of both.
         knob_values: how many values of each method's own knob the grid has, 1 to 3.
         weight_decay: of the methods whose grid does not vary it (AdamW with noise has its own).
-        methods: names from METHODS; "sgd" must be among them, as the reference.
+        methods: names from METHODS, or `Method` objects; "sgd" must be among them, as the reference.
         seeds: runs on the test split: 0, 1, ...; tuning has another.
         robustness_seeds: how many of them have the runs with other learning rates and epochs.
         lr_factors, epoch_factors: those, as multiples of what was chosen.
@@ -87,6 +88,7 @@ class Setting:
     folder: Path | None = None
     train: int = 5000
     validation: int = 2000
+    test: int = 10_000
     wrong_labels: float = 0.0
     epochs: int = 30
     batch: int = 100
@@ -94,7 +96,7 @@ class Setting:
     adam_rates: tuple[float, ...] = (1e-3, 3e-3)
     knob_values: int = 3
     weight_decay: float = 5e-4
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str | Method, ...] = DEFAULT_METHODS
     seeds: int = 5
     robustness_seeds: int = 1
     lr_factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
@@ -106,7 +108,9 @@ class Setting:
     curve_points: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "epochs", "batch", "seeds", "curve_points"):
+        for name in ("rates", "adam_rates", "methods", "lr_factors", "epoch_factors", "bits"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would not hash
+        for name in ("train", "validation", "test", "epochs", "batch", "seeds", "curve_points"):
             _options.count(name, getattr(self, name))
         _options.count("robustness_seeds", self.robustness_seeds, low=0, high=self.seeds)
         _options.count("knob_values", self.knob_values, high=3)
@@ -124,10 +128,12 @@ class Setting:
         for value in self.bits:
             _options.count("bits", value, low=2, high=16)
         for method in self.methods:
-            _options.one_of("method", method, tuple(METHODS))
-        if "sgd" not in self.methods:
+            if not isinstance(method, Method):
+                _options.one_of("method", method, tuple(METHODS))
+        names = [method.name for method in self.chosen_methods()]
+        if "sgd" not in names or len(set(names)) < len(names):
             raise ValueError(
-                f"methods are {', '.join(self.methods)}; expected 'sgd' among them, the reference."
+                f"methods are {', '.join(names)}; expected 'sgd' among them, the reference, and each once."
             )
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
             raise ValueError(
@@ -158,7 +164,7 @@ class Setting:
 
     def chosen_methods(self) -> list[Method]:
         """The methods of this setting."""
-        return [METHODS[name] for name in self.methods]
+        return [m if isinstance(m, Method) else METHODS[m] for m in self.methods]
 
     def grid(self, method: Method) -> list[dict[str, float]]:
         """The options that are tried, as many for every method: rates times values of the knob."""
@@ -175,15 +181,16 @@ class Setting:
         ]
 
     def short(self) -> Setting:
-        """A form of a minute or two: less data, a sixth of the epochs, a grid of 2, 3 seeds, fewer methods.
+        """A form of a minute or two: less data, a fifth of the epochs, a grid of 2, 3 seeds, fewer methods.
 
         It shows that everything works; its figures are weak evidence.
         """
         return replace(
             self,
-            train=min(self.train, 1500),
+            train=min(self.train, 1200),
             validation=min(self.validation, 500),
-            epochs=max(3, self.epochs // 6),
+            test=min(self.test, 2000),
+            epochs=max(4, self.epochs // 5),
             knob_values=1,
             seeds=3,
             robustness_seeds=1,

@@ -178,7 +178,7 @@ def verdict(comparison: Comparison) -> list[str]:
         f"points over {gap.n} seeds: {direction(gap)}. The goal, {GOAL:g} point with an interval above zero, is "
         f"{'reached' if reached else 'not reached'}."
     ]
-    names = comparison.setting.methods
+    names = [method.name for method in comparison.methods]
     if "sam" in names:
         gap = comparison.difference(form, comparison.method("sam"), arm="time")
         lines.append(
