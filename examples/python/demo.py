@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=120)
     start = time.perf_counter()
-    regression, classification = diabetes.Settings(), images.Settings(folder=options.data)
+    regression, classification = diabetes.Settings(), images.setting(options.data)
     if options.quick:
-        regression, classification = regression.quick(), classification.quick()
+        regression, classification = regression.quick(), images.quick(classification)
     given = {name: value for name in ("seeds", "epochs") if (value := getattr(options, name)) is not None}
     classification = replace(classification, **given)
     try:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"No Fashion-MNIST here (Debian: apt-get install dataset-fashion-mnist): using {name}.")
     with Runner(options.threads, console) as runner:
         fitted = diabetes.run(regression, runner.run)
-        compared = images.run(classification, runner.run)
+    compared = images.run(classification, options.out, options.threads, console)
     plot_diabetes(fitted, options.out / "demo_diabetes.png")
     plot_images(compared, options.out / "demo_images.png")
     tables = [coefficient_table(fitted), balance_table(fitted), grid_table(compared), image_table(compared)]

@@ -10,11 +10,11 @@ import gzip
 import json
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import torch_ssam
 
@@ -145,37 +145,12 @@ def test_diabetes_data_are_white_and_centred() -> None:
     np.testing.assert_allclose(problem.target, least_squares, atol=1e-12)
 
 
-def test_wrong_labels_are_wrong_in_the_share_asked_for_and_differ_by_seed(folder: Path) -> None:
-    settings = images.Settings(folder=folder, train=300, validation=50)
-    first, again, other = (images.split(settings, seed) for seed in (0, 0, 1))
-    share = float((first.labels != first.correct).double().mean())
-    assert abs(share - 0.3) < 4 * (0.3 * 0.7 / 300) ** 0.5  # a 6e-5 false alarm, and the seed is fixed
-    assert torch.equal(first.labels, again.labels)
-    assert not torch.equal(first.labels, other.labels)
-    assert torch.equal(first.correct, other.correct)
-    assert len(first.validation) == 50
-
-
-def test_every_method_has_a_grid_of_the_same_size() -> None:
-    for settings in (images.Settings(), images.Settings().quick()):
-        assert len({len(settings.grid(method)) for method in images.METHODS}) == 1
-
-
-def test_sharpness_of_a_quadratic_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    # L(w) = |w|^2: E L(w + xi) - L(w) = k std^2; k std^2 (1 +- 6 sqrt(2 / (k pairs))) covers 6 sigma.
-    model = torch.nn.Linear(1, 5000, bias=False, dtype=torch.float64)
-    monkeypatch.setattr(images, "mean_loss", lambda m, x, y: float(m.weight.square().sum().detach()))
-    settings = images.Settings(sharpness_std=0.1, sharpness_pairs=4)
-    before = model.weight.detach().clone()
-    sharpness = images.average_sharpness(model, torch.empty(0), torch.empty(0), settings)
-    assert sharpness == pytest.approx(50.0, rel=6 * (2 / 20000) ** 0.5)
-    assert torch.equal(before, model.weight)
-
-
-def test_the_interval_is_students() -> None:
-    mean, half = images.interval([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half == pytest.approx(4.302652729911275 / 3**0.5)
+def test_the_images_are_compared_as_readme_says() -> None:
+    for setting in (images.setting(), images.quick(images.setting())):
+        methods = setting.chosen_methods()
+        assert len({len(setting.grid(method)) for method in methods}) == 1
+        assert [method.epochs(setting.epochs) for method in methods] == [setting.epochs] * 3
+        assert setting.wrong_labels == 0.3
     assert images.interval([1.0]) == (1.0, float("inf"))
 
 
@@ -207,17 +182,15 @@ def test_expected_gap_of_depth_3_follows_gradient_descent_on_the_regularised_los
     assert predicted == pytest.approx([1.0, gap], rel=0.02)
 
 
-def test_each_method_learns_the_stripes(folder: Path) -> None:
-    torch.set_num_threads(1)
-    settings = images.Settings(folder=folder, train=300, validation=50, epochs=4, batch=20, sharpness_pairs=1)
+def test_each_method_learns_the_stripes(folder: Path, tmp_path: Path) -> None:
+    full = replace(
+        images.setting(folder), train=300, validation=50, epochs=4, batch=20, seeds=1, knob_values=1
+    )
+    numbers = images.run(replace(full, wrong_labels=0.1), tmp_path, 1, Console(quiet=True))
     for method in images.METHODS:
-        run = images.train(images.Task(method, {"lr": 0.05, **_knob(method)}, 0, settings, True))
+        (run,) = numbers["methods"][method]["runs"]
         assert run["test accuracy"] > 90
-        assert all(np.isfinite(value) for value in run.values())
-
-
-def _knob(method: str) -> dict[str, float]:
-    return {images.KNOBS[method]: 0.001 if method == "SGD" else 0.02}
+        assert run["sharpness"] > 0
 
 
 def test_processes_give_results_in_the_order_of_the_tasks_and_pass_errors_on() -> None:
