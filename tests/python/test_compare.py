@@ -538,6 +538,8 @@ def test_the_report_stands_alone_and_the_csv_has_every_run(whole: tuple[Path, Co
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found.rows())
     assert {row["method"] for row in rows} == set(TINY.methods)
+    markdown = (out / "report.md").read_text()
+    assert all(f"| {method.title} |" in markdown for method in found.methods)
     assert not list(out.glob(".*"))
 
 

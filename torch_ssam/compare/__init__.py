@@ -5,7 +5,7 @@
     Method, METHODS     what is compared
     Data                what a function of the user's that makes data returns
     Comparison          what a setting's runs say: means, intervals, paired differences
-    write_report        report.html, self-contained, and results.csv
+    write_report        report.html, self-contained, its tables as report.md, and results.csv
     SAM                 the reference implementation that is compared with
 
 It needs the extra `compare` (matplotlib, rich, scikit-learn) for reports, bars and scikit-learn's data. docs/compare.md is

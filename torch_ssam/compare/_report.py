@@ -1,13 +1,15 @@
-"""report.html, one self-contained page, and results.csv, a row a run. Tests: tests/python/test_compare.py."""
+"""report.html, one self-contained page; its tables as report.md; results.csv, a row a run. Tests: test_compare.py."""
 
 from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch_ssam._page import image, page, png
 
@@ -50,32 +52,40 @@ def _section(comparison: Comparison) -> str:
 
 
 def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
-    """Writes report.html, with plots inside, and results.csv into the folder; the path of the report.
+    """Writes report.html, with plots inside, report.md, its tables, and results.csv; the path of the first.
 
-    Both are replaced in one step each. What is not run yet is left empty.
+    Each is replaced in one step. What is not run yet is left empty.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     listed = list(comparisons)
     items = "".join(f'<li><a href="#{c.name}">{c.name}</a></li>' for c in listed)
     software = sorted({_software(path) for c in listed for path in c.store.folder.glob("*.json")})
-    body = f"<section>{overview_table(listed).html()}<ol>{items}</ol></section>" + "".join(
-        map(_section, listed)
-    )
+    overview = overview_table(listed)
+    body = f"<section>{overview.html()}<ol>{items}</ol></section>" + "".join(map(_section, listed))
     made_by = f"Records made by: {html.escape('; '.join(software)) or 'none yet'}."
-    text = page("SGD, SAM, S-SAM and AdamW compared", _PROTOCOL, body, made_by)
-    rows = [row for comparison in listed for row in comparison.rows()]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    beside = folder / f".results.csv.{os.getpid()}"
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, folder / "results.csv")
-    beside = folder / f".report.html.{os.getpid()}"
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, folder / "report.html")
+    _replace(folder / "results.csv", _csv([row for comparison in listed for row in comparison.rows()]))
+    words = [overview.markdown()]
+    for comparison in listed:
+        words += [f"## {comparison.name}\n", *(f"{line}\n" for line in verdict(comparison))]
+        words += [table.markdown() for table in all_tables(comparison)]
+    _replace(folder / "report.md", "\n".join(words))
+    _replace(folder / "report.html", page("SGD, SAM, S-SAM and AdamW compared", _PROTOCOL, body, made_by))
     return folder / "report.html"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8", newline="")
+    os.replace(beside, path)
 
 
 def _software(path: Path) -> str:
