@@ -79,6 +79,7 @@ class _Copy:
         self.version = self.param._version
 
     def changed(self) -> bool:
+        """Whether somebody else wrote to the tensor."""
         version = self.version
         return version >= 0 and (version != self.param._version or self.address != self.param.data_ptr())
 
@@ -150,30 +151,35 @@ class NoiseState:
 
     @property
     def draw(self) -> int:
-        """The draw in use while perturbed, else the next one. Read where it may move alone."""
-        for generator in self._generators.values():
-            return int(generator[1].item())
+        """The draw in use while perturbed, else the next one. Read where it may move alone (in a CUDA graph)."""
+        for device, generator in self._generators.items():
+            if device.type != "cpu":
+                return int(generator[1].item())
         return self._draw
 
     def set_generator(self, seed: int, draw: int) -> None:
         """Continues with this seed and draw."""
         self.seed, self._draw = seed, draw
-        for generator in self._generators.values():
-            generator.copy_(self._new_generator(torch.device("cpu"), draw))
+        for device, generator in self._generators.items():
+            generator.copy_(self._new_generator(device, draw))
 
     def _new_generator(self, device: torch.device, draw: int) -> Tensor:
         seed = (self.seed + self.stream + 2**63) % 2**64 - 2**63
-        return torch.tensor([seed, draw], dtype=torch.int64, device=device)
+        return torch.tensor([seed, 0 if device.type == "cpu" else draw], dtype=torch.int64, device=device)
 
-    def generator(self, device: torch.device) -> Tensor:
-        """(seed, draw) on a device, made where it is first needed."""
+    def generator(self, device: torch.device) -> tuple[Tensor, int]:
+        """(seed, draw) on a device, and what to add to this draw.
+
+        A CPU's stays at draw 0 and is never written: an operator call for each step would cost more than the
+        addition. A GPU's moves on the GPU, where a replayed CUDA graph moves it too.
+        """
         generator = self._generators.get(device)
         if generator is None:
             _require_kernels(device)
             with torch.inference_mode(False):
                 generator = self._new_generator(device, self.draw)
             self._generators[device] = generator
-        return generator
+        return generator, self._draw if device.type == "cpu" else 0
 
     def drop_buffers(self) -> None:
         """Frees the memory of clean copies that are not in use."""
@@ -182,10 +188,10 @@ class NoiseState:
 
     def advance(self) -> None:
         """Moves on to the next draw."""
-        if not self._generators:
-            self._draw += 1
-        for generator in self._generators.values():
-            ops.advance_(generator, 1)
+        for device, generator in self._generators.items():
+            if device.type != "cpu":
+                ops.advance_(generator, 1)
+        self._draw += 1
 
     # -- which tensors ---------------------------------------------------------------------------------------
 
@@ -221,6 +227,11 @@ class NoiseState:
         copy = self._applied.get(id(param))
         return param if copy is None else copy.clean
 
+    def all_clean_of(self, params: list[Tensor]) -> list[Tensor]:
+        """The clean weights of tensors that are perturbed now."""
+        applied = self._applied
+        return [applied[id(p)].clean for p in params]
+
     def applied_clean(self) -> dict[Tensor, Tensor]:
         """Clean copies of all tensors that are perturbed now."""
         return {copy.param: copy.clean for copy in self._applied.values()}
@@ -237,7 +248,7 @@ class NoiseState:
     def written(self, params: list[Tensor]) -> None:
         """Tells autograd that these tensors changed, and remembers perturbed ones as we left them."""
         applied = self._applied
-        ours = [applied[id(p)] for p in params if id(p) in applied]
+        ours = [copy for copy in map(applied.get, map(id, params)) if copy is not None]
         for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
             copy.version = OURS
         _tell_torch(params)
@@ -279,14 +290,15 @@ class NoiseState:
             clean = self.clean_of(param).detach()
             scaled = self._scaled(group, [_Copy(param, clean)], [clean])
             by_element = scaled == ("element",)
+            generator, draw_offset = self.generator(param.device)
             noise: Tensor = torch.ops.torch_ssam.perturbed(
                 torch.zeros_like(clean),
-                self.generator(param.device),
+                generator,
                 place,
                 *_noise_of(group),
                 sample,
                 False,
-                0,
+                draw_offset,
                 *(() if by_element else scaled),
             )
             return noise * (clean.abs() + 0.01) if by_element else noise
@@ -357,15 +369,13 @@ class NoiseState:
         draw_offset: int,
     ) -> None:
         places, params = part
+        generator, draw = self.generator(device)
+        how = *_noise_of(group), sample, negate, draw + draw_offset
         if group["memory"] == "regenerate":
-            self._perturb_in_place(
-                part, recipe(self.generator(device), *_noise_of(group), sample, negate, draw_offset)
-            )
+            self._perturb_in_place(part, recipe(generator, *how))
             return
         copies = [self._copy_of(p) for p in params]
         buffers = [copy.clean for copy in copies]
-        generator = self.generator(device)
-        how = *_noise_of(group), sample, negate, draw_offset
         scaled = self._scaled(group, copies, params)
         noted = {id(copy.param): copy for copy in copies}
         for copy in copies:
@@ -394,15 +404,16 @@ class NoiseState:
             copies = [self._applied[id(p)] for p in params]
             clean = [copy.clean for copy in copies]
             scaled = self._scaled(group, copies, clean)
+            generator, draw = self.generator(device)
             ops.perturb_from_clean_(
                 params,
                 clean,
-                self.generator(device),
+                generator,
                 places,
                 *_noise_of(group),
                 sample,
                 negate,
-                draw_offset,
+                draw + draw_offset,
                 *((None, *scaled) if scaled else ()),  # found_inf comes before
             )
             self.written(params)

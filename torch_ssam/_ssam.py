@@ -246,15 +246,15 @@ class SSAM(NoiseDriver):
         """
         noise = self._noise
         params, momenta, first = part.params, part.momenta, part.first
-        clean = [noise.clean_of(p) for p in params] if part.perturbed else params
+        clean = noise.all_clean_of(params) if part.perturbed else params
         device = params[0].device
         options, lr_tensor = self._hyperparameters(group, device)
         if noise_std is None:
             ops.update_(clean, part.grads, momenta, *options, first, lr_tensor)
         else:
-            how = noise_std, group["distribution"], 0, False, 1
+            generator, draw = noise.generator(device)
+            how = noise_std, group["distribution"], 0, False, draw + 1
             scaled = () if group["scale"] == "isotropic" else (None, None, group["scale"])
-            generator = noise.generator(device)
             ops.update_and_perturb_(
                 params,
                 clean,
