@@ -58,10 +58,11 @@ void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::
               const Noise& noise) {
   static const auto op =
       find<void(TensorList, TensorList, const Tensor&, at::IntArrayRef, double, std::string_view, std::int64_t, bool,
-                std::int64_t, std::string_view, std::optional<TensorList>)>("torch_ssam::perturb_");
+                std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef)>(
+          "torch_ssam::perturb_");
   checked([&] {
     op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, kIsotropic, std::nullopt);
+            noise.draw_offset, kIsotropic, std::nullopt, std::nullopt);
   });
 }
 
@@ -69,21 +70,22 @@ void perturb_from_clean_(TensorList params, TensorList clean, const Tensor& gene
                          const Noise& noise) {
   static const auto op =
       find<void(TensorList, TensorList, const Tensor&, at::IntArrayRef, double, std::string_view, std::int64_t, bool,
-                std::int64_t, const std::optional<Tensor>&, std::string_view, std::optional<TensorList>)>(
-          "torch_ssam::perturb_from_clean_");
+                std::int64_t, const std::optional<Tensor>&, std::string_view, std::optional<TensorList>,
+                at::OptionalIntArrayRef)>("torch_ssam::perturb_from_clean_");
   checked([&] {
     op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, kNone, kIsotropic, std::nullopt);
+            noise.draw_offset, kNone, kIsotropic, std::nullopt, std::nullopt);
   });
 }
 
 Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t place, const Noise& noise) {
   static const auto op =
       find<Tensor(const Tensor&, const Tensor&, std::int64_t, double, std::string_view, std::int64_t, bool,
-                  std::int64_t, std::string_view, std::optional<TensorList>)>("torch_ssam::perturbed");
+                  std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef)>(
+          "torch_ssam::perturbed");
   return checked([&] {
     return op.call(weights, generator, place, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-                   noise.draw_offset, kIsotropic, std::nullopt);
+                   noise.draw_offset, kIsotropic, std::nullopt, std::nullopt);
   });
 }
 
@@ -110,14 +112,16 @@ void update_(TensorList weights, TensorList grads, TensorList momentum_buffers, 
 
 void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, TensorList momentum_buffers,
                          const Tensor& generator, at::IntArrayRef places, const Update& update, const Noise& noise) {
-  static const auto op = find<void(
-      TensorList, TensorList, TensorList, TensorList, const Tensor&, at::IntArrayRef, double, double, double, double,
-      bool, bool, bool, double, std::string_view, std::int64_t, bool, std::int64_t, const std::optional<Tensor>&,
-      const std::optional<Tensor>&, const std::optional<Tensor>&, std::string_view)>("torch_ssam::update_and_perturb_");
+  static const auto op =
+      find<void(TensorList, TensorList, TensorList, TensorList, const Tensor&, at::IntArrayRef, double, double, double,
+                double, bool, bool, bool, double, std::string_view, std::int64_t, bool, std::int64_t,
+                const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+                std::string_view, at::OptionalIntArrayRef)>("torch_ssam::update_and_perturb_");
   checked([&] {
     op.call(params, clean, grads, momentum_buffers, generator, places, update.lr, update.momentum, update.dampening,
             update.weight_decay, update.nesterov, update.maximize, update.first_step, noise.noise_std,
-            noise.distribution, noise.sample, noise.negate, noise.draw_offset, kNone, kNone, kNone, kIsotropic);
+            noise.distribution, noise.sample, noise.negate, noise.draw_offset, kNone, kNone, kNone, kIsotropic,
+            std::nullopt);
   });
 }
 

@@ -7,15 +7,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
   m.def(
       "perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, float noise_std, "
       "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', "
-      "Tensor[]? row_scales=None) -> ()");
+      "Tensor[]? row_scales=None, int[]? shards=None) -> ()");
   m.def(
       "perturb_from_clean_(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, float noise_std, "
       "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, Tensor? found_inf=None, "
-      "str scale='isotropic', Tensor[]? row_scales=None) -> ()");
+      "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None) -> ()");
   m.def(
       "perturbed(Tensor weights, Tensor generator, int place, float noise_std, str distribution='gaussian', "
-      "int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', Tensor[]? row_scales=None) -> "
-      "Tensor");
+      "int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', Tensor[]? row_scales=None, "
+      "int[]? shards=None) -> Tensor");
   m.def("restore_(Tensor(a!)[] params, Tensor[] clean) -> ()");
   m.def("advance_(Tensor(a!) generator, int draws, Tensor? found_inf=None) -> ()");
 }
@@ -29,11 +29,13 @@ NoiseOptions check_noise(double noise_std, const std::string& distribution, int6
 
 PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
                           const std::vector<int64_t>& places, const NoiseOptions& noise,
-                          const std::optional<std::vector<Tensor>>& row_scales, bool save,
+                          const std::optional<std::vector<Tensor>>& row_scales,
+                          const std::optional<std::vector<int64_t>>& shards, bool save,
                           const std::optional<Tensor>& found_inf) {
   PerturbArgs args{view_parameters(params, "params", Use::writes),
                    view_parameters(clean, "clean", save ? Use::writes : Use::reads),
                    noise,
+                   {},
                    {}};
   check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
   check_places(places, params.size());
@@ -41,6 +43,7 @@ PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<T
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
   check_number(found_inf, "found_inf", {generator}, "generator");
+  args.shards = check_shards(shards, args.params);
   const bool by_rows = noise.scale == math::Scale::rows;
   TORCH_SSAM_CHECK(by_rows == row_scales.has_value(), "scale is ", by_rows ? "" : "not ", "'rows' and row_scales are ",
                    by_rows ? "missing" : "given", "; expected them with 'rows' and with nothing else.");

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "scale.h"
+#include "shards.h"
 
 namespace torch_ssam {
 
@@ -30,13 +31,15 @@ struct PerturbArgs {
   TensorViews clean;
   NoiseOptions noise;
   RowViews row_scales;  // empty but for Scale::rows
+  Shards shards;        // empty where every tensor is whole
 };
 
 // `save` says that the parameters hold the clean weights and `clean` receives them (then the dtypes must agree).
 TORCH_SSAM_EXPORT PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
                                             const Tensor& generator, const std::vector<int64_t>& places,
                                             const NoiseOptions& noise,
-                                            const std::optional<std::vector<Tensor>>& row_scales, bool save,
+                                            const std::optional<std::vector<Tensor>>& row_scales,
+                                            const std::optional<std::vector<int64_t>>& shards, bool save,
                                             const std::optional<Tensor>& found_inf = {});
 
 TORCH_SSAM_EXPORT void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf);

@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
       "Tensor generator, int[] places, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
       "bool maximize, bool first_step, float noise_std, str distribution='gaussian', int sample=0, bool negate=False, "
       "int draw_offset=0, Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None, "
-      "str scale='isotropic') -> ()");
+      "str scale='isotropic', int[]? shards=None) -> ()");
   m.def("project_(Tensor(a!)[] weights, float radius) -> ()");
 }
 

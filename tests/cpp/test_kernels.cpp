@@ -126,6 +126,32 @@ class Outputs {
     return keep({&saved, &in_place, &perturbed, &fused});
   }
 
+  // Of a shard, in place with the weights saved and from clean weights; then the fused step.
+  Outputs& perturb_shard(Distribution distribution, const math::Shard& shard) {
+    NoiseArgs args{kStream, distribution, 0.125};
+    args.origin = shard.one_run() ? shard.origin : 0;
+    args.shard = shard.one_run() ? nullptr : &shard;
+    const Bytes weights = random_values(count_, pair_, size_.master, 1);
+    const Bytes grad = random_values(count_, pair_, size_.model, 2);
+    Bytes in_place = weights, clean = weights, updated = weights;
+    Bytes saved(weights.size()), fused = empty(size_.model), after = empty(size_.model);
+    const UpdateArgs update = update_args_of(0);
+    each([&](Span s, int64_t at) {
+      const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
+      if (size_.master == size_.model) {
+        k_.perturb[pair_](args, s, in(in_place, at, size_.master), in(saved, at, size_.master),
+                          in(in_place, at, size_.master));
+      }
+      k_.update_and_perturb[pair_](update, args, s, in(clean, at, size_.master), g, nullptr,
+                                   in(fused, at, size_.model));
+      k_.update[pair_](update, s, in(updated, at, size_.master), g, nullptr);
+      k_.perturb[pair_](args, s, in(updated, at, size_.master), nullptr, in(after, at, size_.model));
+    });
+    if (size_.master == size_.model) same_update_ &= saved == weights;
+    same_update_ &= clean == updated && fused == after;
+    return keep({&saved, &in_place, &fused});
+  }
+
   Outputs& update(int kind, bool with_buffer, Distribution distribution) {
     const UpdateArgs args = update_args_of(kind);
     const NoiseArgs noise{kStream, distribution, 0.125};
@@ -272,6 +298,32 @@ TEST_P(VariantTest, ScaledNoiseHasTheBitsOfThePlainVariant) {
   }
 }
 
+// A box of `sizes` from `starts` on in a tensor of `whole` sizes.
+math::Shard shard_of(const std::vector<int64_t>& whole, const std::vector<int64_t>& starts,
+                     const std::vector<int64_t>& sizes) {
+  math::Shard shard;
+  for (size_t d = 0; d < whole.size(); ++d) EXPECT_TRUE(math::add_dimension(shard, starts[d], sizes[d], whole[d]));
+  return shard;
+}
+
+TEST_P(VariantTest, NoiseOfShardsHasTheBitsOfThePlainVariantAndOfAnyCut) {
+  const math::Shard shards[] = {shard_of({9000, 3}, {100, 0}, {4000, 3}), shard_of({2111, 7}, {0, 3}, {2111, 2}),
+                                shard_of({40, 99, 5}, {1, 30, 2}, {38, 31, 3})};
+  for (const math::Shard& shard : shards) {
+    for (const Distribution d : kDistributions) {
+      const auto run = [&](const Kernels& k, int64_t cut) {
+        Outputs outputs(k, pair_, 0, 2111, cut);
+        outputs.perturb_shard(d, shard);
+        return outputs;
+      };
+      ASSERT_NO_FATAL_FAILURE(expect_same(run(*kernels_plain(), 2111), run(*table_, 2111), "whole"));
+      for (const int64_t cut : {1, 64, 67, 2100}) {
+        ASSERT_NO_FATAL_FAILURE(expect_same(run(*table_, 2111), run(*table_, cut), "cut"));
+      }
+    }
+  }
+}
+
 TEST_P(VariantTest, EveryKindOfUpdateHasTheBitsOfThePlainVariant) {
   const auto run = [&](const Kernels& k, int64_t offset, int64_t size) {
     Outputs outputs(k, pair_, offset, size);
@@ -378,6 +430,59 @@ TEST(PlainKernelsTest, ScaledNoiseIsTheBodyOfEachElement) {
     ASSERT_EQ(by_rows[at], math::perturb_element(w[i], 0.3, scaled));
     ASSERT_EQ(by_element[at], std::fma(0.3, static_cast<double>(z) * (std::fabs(w[i]) + 0.01), w[i]));
   }
+}
+
+// Every box, walked by its indices, against the documented noise of the element of the whole tensor.
+TEST(PlainKernelsTest, NoiseOfAShardIsThatOfItsElementsInTheWholeTensor) {
+  struct Box {
+    std::vector<int64_t> whole, starts, sizes;
+  };
+  const int64_t far = (1LL << 34) / 60;  // where the counters carry
+  const Box boxes[] = {{{7}, {3}, {2}},
+                       {{1000, 2}, {0, 1}, {1000, 1}},
+                       {{50, 130}, {7, 0}, {20, 130}},
+                       {{50, 130}, {0, 66}, {50, 64}},
+                       {{50, 130}, {10, 100}, {1, 30}},
+                       {{5, 6, 70, 3}, {1, 2, 3, 0}, {3, 4, 60, 3}},
+                       {{5, 6, 70, 3}, {1, 0, 3, 1}, {3, 6, 60, 2}},
+                       {{far + 9, 60}, {far - 3, 20}, {12, 39}}};
+  const int pair = static_cast<int>(DtypePair::f64);
+  for (const Box& box : boxes) {
+    const math::Shard shard = shard_of(box.whole, box.starts, box.sizes);
+    int64_t count = 1;
+    for (const int64_t size : box.sizes) count *= size;
+    const std::vector<double> weights(static_cast<size_t>(count), 0.0);
+    for (const Distribution d : kDistributions) {
+      NoiseArgs args{kStream, d, 1.0};
+      args.origin = shard.one_run() ? shard.origin : 0;
+      args.shard = shard.one_run() ? nullptr : &shard;
+      std::vector<double> noise(weights.size());
+      kernels_plain()->perturb[pair](args, {0, count}, weights.data(), nullptr, noise.data());
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t rest = i, whole = 0, step = 1;
+        for (size_t k = box.sizes.size(); k-- > 0;) {
+          whole += (box.starts[k] + rest % box.sizes[k]) * step;
+          rest /= box.sizes[k];
+          step *= box.whole[k];
+        }
+        ASSERT_EQ(math::whole_element(shard, i), whole);
+        ASSERT_EQ(noise[static_cast<size_t>(i)], static_cast<double>(documented_noise(d, whole))) << i;
+      }
+    }
+  }
+}
+
+TEST(PlainKernelsTest, AShardKnowsItsRuns) {
+  EXPECT_TRUE(shard_of({9, 5}, {2, 0}, {4, 5}).one_run());
+  EXPECT_TRUE(shard_of({9, 5, 2}, {2, 1, 0}, {1, 3, 2}).one_run());
+  EXPECT_TRUE(math::Shard{}.one_run());
+  const math::Shard columns = shard_of({9, 5, 2}, {0, 1, 0}, {9, 3, 2});
+  EXPECT_FALSE(columns.one_run());
+  EXPECT_EQ(math::left_in_run(columns, 0), 6);
+  EXPECT_EQ(math::left_in_run(columns, 11), 1);
+  math::Shard split;
+  for (int d = 0; d < math::Shard::kMaxDims; ++d) EXPECT_TRUE(math::add_dimension(split, 1, 2, 4));
+  EXPECT_FALSE(math::add_dimension(split, 1, 2, 4));
 }
 
 TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {

@@ -118,7 +118,10 @@ def generator() -> Tensor:
 
 SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "perturb_": lambda: (lists(), lists(), generator(), [0, 1, 2], 0.1, "gaussian", 0, False, 0),
-    "perturb_from_clean_": lambda: (lists(), lists(), generator(), [0, 1, 2], 0.1, "rademacher", 2, True, 1),
+    "perturb_from_clean_": lambda: (
+        lists(), lists(), generator(), [0, 1, 2], 0.1, "rademacher", 2, True, 1, None, "isotropic", None,
+        [9, 5, 4, 0, 8, 1],
+    ),
     "restore_": lambda: (lists(), lists()),
     "advance_": lambda: (generator(), 1),
     "update_": lambda: (lists(), lists(), lists(), 0.1, 0.9, 0.0, 0.01, True, False, False),

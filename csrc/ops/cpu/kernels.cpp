@@ -60,6 +60,45 @@ inline __attribute__((always_inline)) void with_noise(const NoiseStream& stream,
   }
 }
 
+// The same for elements of a shard that is not one run: noise is collected run by run, from blocks of 64 neighbours in
+// the whole tensor, each made once a time that the runs come by it.
+template <Distribution kDistribution, typename Body>
+inline __attribute__((always_inline)) void for_each_collected_block(const NoiseStream& stream, const math::Shard& shard,
+                                                                    Span span, Body body) {
+  NoiseBlocks<kDistribution> blocks(stream);
+  alignas(64) float values[kGaussianBlock];
+  alignas(64) float collected[kGaussianBlock];
+  int64_t made = -1;  // the block that `values` hold
+  for (int64_t done = 0; done < span.count;) {
+    const int64_t n = smaller(kGaussianBlock, span.count - done);
+    for (int64_t i = 0; i < n;) {
+      const int64_t element = span.begin + done + i;
+      const int64_t whole = math::whole_element(shard, element);
+      const int64_t inside = whole % kGaussianBlock;
+      const int64_t count = smaller(smaller(n - i, kGaussianBlock - inside), math::left_in_run(shard, element));
+      if (whole / kGaussianBlock != made) {
+        made = whole / kGaussianBlock;
+        blocks.generate(made, values);
+      }
+      for (int64_t k = 0; k < count; ++k) collected[i + k] = values[inside + k];
+      i += count;
+    }
+    body(collected, done, n);
+    done += n;
+  }
+}
+
+template <typename Body>
+inline __attribute__((always_inline)) void with_noise_of(const NoiseArgs& args, Span span, Body body) {
+  if (args.shard == nullptr) {
+    with_noise(args.stream, args.distribution, Span{args.origin + span.begin, span.count}, body);
+  } else if (args.distribution == Distribution::gaussian) {
+    for_each_collected_block<Distribution::gaussian>(args.stream, *args.shard, span, body);
+  } else {
+    for_each_collected_block<Distribution::rademacher>(args.stream, *args.shard, span, body);
+  }
+}
+
 void fill_noise(const NoiseStream& stream, Distribution distribution, Span span, float* values) {
   with_noise(stream, distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
     for (int64_t i = 0; i < n; ++i) values[offset + i] = noise[i];
@@ -79,16 +118,22 @@ void scale_by_rows(const NoiseArgs& args, int64_t element, const float* noise, i
   }
 }
 
-// perturb with a scale other than isotropic: a loop of its own, so that the other stays as it is.
+// Whether the noise is that of whole tensors, or of one run in them, without scales: what most calls ask for.
+bool is_plain(const NoiseArgs& args) { return args.scale == math::Scale::isotropic && args.shard == nullptr; }
+
+// perturb for all other noise: a loop of its own, so that the plain one stays as it is.
 template <typename master_t, typename model_t>
-void perturb_scaled(const NoiseArgs& args, Span span, const master_t* weights, master_t* saved, model_t* perturbed) {
+void perturb_any(const NoiseArgs& args, Span span, const master_t* weights, master_t* saved, model_t* perturbed) {
   const auto noise_std = static_cast<opmath_t<master_t>>(args.noise_std);
-  const bool by_rows = args.scale == math::Scale::rows;
-  with_noise(args.stream, args.distribution, span, [=, &args](const float* noise, int64_t offset, int64_t n) {
+  const math::Scale scale = args.scale;
+  with_noise_of(args, span, [=, &args](const float* noise, int64_t offset, int64_t n) {
     const master_t* clean = weights + offset;
     model_t* target = perturbed + offset;
     for (int64_t i = 0; saved != nullptr && i < n; ++i) saved[offset + i] = clean[i];
-    if (by_rows) {
+    if (scale == math::Scale::isotropic) {
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) target[i] = math::perturb_stored<model_t>(clean[i], noise_std, noise[i]);
+    } else if (scale == math::Scale::rows) {
       alignas(64) float scaled[kGaussianBlock];
       scale_by_rows(args, span.begin + offset, noise, n, scaled);
       TORCH_SSAM_INDEPENDENT
@@ -109,10 +154,11 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
   auto* saved = static_cast<master_t*>(saved_);
   auto* perturbed = static_cast<model_t*>(perturbed_);
   const auto noise_std = static_cast<math_t>(args.noise_std);
-  if (args.scale != math::Scale::isotropic) {
-    perturb_scaled(args, span, weights, saved, perturbed);
+  const Span of_whole{args.origin + span.begin, span.count};
+  if (!is_plain(args)) {
+    perturb_any(args, span, weights, saved, perturbed);
   } else if (saved != nullptr) {
-    with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+    with_noise(args.stream, args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
         const master_t clean = weights[offset + i];
@@ -121,7 +167,7 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
       }
     });
   } else {
-    with_noise(args.stream, args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+    with_noise(args.stream, args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
         perturbed[offset + i] = math::perturb_stored<model_t>(weights[offset + i], noise_std, noise[i]);
@@ -193,7 +239,8 @@ void update_and_perturb_loop(const UpdateArgs& args, const NoiseArgs& noise_args
   using math_t = opmath_t<master_t>;
   const auto p = update_params<math_t>(args);
   const auto noise_std = static_cast<math_t>(noise_args.noise_std);
-  with_noise(noise_args.stream, noise_args.distribution, span, [=](const float* noise, int64_t offset, int64_t n) {
+  const Span of_whole{noise_args.origin + span.begin, span.count};
+  with_noise(noise_args.stream, noise_args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
     update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset,
                                                  kMomentum != math::Momentum::none ? buffer + offset : nullptr,
                                                  perturbed + offset);
@@ -207,13 +254,13 @@ void update_and_perturb(const UpdateArgs& args, const NoiseArgs& noise, Span spa
   const auto* g = static_cast<const model_t*>(grad);
   auto* v = static_cast<master_t*>(buffer);
   auto* out = static_cast<model_t*>(perturbed);
-  if (noise.scale != math::Scale::isotropic) {
+  if (!is_plain(noise)) {
     // Update, then noise, in pieces that stay in the first-level cache: still one pass over memory.
     for (int64_t done = 0; done < span.count;) {
       const int64_t at = span.begin + done;
       const int64_t n = smaller(math::kRademacherBlock - at % math::kRademacherBlock, span.count - done);
       update<master_t, model_t>(args, Span{at, n}, w + done, g + done, v == nullptr ? v : v + done);
-      perturb_scaled<master_t, model_t>(noise, Span{at, n}, w + done, nullptr, out + done);
+      perturb_any<master_t, model_t>(noise, Span{at, n}, w + done, nullptr, out + done);
       done += n;
     }
     return;

@@ -9,6 +9,7 @@
 
 #include "../../math/noise.h"
 #include "../../math/scale.h"
+#include "../../math/shard.h"
 #include "../../math/update.h"
 
 namespace torch_ssam::cpu {
@@ -21,8 +22,12 @@ struct NoiseArgs {
   math::Distribution distribution;
   double noise_std;  // negative for the second half of an antithetic pair
   math::Scale scale = math::Scale::isotropic;
-  const float* row_scales = nullptr;  // of the whole tensor: element i belongs to row i / row_length
+  const float* row_scales =
+      nullptr;  // of the whole tensor, or of the whole shard: element i belongs to row i / row_length
   int64_t row_length = 1;
+  // Of a shard: where its first element lies in the whole tensor, or, if it is not one run, the map to it.
+  int64_t origin = 0;
+  const math::Shard* shard = nullptr;
 };
 
 struct UpdateArgs {

@@ -15,7 +15,7 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
                                         Operand{&args.clean, save ? Access::write : Access::read}};
   for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
     const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
-    NoiseArgs noise = noise_args(args.noise, state, places[t]);
+    NoiseArgs noise = noise_args(args.noise, state, places, args.shards, t);
     if (noise.scale == math::Scale::rows) {
       noise.row_scales = args.row_scales[t].data;
       noise.row_length = args.row_scales[t].length;
@@ -27,19 +27,20 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
 
 void perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator, std::vector<int64_t> places,
                  double noise_std, StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset,
-                 StringArgument scale, std::optional<std::vector<Tensor>> row_scales) {
+                 StringArgument scale, std::optional<std::vector<Tensor>> row_scales,
+                 std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  perturb_loop(check_perturb(params, clean, generator, places, noise, row_scales, /*save=*/true), generator, places,
-               true);
+  perturb_loop(check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/true), generator,
+               places, true);
 }
 
 void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator,
                             std::vector<int64_t> places, double noise_std, StringArgument distribution, int64_t sample,
                             bool negate, int64_t draw_offset, std::optional<Tensor> found_inf, StringArgument scale,
-                            std::optional<std::vector<Tensor>> row_scales) {
+                            std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const PerturbArgs args =
-      check_perturb(params, clean, generator, places, noise, row_scales, /*save=*/false, found_inf);
+      check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/false, found_inf);
   for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
   if (is_set(found_inf)) return;
   perturb_loop(args, generator, places, false);
@@ -47,12 +48,12 @@ void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
 
 Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noise_std, StringArgument distribution,
                      int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                     std::optional<std::vector<Tensor>> row_scales) {
+                     std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
-  perturb_loop(check_perturb({output}, {weights}, generator, places, noise, row_scales, /*save=*/false), generator,
-               places, false);
+  perturb_loop(check_perturb({output}, {weights}, generator, places, noise, row_scales, shards, /*save=*/false),
+               generator, places, false);
   return output;
 }
 

@@ -2,6 +2,7 @@
 // options into the plain structs of kernels.h.
 #pragma once
 
+#include "../shards.h"
 #include "../update.h"
 #include "kernels.h"
 
@@ -28,6 +29,17 @@ inline bool is_set(const std::optional<Tensor>& flag) { return flag && read_scal
 inline NoiseArgs noise_args(const NoiseOptions& noise, const GeneratorState& state, int64_t place) {
   return {math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution, noise.signed_std(),
           noise.scale};
+}
+
+// The noise of tensor t of a list.
+inline NoiseArgs noise_args(const NoiseOptions& noise, const GeneratorState& state, const std::vector<int64_t>& places,
+                            const Shards& shards, size_t t) {
+  NoiseArgs args = noise_args(noise, state, places[t]);
+  if (!shards.empty()) {
+    args.origin = shards[t].one_run() ? shards[t].origin : 0;
+    args.shard = shards[t].one_run() ? nullptr : &shards[t];
+  }
+  return args;
 }
 
 inline UpdateArgs update_args(const UpdateOptions& o, const UpdateTensors& t) {

@@ -32,13 +32,15 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
                             double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                             bool maximize, bool first_step, double noise_std, StringArgument distribution,
                             int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
-                            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale) {
+                            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale,
+                            std::optional<std::vector<int64_t>> shards) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
   const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
+  const Shards parts = check_shards(shards, t.params);
   check_generator(generator);
   check_one_device(params, "params", generator, "generator");
   for (size_t i = 0; i < params.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.params[i].dtype);
@@ -51,8 +53,8 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
                                         Operand{&t.params, Access::write}};
   for_each_segment(t.weights, operands, kGrain, [&](size_t i, Span span, const std::array<void*, 4>& p) {
     const auto pair = dtype_pair(t.weights[i].dtype, t.params[i].dtype);
-    k.update_and_perturb[static_cast<int>(pair)](args, noise_args(noise, state, places[i]), span, p[0], p[1], p[2],
-                                                 p[3]);
+    k.update_and_perturb[static_cast<int>(pair)](args, noise_args(noise, state, places, parts, i), span, p[0], p[1],
+                                                 p[2], p[3]);
   });
 }
 

@@ -156,6 +156,12 @@ inline void check_scale(const NoiseOptions& noise) {
   if (noise.scale != math::Scale::isotropic) refuse_scaled_noise();
 }
 
+// There are no CUDA kernels for shards yet.
+inline void check_whole(const Shards& shards) {
+  TORCH_SSAM_CHECK(shards.empty(), "noise of a shard of a tensor has no CUDA kernels in this version; expected whole ",
+                   "tensors on a GPU (DistributedDataParallel), or shards on the CPU.");
+}
+
 inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {
   return {static_cast<const int64_t*>(generator.data_ptr()), noise.draw_offset, noise.sample, noise.distribution,
           noise.signed_std()};

@@ -8,6 +8,7 @@ namespace {
 void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::vector<int64_t>& places, bool save,
                   const std::optional<Tensor>& found_inf) {
   check_scale(args.noise);
+  check_whole(args.shards);
   if (args.params.empty()) return;
   const Launcher launcher(generator);
   const PerturbSettings settings{noise_settings(args.noise, generator), number_of(found_inf, 0.0)};
@@ -28,29 +29,31 @@ void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::v
 
 void perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator, std::vector<int64_t> places,
                   double noise_std, StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset,
-                  StringArgument scale, std::optional<std::vector<Tensor>> row_scales) {
+                  StringArgument scale, std::optional<std::vector<Tensor>> row_scales,
+                  std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, /*save=*/true), generator, places,
-               true, {});
+  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/true), generator,
+               places, true, {});
 }
 
 void perturb_from_clean_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator,
                              std::vector<int64_t> places, double noise_std, StringArgument distribution, int64_t sample,
                              bool negate, int64_t draw_offset, std::optional<Tensor> found_inf, StringArgument scale,
-                             std::optional<std::vector<Tensor>> row_scales) {
+                             std::optional<std::vector<Tensor>> row_scales,
+                             std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, /*save=*/false, found_inf), generator,
-               places, false, found_inf);
+  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/false, found_inf),
+               generator, places, false, found_inf);
 }
 
 Tensor perturbed_cuda(Tensor weights, Tensor generator, int64_t place, double noise_std, StringArgument distribution,
                       int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                      std::optional<std::vector<Tensor>> row_scales) {
+                      std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
-  perturb_list(check_perturb({output}, {weights}, generator, places, noise, row_scales, /*save=*/false), generator,
-               places, false, {});
+  perturb_list(check_perturb({output}, {weights}, generator, places, noise, row_scales, shards, /*save=*/false),
+               generator, places, false, {});
   return output;
 }
 

@@ -73,7 +73,8 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
                              double lr, double momentum, double dampening, double weight_decay, bool nesterov,
                              bool maximize, bool first_step, double noise_std, StringArgument distribution,
                              int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
-                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale) {
+                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale,
+                             std::optional<std::vector<int64_t>> shards) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
   const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
@@ -81,6 +82,7 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
+  check_whole(check_shards(shards, t.params));
   check_generator(generator);
   check_one_device(params, "params", generator, "generator");
   if (!params.empty()) update_list(t, options, generator, &generator, noise, &places);
