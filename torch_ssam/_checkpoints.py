@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _options
+from . import _options, _sharded
 from ._clean import warn_perturbed
 from ._noise import NoiseState, PerturbedWeightsChanged, rows_of
 
@@ -41,10 +41,13 @@ class NoiseOptimizer(Optimizer):
     _fresh: bool
     _training: bool
     _pending_clean: dict[Tensor, Tensor]
+    _noise_per_rank = False
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
     def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
+        _options.check_caller()
         stream = _options.stream_of(noise_per_rank)
+        self._noise_per_rank = noise_per_rank
         self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed), stream)
         self._inside_pass = False
         self._fresh = False
@@ -69,6 +72,7 @@ class NoiseOptimizer(Optimizer):
         if group["memory"] == "regenerate":
             _options.check_regenerated(params)
         _options.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
+        _sharded.check_options(list(map(_options.tensor_of, params)), group, self._noise_per_rank)
         return {**param_group, "params": params}
 
     @property
@@ -194,6 +198,12 @@ class NoiseOptimizer(Optimizer):
                         f"load_state_dict() got clean weights of shape {tuple(weights.shape)} for parameter "
                         f"{key} of shape {tuple(p.shape)}; expected the same."
                     )
+                if _sharded.is_sharded(weights) != _sharded.is_sharded(p):
+                    raise ValueError(
+                        f"load_state_dict() got clean weights of parameter {key} that are "
+                        f"{'not ' if _sharded.is_sharded(p) else ''}a DTensor, unlike the parameter. Load by "
+                        "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict(), which reshards."
+                    )
                 clean[p] = weights.to(dtype=p.dtype, device=p.device)
             sums = entry.get("fisher")
             if sums is not None:
@@ -216,6 +226,7 @@ class NoiseOptimizer(Optimizer):
         state: dict[str, Any] = super().__getstate__()
         state.update(
             _noise=self._noise,
+            _noise_per_rank=self._noise_per_rank,
             _inside_pass=False,
             _fresh=self._fresh,
             _training=self._training,

@@ -21,6 +21,7 @@ from ._checkpoints import NoiseOptimizer
 from ._clean import CleanWeights, check_model, hand_out_clean
 from ._passes import Pass, bounds_of, count_passes, examples_in, part_of, passes_of, weights_of
 from ._scope import Scope
+from ._sharded import local_of
 
 WAYS = (
     "Drive it in one of these ways: (1) `with opt.perturb(): loss.backward()` and then `opt.step()`; "
@@ -189,7 +190,7 @@ class NoiseDriver(NoiseOptimizer):
     def _scale_grads(self, factor: float) -> None:
         grads = [p.grad.detach() for g in self.param_groups for p in g["params"] if p.grad is not None]
         if grads:
-            torch._foreach_mul_(grads, factor)
+            torch._foreach_mul_([local_of(grad) for grad in grads], factor)
 
     # -- step ------------------------------------------------------------------------------------------------
 

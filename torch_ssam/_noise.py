@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _library, _options
 from ._ops import ops
 from ._regenerate import Recipe, add, recipe, without
+from ._sharded import is_sharded, local_of, shard_of
 
 Group = dict[str, Any]
 
@@ -93,6 +94,33 @@ class _Copy:
         )
 
 
+class _ShardedCopy(_Copy):
+    """The same of a DTensor, which has no memory of its own, and a version beside that of its local tensor."""
+
+    __slots__ = ()
+
+    def _version_of(self) -> int:
+        return self.param._version + local_of(self.param)._version
+
+    def left(self) -> None:
+        self.address = local_of(self.param).data_ptr()
+        self.version = self._version_of()
+
+    def changed(self) -> bool:
+        version = self.version
+        return version >= 0 and (
+            version != self._version_of() or self.address != local_of(self.param).data_ptr()
+        )
+
+    def fits(self, param: Tensor) -> bool:
+        return super().fits(param) and shard_of(param) == shard_of(self.clean)
+
+
+def _make_copy(param: Tensor, clean: Tensor | None, place: int = -1, how: Recipe | None = None) -> _Copy:
+    kind = _ShardedCopy if is_sharded(param) else _Copy
+    return kind(param, clean, place, how)
+
+
 def _holds_noise(
     params: list[Tensor],
     clean: list[Tensor],
@@ -106,7 +134,7 @@ def _holds_noise(
         for i, (p, saved, place) in enumerate(zip(params, clean, places, strict=True)):
             own = (scaled[0], [scaled[1][i]]) if len(scaled) == 2 else scaled
             expected = torch.ops.torch_ssam.perturbed(saved, generator, place, *how, *own)
-            now = p.detach()
+            expected, now = local_of(expected), local_of(p.detach())  # nothing here may wait for other ranks
             if not bool(((expected == now) | (expected.isnan() & now.isnan())).all()):
                 return False
     except (ValueError, RuntimeError):  # what the operator refused
@@ -241,7 +269,7 @@ class NoiseState:
         copy = self._copies.get(id(param))
         if copy is None or not copy.fits(param):
             with torch.inference_mode(False):  # it outlives an inference_mode block around us
-                copy = _Copy(param, torch.empty_like(param, requires_grad=False))
+                copy = _make_copy(param, torch.empty_like(param, requires_grad=False))
             self._copies[id(param)] = copy
         return copy
 
@@ -421,7 +449,7 @@ class NoiseState:
     def _perturb_in_place(self, part: Members, how: Recipe) -> None:
         places, params = part
         _options.check_regenerated(params)
-        noted = {id(p): _Copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
+        noted = {id(p): _make_copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
         add(params, places, how, lambda: self._applied.update(noted))
         self.written(params)
 
@@ -527,7 +555,7 @@ class NoiseState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.seed, self._draw, self.stream = state["seed"], state["draw"], state.get("stream", 0)
         self._generators = {}
-        self._copies = {id(p): _Copy(p, clean) for p, clean in state["applied"]}
+        self._copies = {id(p): _make_copy(p, clean) for p, clean in state["applied"]}
         self._applied = dict(self._copies)
         self.set_fisher_sums(dict(state.get("fisher", ())))
         for copy in self._applied.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -239,6 +240,21 @@ def resolve_seed(seed: int | None) -> int:
     if not -(2**63) <= result < 2**63:
         raise ValueError(f"seed is {result}; expected a 64-bit integer.")
     return result
+
+
+def check_caller() -> None:
+    """Refuses to be the optimizer_class of ZeroRedundancyOptimizer, which gives it this rank's parameters only."""
+    frame: Any = sys._getframe(1)
+    for _ in range(6):
+        frame = frame.f_back
+        if frame is None:
+            return
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise TypeError(
+                "ZeroRedundancyOptimizer got an optimizer of torch_ssam as its optimizer_class, which would perturb "
+                "only the parameters that this rank updates. Wrap it from outside: "
+                "torch_ssam.wrap(ZeroRedundancyOptimizer(params, torch.optim.SGD, lr=0.1), noise_std=0.01)."
+            )
 
 
 def stream_of(noise_per_rank: bool) -> int:

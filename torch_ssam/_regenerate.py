@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._ops import ops
+from ._sharded import local_of, shard_of
 
 
 class Recipe(NamedTuple):
@@ -46,21 +47,23 @@ def recipe(
 
 
 def _head(param: Tensor) -> Tensor:
-    """A copy of the first elements."""
-    head = param.detach()
-    while head.dim() > 1:
-        head = head[0]
-    return head.reshape(-1)[:64].clone()
+    """A copy of the first elements; of a DTensor this rank's first."""
+    head = local_of(param.detach())
+    for d, n in enumerate(head.shape):
+        head = head.narrow(d, 0, min(n, 64) if d == head.dim() - 1 else 1)
+    return head.clone()
 
 
-def _perturbed(weights: Tensor, place: int, how: Recipe) -> Tensor:
-    result: Tensor = torch.ops.torch_ssam.perturbed(weights, how.generator, place, *how.arguments)
+def _perturbed(weights: Tensor, place: int, how: Recipe, shards: list[int] | None = None) -> Tensor:
+    result: Tensor = torch.ops.torch_ssam.perturbed(
+        weights, how.generator, place, *how.arguments, shards=shards
+    )
     return result
 
 
 def add(params: list[Tensor], places: list[int], how: Recipe, done: Callable[[], None]) -> None:
     """params <- params + noise in place, then `done()`: both or neither, also where a signal strikes."""
-    probe = next(((p, i) for p, i in zip(params, places, strict=True) if p.numel()), None)
+    probe = next(((p, i) for p, i in zip(params, places, strict=True) if local_of(p).numel()), None)
     before = _head(probe[0]) if probe else None
     try:
         ops.perturb_from_clean_(params, params, how.generator, places, *how.arguments)
@@ -69,7 +72,7 @@ def add(params: list[Tensor], places: list[int], how: Recipe, done: Callable[[],
         # The operator writes all or, where it refuses, nothing: the first elements tell which.
         if probe is not None and before is not None:
             now = _head(probe[0])
-            expected = _perturbed(before, probe[1], how)
+            expected = _perturbed(before, probe[1], how, shard_of(probe[0]))
             if now.equal(expected) and not now.equal(before):
                 done()
         raise

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _options
+from . import _options, _sharded
 from ._calls import untraced
 from ._checkpoints import NOISE_DEFAULTS
 from ._noise import NoiseState
@@ -111,6 +111,7 @@ class WeightNoise:
                 )
             if whole["memory"] == "regenerate":
                 _options.check_regenerated(unique)
+            _sharded.check_options(unique, whole, noise_per_rank=False)
             self.param_groups.append(whole)
         self._state = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
 

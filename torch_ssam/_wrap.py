@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
-from . import _options
+from . import _options, _sharded
 from ._checkpoints import NOISE_DEFAULTS
 from ._driver import NoiseDriver
 
@@ -28,6 +28,9 @@ class WrappedOptimizer(NoiseDriver):
             _options.check_parameters(
                 group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
             )
+            # radius is SSAM's: a base may have an option of that name
+            noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
+            _sharded.check_options(group["params"], noise, noise_per_rank)
         _options.stream_of(noise_per_rank)  # raises here, before the base is changed
         seed = _options.resolve_seed(seed)
         # All is checked: from here on the base is changed.

@@ -4,58 +4,22 @@ their random states differ, and in the numbers of one process with the whole bat
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import ddp_program
 import front_helpers as front
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import run_ranks
 from torch import Tensor
-
-import torch_ssam
 
 Rank = dict[str, list[Tensor]]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("NOT TESTED here: this PyTorch has no gloo")
     folder = tmp_path_factory.mktemp("ddp")
-    here = Path(__file__).parent
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(torch_ssam.__file__).parent.parent), str(here)]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(here / "ddp_program.py"), str(folder)],
-            env={**common, "RANK": str(k)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for k in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(output)
+    run_ranks("ddp_program.py", 2, str(folder))
     return [torch.load(folder / f"rank{k}.pt", weights_only=True) for k in range(2)]
 
 

@@ -1,0 +1,512 @@
+"""What each rank of test_sharded.py runs: parameters sharded in every way, beside the same training on whole tensors.
+
+    python sharded_program.py FOLDER save|load
+
+All ranks see the same batches, so that the mean gradient over two or four ranks is, bit for bit, that of one process.
+`save` leaves checkpoints in FOLDER, `load` resumes them on another number of ranks. What a check raised goes to
+FOLDER/MODE-rankK.json, by its name; the test reports it.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from front_helpers import Alarm, same_bits
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn.parallel import DistributedDataParallel
+
+import torch_ssam
+
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+ON_FOUR = ("fsdp_over_tensor_parallel_trains_as_one_process_does",)  # a mesh of two by two
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+class Net(nn.Module):
+    """Rows that no number of ranks divides; `gain` and the last bias leave ranks with nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.norm = nn.LayerNorm(7)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * self.second(self.norm(torch.tanh(self.first(x))))  # type: ignore[no-any-return]
+
+
+def whole_net() -> Net:
+    torch.manual_seed(3)
+    return Net()
+
+
+def sharded_net() -> Net:
+    net = whole_net()
+    fully_shard(net.first)
+    fully_shard(net)
+    return net
+
+
+def batches(count: int, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    result = []
+    for k in range(first, first + count):
+        generator = torch.Generator().manual_seed(1000 + k)
+        result.append((torch.randn(12, 5, generator=generator), torch.randn(12, 3, generator=generator)))
+    return result
+
+
+def ssam(net: nn.Module, **options: Any) -> torch_ssam.SSAM:
+    return torch_ssam.SSAM(
+        net.parameters(),
+        **{"lr": 0.05, "noise_std": 0.3, "momentum": 0.9, "weight_decay": 0.01, "seed": 7, **options},
+    )
+
+
+def wrapped(net: nn.Module, **options: Any) -> torch_ssam.WrappedOptimizer:
+    base = torch.optim.AdamW(net.parameters(), lr=0.05)
+    return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
+
+
+def loss_of(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return (net(x) - y).square().mean()
+
+
+def drive(way: str, opt: Any, net: nn.Module, todo: list[tuple[Tensor, Tensor]]) -> None:
+    opt.train()
+    for x, y in todo:
+        opt.zero_grad()
+        if way == "perturbations":
+            for _ in opt.perturbations():
+                loss_of(net, x, y).backward()
+            opt.step()
+        elif way == "closure":
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                opt.zero_grad()
+                loss = loss_of(net, x, y)
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+        elif way == "kept":
+            loss_of(net, x, y).backward()
+            opt.step()
+        else:
+            for _ in range(2 if way == "accumulate" else 1):
+                with opt.perturb():
+                    loss_of(net, x, y).backward()
+            opt.step()
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "perturb": {"nesterov": True},
+    "closure": {"distribution": "rademacher"},
+    "perturbations": {"samples": 2, "antithetic": True},
+    "accumulate": {"scale": "element"},
+    "kept": {"keep_perturbed": True},
+}
+
+
+def full(tensors: Any) -> list[Tensor]:
+    tensors = tensors.parameters() if isinstance(tensors, nn.Module) else tensors
+    return [(t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for t in tensors]
+
+
+def expect(ours: Any, whole: Any, what: str) -> None:
+    a, b = full(ours), full(whole)
+    wrong = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if not same_bits([x], [y])]
+    assert not wrong, f"{what}: parameters {wrong} differ, {a[wrong[0]]} and {b[wrong[0]]}"
+
+
+def expect_moved(net: nn.Module) -> None:
+    for p, q in zip(full(net), full(whole_net()), strict=True):
+        assert not torch.equal(p, q), "a parameter never moved: the check would prove nothing"
+
+
+def refused(message: str, call: Callable[[], Any], kind: type[Exception] = ValueError) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        call()
+
+
+# -- the noise -----------------------------------------------------------------------------------------------
+
+
+def meshes() -> list[DeviceMesh]:
+    world = dist.get_world_size()
+    flat = init_device_mesh("cpu", (world,))
+    return [flat] if world == 2 else [flat, init_device_mesh("cpu", (2, 2))]
+
+
+LAYOUTS: dict[int, list[Any]] = {
+    1: [[Shard(0)], [Shard(1)], [Shard(2)], [Replicate()]],
+    2: [
+        [Shard(0), Shard(1)],
+        [Shard(2), Shard(0)],
+        [Replicate(), Shard(1)],
+        [Shard(1), Shard(1)],
+        [_StridedShard(0, split_factor=2), Shard(0)],
+    ],
+}
+
+
+@check
+def noise_of_every_layout() -> None:
+    """Each rank's part is compared with the same part of the whole tensor's noise."""
+    for mesh in meshes():
+        whole = [torch.randn(9, 8, 5), torch.randn(1, 3, 33), torch.randn(70, 40, 3), torch.randn(8, 130, 2)]
+        for i, w in enumerate(whole):
+            dist.broadcast(w, 0)
+            whole[i] = w
+        for placements in LAYOUTS[mesh.ndim]:
+            tensors = whole[-1:] if isinstance(placements[0], _StridedShard) else whole  # it takes even sizes
+            parts = [distribute_tensor(w, mesh, placements).requires_grad_() for w in tensors]
+            plain = [w.clone().requires_grad_() for w in tensors]
+            for distribution in ("gaussian", "rademacher"):
+                for scale in ("isotropic", "element"):
+                    how: dict[str, Any] = {"distribution": distribution, "scale": scale, "seed": 5}
+                    ours, theirs = (
+                        torch_ssam.WeightNoise(parts, 0.3, **how),
+                        torch_ssam.WeightNoise(plain, 0.3, **how),
+                    )
+                    with ours.applied(sample=1, negate=True), theirs.applied(sample=1, negate=True):
+                        for p, q in zip(parts, plain, strict=True):
+                            own = distribute_tensor(q.detach(), mesh, placements, src_data_rank=None)
+                            assert same_bits([p.to_local()], [own.to_local()]), (placements, p.shape, how)
+                            assert p.placements == tuple(placements)
+                    for p, w in zip(parts, tensors, strict=True):
+                        own = distribute_tensor(w, mesh, placements, src_data_rank=None)
+                        assert same_bits([p.to_local()], [own.to_local()]), "the clean bits are not back"
+                    if scale == "isotropic":
+                        expect([ours.noise(p) for p in parts], [theirs.noise(q) for q in plain], "noise()")
+
+
+@check
+def noise_of_fsdp_parameters_and_clean_bits_after_an_exception() -> None:
+    net, whole = sharded_net(), whole_net()
+    opt, plain = ssam(net), ssam(whole)
+    with opt.perturb(), plain.perturb():
+        expect(net, whole, "inside perturb()")
+        assert not torch.equal(full(net)[0], full(whole_net())[0])
+    try:
+        with opt.perturb():
+            raise Alarm
+    except Alarm:
+        pass
+    expect(net, whole_net(), "after an exception")
+
+
+@check
+def weights_gathered_before_a_pass_are_not_used_in_it() -> None:
+    """FSDP2 keeps the root's weights gathered after a forward without a backward."""
+    net, whole = sharded_net(), whole_net()
+    opt, plain = ssam(net), ssam(whole)
+    x = batches(1)[0][0]
+    with torch.no_grad():
+        clean = net(x)
+        for _ in range(2):
+            with opt.perturb(), plain.perturb():
+                assert same_bits([net(x)], [whole(x)])
+            assert same_bits([net(x)], [clean])
+    assert same_bits([clean], [whole(x)])
+
+
+@check
+def writes_by_others_inside_are_kept_and_named() -> None:
+    for write in (lambda p: p.mul_(2), lambda p: p.to_local().mul_(2)):
+        net = sharded_net()
+        opt, params = ssam(net), list(net.parameters())
+
+        def inside(opt: Any = opt, p: Any = params[1], write: Any = write) -> None:
+            with opt.perturb(), torch.no_grad():
+                write(p)
+
+        refused("Parameter 1 of shape (7, 5)", inside, RuntimeError)
+        expect([params[0]], [next(whole_net().parameters())], "the others")
+
+
+@check
+def memory_regenerate_takes_the_noise_off_again() -> None:
+    net = sharded_net()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1024).round_().div_(1024)
+    before = full(net)
+    opt = ssam(net, memory="regenerate", distribution="rademacher", noise_std=0.25)
+    with opt.perturb():
+        assert not torch.equal(full(net)[0], before[0])
+    expect(net, before, "without a copy")
+
+
+@check
+def what_cannot_be_right_is_refused() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    w = distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)]).requires_grad_()
+    part = DTensor.from_local(torch.ones(3), mesh, [Partial()]).requires_grad_()
+    refused("expected Shard or Replicate", lambda: torch_ssam.SSAM([part]))
+    scattered = distribute_tensor(
+        torch.ones(16, 2), mesh, [_StridedShard(0, split_factor=2)]
+    ).requires_grad_()
+    refused("scattered indices of dimension 0", lambda: torch_ssam.WeightNoise([scattered]))
+    for scale in ("filter", "tensor", "fisher"):
+        refused(
+            f"scale='{scale}' with a parameter that is split", lambda s=scale: torch_ssam.SSAM([w], scale=s)
+        )
+    refused("radius with a parameter that is split", lambda: torch_ssam.SSAM([w], radius=1.0))
+    refused("noise_per_rank=True and parameter 0", lambda: torch_ssam.SSAM([w], noise_per_rank=True))
+    base = torch.optim.SGD([w], lr=0.1)
+    refused("scale='filter' with a parameter", lambda: torch_ssam.wrap(base, scale="filter"))
+    assert "noise_std" not in base.param_groups[0], "the base was changed before the refusal"
+    opt = torch_ssam.SSAM([w], seed=1)
+    opt.param_groups[0]["scale"] = "tensor"
+    refused("with a parameter that is split", lambda: opt.perturb().__enter__())
+    expect([w], [torch.ones(8, 4)], "after a refusal")
+    with torch.no_grad():
+        for operator in (torch.ops.torch_ssam.project_, torch.ops.torch_ssam.row_fisher_):
+            lists = ([w], 1.0) if operator is torch.ops.torch_ssam.project_ else ([torch.ones(1)], [w], 0.9)
+            refused("is split over ranks", lambda o=operator, a=lists: o(*a))
+    # Replicated parameters are whole on each rank: everything goes.
+    r, q = (
+        distribute_tensor(torch.ones(8, 4), mesh, [Replicate()]).requires_grad_(),
+        torch.ones(8, 4).requires_grad_(),
+    )
+    for scale in ("filter", "fisher"):
+        for p in (r, q):
+            one = torch_ssam.SSAM([p], noise_std=0.2, scale=scale, radius=0.5, seed=1)
+            for _ in range(2):
+                one.zero_grad()
+                with one.perturb():
+                    p.square().sum().backward()
+                one.step()
+        expect([r], [q], "replicated")
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+@check
+def fsdp_trains_as_one_process_does() -> None:
+    for make, ways in (
+        (ssam, WAYS),
+        (wrapped, {"perturbations": WAYS["perturbations"], "kept": WAYS["kept"]}),
+    ):
+        for way, options in ways.items():
+            net, whole = sharded_net(), whole_net()
+            opt, plain = make(net, **options), make(whole, **options)
+            drive(way, opt, net, batches(3))
+            drive(way, plain, whole, batches(3))
+            expect(net, whole, f"{make.__name__} {way}, before eval")
+            opt.eval()
+            plain.eval()
+            expect(net, whole, f"{make.__name__} {way}")
+            expect_moved(net)
+            for p, entry in opt.state.items():
+                for value in entry.values():
+                    assert value.dim() == 0 or value.placements == p.placements
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.up, self.down = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.down(torch.tanh(self.up(x))))  # type: ignore[no-any-return]
+
+
+def expect_close(net: nn.Module, whole: nn.Module) -> None:
+    """Products summed over ranks round otherwise than in one process: the noise has equal bits, training only so far."""
+    for p, q in zip(full(net), full(whole), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@check
+def tensor_parallel_trains_as_one_process_does() -> None:
+    """Gradients of the replicated biases and of what is not parallel (a plain tensor) come in other placements."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
+    for make in (ssam, wrapped):
+        net, whole = Mlp(), Mlp()
+        parallelize_module(net, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        assert not isinstance(net.norm.weight, DTensor)
+        assert isinstance(net.down.bias, DTensor)
+        options = {"foreach": False} if make is wrapped else {}
+        opt, plain = make(net), make(whole)
+        if options:
+            opt.base.param_groups[0].update(options)  # torch's foreach does not mix kinds of tensors
+        with opt.perturb(), plain.perturb():
+            expect(net, whole, "noise")
+        drive("perturb", opt, net, batches(3))
+        drive("perturb", plain, whole, batches(3))
+        expect_close(net, whole)
+
+
+@check
+def fsdp_over_tensor_parallel_trains_as_one_process_does() -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    net, whole = Mlp(), Mlp()
+    for p in (*net.norm.parameters(),):
+        p.requires_grad_(False)  # not parallel: FSDP would shard it over dp alone, on another mesh
+    parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(net.up, mesh=mesh["dp"])
+    fully_shard(net.down, mesh=mesh["dp"])
+    for p in whole.norm.parameters():
+        p.requires_grad_(False)
+    assert len(net.up.weight.placements) == 2
+    opt, plain = ssam(net), ssam(whole)
+    with opt.perturb(), plain.perturb():
+        expect(net, whole, "noise")
+    drive("perturb", opt, net, batches(3))
+    drive("perturb", plain, whole, batches(3))
+    expect_close(net, whole)
+
+
+# -- ZeroRedundancyOptimizer ---------------------------------------------------------------------------------
+
+
+@check
+def zero_redundancy_trains_as_one_process_does() -> None:
+    for way in ("perturb", "closure", "kept"):
+        net, whole = whole_net(), whole_net()
+        ddp = DistributedDataParallel(net)
+        base = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, lr=0.05)
+        options = {"keep_perturbed": True} if way == "kept" else {}
+        opt = torch_ssam.wrap(base, noise_std=0.3, seed=7, **options)
+        plain = wrapped(whole, **options)
+        drive(way, opt, ddp, batches(3))
+        drive(way, plain, whole, batches(3))
+        expect(net, whole, f"{way}, before eval")
+        opt.eval()
+        plain.eval()
+        expect(net, whole, way)
+        expect_moved(net)
+        # Each rank keeps a share of the state; rank 0 collects it to save.
+        base.consolidate_state_dict(to=0)
+        if dist.get_rank() == 0:
+            state = opt.state_dict()
+            assert state["param_groups"][0]["draw"] == 3
+            other = whole_net()
+            resumed = wrapped(other, **options)
+            resumed.load_state_dict(state)
+            with torch.no_grad():
+                for p, q in zip(other.parameters(), full(net), strict=True):
+                    p.copy_(q)
+            for one, model in ((resumed, other), (plain, whole)):
+                drive(way, one, model, batches(2, first=3))
+                one.eval()
+            expect(other, whole, f"{way}, resumed in one process")
+    refused(
+        "wrap(ZeroRedundancyOptimizer(",
+        lambda: ZeroRedundancyOptimizer(whole_net().parameters(), torch_ssam.SSAM, noise_std=0.1),
+        TypeError,
+    )
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+SAVED: dict[str, tuple[Callable[..., Any], str]] = {
+    "ssam": (ssam, "perturb"),
+    "ssam kept": (ssam, "kept"),
+    "wrap": (wrapped, "perturb"),
+    "wrap kept": (wrapped, "kept"),
+}
+BEFORE, AFTER = 2, 2  # steps before and after the checkpoint
+
+
+def save_checkpoints(folder: Path) -> None:
+    """In the middle of training: kept weights are noisy, and `attach` makes the model's state dict clean."""
+    for name, (make, way) in SAVED.items():
+        net = sharded_net()
+        opt = make(net, keep_perturbed=way == "kept")
+        opt.attach(net)
+        drive(way, opt, net, batches(BEFORE))
+        model_state, optimizer_state = get_state_dict(net, opt)
+        for entry in optimizer_state["state"].values():
+            assert isinstance(entry.get("momentum_buffer", entry.get("exp_avg")), DTensor)
+            assert way != "kept" or isinstance(entry["clean"], DTensor)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / name)
+
+
+def resume(name: str, net: nn.Module, folder: Path, no_dist: bool = False) -> None:
+    """Loads into a model of any sharding and trains on."""
+    make, way = SAVED[name]
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(9.0)
+    opt = make(net, keep_perturbed=way == "kept", seed=99)
+    model_state, optimizer_state = get_state_dict(net, opt)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=folder / name, no_dist=no_dist)
+    set_state_dict(net, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    assert (opt.seed, opt.draw) == (7, BEFORE)
+    drive(way, opt, net, batches(AFTER, first=BEFORE))
+    opt.eval()
+
+
+def expect_resumed(name: str, net: nn.Module) -> None:
+    make, way = SAVED[name]
+    whole = whole_net()
+    plain = make(whole, keep_perturbed=way == "kept")
+    drive(way, plain, whole, batches(BEFORE + AFTER))
+    plain.eval()
+    expect(net, whole, name)
+
+
+def load_checkpoints(folder: Path) -> None:
+    for name in SAVED:
+        net = sharded_net()
+        resume(name, net, folder)
+        expect_resumed(name, net)
+
+
+def main(folder: Path, mode: str) -> None:
+    dist.init_process_group("gloo")
+    step = save_checkpoints if mode == "save" else load_checkpoints
+    todo: dict[str, Callable[[], None]] = {**CHECKS, "checkpoints": lambda: step(folder)}
+    result = {}
+    for name, function in todo.items():
+        if name in ON_FOUR and dist.get_world_size() < 4:
+            continue
+        try:
+            began = time.perf_counter()
+            function()
+            result[name] = ""
+            if os.environ.get("SHOW_TIMES"):
+                print(f"{time.perf_counter() - began:6.1f} s {name}", flush=True)
+        except Exception:  # reported by the test, by name
+            result[name] = traceback.format_exc()
+            break  # the ranks may be out of step from here on
+    (folder / f"{mode}-rank{dist.get_rank()}.json").write_text(json.dumps(result))
+    if not any(result.values()):
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the interpreter

@@ -1,0 +1,236 @@
+"""DTensors (FSDP2, tensor parallelism): operators on local tensors, with the noise of the whole tensor's elements.
+
+Each operator gets a rule for DTensor (`torch.library.register_torch_dispatch`), so that fronts treat all parameters
+alike and plain ones pay nothing. A rule takes the local tensors, says where each lies in its whole tensor (the
+operators' `shards`, csrc/ops/shards.h) and calls the operator on them. A rank makes the noise of its own elements
+only, and nothing is communicated. Tests: test_sharded.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library as _library
+
+NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
+ELEMENTWISE = ("restore_", "update_")
+# Those that add up over whole tensors, with the option that asks for them.
+SUMS = {
+    "project_": "radius",
+    "row_scales_": 'scale="filter", "tensor" or "fisher"',
+    "row_fisher_": 'scale="fisher"',
+}
+
+
+def _dtensor() -> Any:
+    """The class DTensor, or None where nobody has imported it."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor; if so, the operators take it from now on."""
+    kind = _dtensor()
+    if kind is None or not isinstance(tensor, kind):
+        return False
+    _register(kind)
+    return True
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local
+
+
+def check_options(params: list[Any], group: dict[str, Any], noise_per_rank: bool) -> None:
+    """What parameters that are spread over ranks cannot have yet; said before the first step.
+
+    Raises:
+        ValueError: placements or options that the operators would refuse.
+    """
+    for i, p in enumerate(params):
+        if getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"parameter {i} of the group is a piece of a flat parameter of FullyShardedDataParallel, which hides "
+                "where its elements lie: every rank would draw the same noise for other weights. Shard the model by "
+                "torch.distributed.fsdp.fully_shard()."
+            )
+        if not is_sharded(p):
+            continue
+        shard_of(p)
+        if noise_per_rank:
+            raise ValueError(
+                f"noise_per_rank=True and parameter {i} of the group is a DTensor: its parts would get parts of "
+                "different noise. It is for DistributedDataParallel, where each rank holds whole weights; expected "
+                "noise_per_rank=False."
+            )
+        if is_split(p):
+            if group.get("radius") is not None:
+                raise _needs_sums("radius", i, p)
+            if group["scale"] not in ("isotropic", "element"):
+                raise _needs_sums(f"scale={group['scale']!r}", i, p)
+
+
+def _needs_sums(option: str, place: int, tensor: Any) -> ValueError:
+    return ValueError(
+        f"{option} with a parameter that is split over ranks (number {place}, placements {tensor.placements}): its "
+        'sums go over whole tensors; expected radius=None and scale="isotropic" or "element", or parameters that '
+        "every rank holds whole."
+    )
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether ranks hold different parts of the tensor. All ranks agree on it."""
+    return is_sharded(tensor) and any(
+        not placement.is_replicate() and size > 1
+        for placement, size in zip(tensor.placements, tensor.device_mesh.shape, strict=True)  # type: ignore[attr-defined]
+    )
+
+
+def shard_of(tensor: Tensor) -> list[int]:
+    """The sizes of the whole tensor, and where this rank's part starts in each dimension.
+
+    Raises:
+        ValueError: the placements leave this rank no range of each dimension, or a partial sum.
+    """
+    shape = tuple(tensor.shape)
+    if not is_sharded(tensor):
+        return [*shape, *(0 for _ in shape)]
+    mesh, placements = tensor.device_mesh, tuple(tensor.placements)  # type: ignore[attr-defined]
+    local = tuple(local_of(tensor).shape)
+    starts, sizes = [], []
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError(
+            f"a tensor of shape {shape} has placements {placements}; expected Shard or Replicate: the weights are "
+            "a sum over ranks that no rank holds. Redistribute it first."
+        )
+    for d, n in enumerate(shape):
+        start, size = _range_of(n, d, mesh, placements)
+        if start < 0:
+            raise ValueError(
+                f"a tensor of shape {shape} has placements {placements} on a mesh of shape {tuple(mesh.shape)}, "
+                f"which leave this rank scattered indices of dimension {d}; expected one range of each dimension."
+            )
+        starts.append(start)
+        sizes.append(size)
+    if local != tuple(sizes):
+        raise ValueError(
+            f"a tensor of shape {shape} with placements {placements} has a local tensor of shape {local}; expected "
+            f"{tuple(sizes)}. Make it by distribute_tensor(), fully_shard() or parallelize_module()."
+        )
+    return [*shape, *starts]
+
+
+@functools.lru_cache(maxsize=1024)
+def _range_of(n: int, dim: int, mesh: Any, placements: tuple[Any, ...]) -> tuple[int, int]:
+    """First index and number of indices of a dimension that this rank holds; -1 for the first if no range."""
+    here = mesh.get_coordinate()
+    if here is None:
+        return 0, 0
+    mine: Tensor | None = None
+    for along, placement in enumerate(placements):
+        if getattr(placement, "dim", None) == dim:
+            mine = torch.arange(n) if mine is None else mine
+            factor = getattr(placement, "split_factor", None)  # of a _StridedShard
+            cut = type(placement)(0, **({} if factor is None else {"split_factor": factor}))
+            parts, _ = cut._split_tensor(mine, mesh.size(along), with_padding=False, contiguous=False)
+            mine = parts[here[along]]
+    if mine is None:
+        return 0, n
+    if mine.numel() == 0:
+        return n, 0
+    first, last = int(mine[0]), int(mine[-1])
+    return (first if last - first + 1 == mine.numel() else -1), mine.numel()
+
+
+def _local_list(name: str, tensors: list[Any], like: list[Any], written: bool) -> list[Tensor]:
+    """The local tensors of a list, placed as the parameters are."""
+    result = []
+    for i, (tensor, param) in enumerate(zip(tensors, like, strict=True)):
+        if is_sharded(tensor) != is_sharded(param):
+            kinds = ["a plain tensor" if not is_sharded(t) else "a DTensor" for t in (tensor, param)]
+            raise ValueError(
+                f"{name}[{i}] is {kinds[0]} and its parameter {kinds[1]}; expected the same kind. Load state by "
+                "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict(), which reshards it."
+            )
+        if is_sharded(tensor):
+            mesh, placements = param.device_mesh, param.placements
+            if tensor.device_mesh != mesh or tensor.placements != placements:
+                if written:
+                    raise ValueError(
+                        f"{name}[{i}] has placements {tensor.placements} and its parameter {placements}; expected the "
+                        "same. Shard the model before the optimizer is constructed."
+                    )
+                # As torch.optim does: a gradient that is still to be added up over ranks, for one.
+                tensor = tensor.redistribute(mesh, placements)
+        result.append(local_of(tensor))
+    return result
+
+
+def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """The rule of all operators that act element by element."""
+    arguments, name = func._schema.arguments, func._schema.name.removeprefix("torch_ssam::")
+    first = [args[0]] if name == "perturbed" else args[0]
+    named = dict(kwargs or {})
+    if name in NOISY:
+        named["shards"] = [number for tensor in first for number in shard_of(tensor)]
+    written: list[Tensor] = []
+    locals_: list[Any] = []
+    for argument, value in zip(arguments, args, strict=False):
+        if (
+            isinstance(value, list | tuple)
+            and value
+            and isinstance(value[0], Tensor)
+            and argument.name != "row_scales"
+        ):
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            value = _local_list(argument.name, list(value), list(first), writes)
+            written += value if writes else []
+        locals_.append(value)
+    if name == "perturbed":
+        weights = args[0]
+        local = func(local_of(weights), *locals_[1:], **named)
+        return cls.from_local(
+            local, weights.device_mesh, weights.placements, shape=weights.shape, stride=weights.stride()
+        )
+    func(*locals_, **named)
+    # Fronts do so for the DTensor that they see; autograd may have saved its local tensor.
+    torch.autograd.graph.increment_version(written)
+    _drop_gathered()
+    return None
+
+
+def _drop_gathered() -> None:
+    """FSDP2 keeps gathered weights (the root's after a forward without backward), which are old now."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    from torch.distributed._composable_state import _module_state_mapping
+
+    for module in list(_module_state_mapping):
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+def _on_whole(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """The rule of operators that add up over a tensor: refused where that would need the other ranks."""
+    name = func._schema.name.removeprefix("torch_ssam::")
+    for value in args:
+        for i, tensor in enumerate(value if isinstance(value, list | tuple) else ()):
+            if is_split(tensor):
+                raise _needs_sums(SUMS[name], i, tensor)
+    local = [[local_of(t) for t in v] if isinstance(v, list | tuple) else v for v in args]
+    return func(*local, **(kwargs or {}))
+
+
+@functools.cache
+def _register(kind: type) -> None:
+    for name in (*NOISY, *ELEMENTWISE, *SUMS):
+        rule: Callable[..., Any] = _on_whole if name in SUMS else _on_locals
+        torch.library.register_torch_dispatch(f"torch_ssam::{name}", kind, rule)
