@@ -540,7 +540,9 @@ def test_the_report_stands_alone_and_the_csv_has_every_run(whole: tuple[Path, Co
     assert {row["method"] for row in rows} == set(TINY.methods)
     markdown = (out / "report.md").read_text()
     assert all(f"| {method.title} |" in markdown for method in found.methods)
-    assert not list(out.glob(".*"))
+    for name in ("scores", "curves", "robustness"):
+        assert (out / "tiny" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob(".*"))
 
 
 def test_a_report_of_nothing_is_a_report_and_says_so(tmp_path: Path) -> None:
@@ -707,6 +709,7 @@ def own_model_of_images(data: Data) -> torch.nn.Module:
         (["fashion-mlp", "--folder", "nowhere"], "nowhere is no folder"),
         (["--data", "digits", "--model", "no_such_module:f"], "cannot be imported"),
         (["diabetes-mlp", "--wrong-labels", "0.3"], "has numbers to predict"),
+        (["digits-mlp", "--stages", "test"], "Run stage 'tuning' first"),
     ],
 )
 def test_the_command_line_ends_with_one_line_where_it_makes_no_sense(

@@ -114,6 +114,19 @@ class Comparison:
             epochs = max(1, round(epochs * factor))
         return Run("robust", self.setting, method, options, seed, epochs)
 
+    def check_ready(self, stage: str) -> None:
+        """Raises if the stage's options are not known yet.
+
+        Raises:
+            ValueError: the tuning that it builds on is not recorded.
+        """
+        missing = [method.name for method in self.methods if self.chosen(method) is None]
+        if stage != "tuning" and missing:
+            raise ValueError(
+                f"{self.name}: stage {stage!r} needs the options that tuning chooses, and the grid of "
+                f"{', '.join(missing)} is not all in {self.store.folder}. Run stage 'tuning' first."
+            )
+
     def jobs(self, stage: str) -> list[Job]:
         """The stage's jobs that are not recorded yet; a seed is complete for all methods before the next begins."""
         setting, runs = self.setting, list[Run | None]()
@@ -299,6 +312,8 @@ def compare(
             for stage in STAGES:
                 if stage not in stages:
                     continue
+                for comparison in comparisons:
+                    comparison.check_ready(stage)
                 jobs = [job for comparison in comparisons for job in comparison.jobs(stage)]
                 total = done + len(jobs)
                 if report is not None:

@@ -37,8 +37,12 @@ def _section(comparison: Comparison) -> str:
     }
     listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items() if v)
     answers = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(comparison))
-    figures = all_plots(comparison).items()
-    pictures = "".join(image(png(figure), f"{comparison.name}: {name}") for name, figure in figures)
+    pictures = ""
+    for name, figure in all_plots(comparison).items():
+        picture = png(figure)
+        pictures += image(picture, f"{comparison.name}: {name}")
+        comparison.store.folder.mkdir(parents=True, exist_ok=True)
+        _replace(comparison.store.folder / f"{name}.png", picture)
     tables = "".join(table.html() for table in all_tables(comparison))
     sources = ""
     for method in comparison.methods:
@@ -53,6 +57,8 @@ def _section(comparison: Comparison) -> str:
 
 def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
     """Writes report.html, with plots inside, report.md, its tables, and results.csv; the path of the first.
+
+    The plots are also PNG files in the folder of each setting.
 
     Each is replaced in one step. What is not run yet is left empty.
     """
@@ -82,9 +88,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8", newline="")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(beside, path)
 
 
