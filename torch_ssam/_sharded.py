@@ -104,6 +104,8 @@ def shard_of(tensor: Tensor) -> list[int]:
         return [*shape, *(0 for _ in shape)]
     mesh, placements = tensor.device_mesh, tuple(tensor.placements)  # type: ignore[attr-defined]
     local = tuple(local_of(tensor).shape)
+    here = mesh.get_coordinate()
+    here = None if here is None else tuple(here)
     starts, sizes = [], []
     if any(placement.is_partial() for placement in placements):
         raise ValueError(
@@ -111,7 +113,7 @@ def shard_of(tensor: Tensor) -> list[int]:
             "a sum over ranks that no rank holds. Redistribute it first."
         )
     for d, n in enumerate(shape):
-        start, size = _range_of(n, d, mesh, placements)
+        start, size = _range_of(n, d, mesh, placements, here)
         if start < 0:
             raise ValueError(
                 f"a tensor of shape {shape} has placements {placements} on a mesh of shape {tuple(mesh.shape)}, "
@@ -128,15 +130,19 @@ def shard_of(tensor: Tensor) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _range_of(n: int, dim: int, mesh: Any, placements: tuple[Any, ...]) -> tuple[int, int]:
-    """First index and number of indices of a dimension that this rank holds; -1 for the first if no range."""
-    here = mesh.get_coordinate()
-    if here is None:
+def _range_of(
+    n: int, dim: int, mesh: Any, placements: tuple[Any, ...], here: tuple[int, ...] | None
+) -> tuple[int, int]:
+    """First index and number of indices of a dimension that the rank at `here` in the mesh holds.
+
+    The first index is -1 where they are no range.
+    """
+    if here is None:  # not in the mesh
         return 0, 0
     mine: Tensor | None = None
     for along, placement in enumerate(placements):
         if getattr(placement, "dim", None) == dim:
-            mine = torch.arange(n) if mine is None else mine
+            mine = torch.arange(n, device="cpu") if mine is None else mine
             factor = getattr(placement, "split_factor", None)  # of a _StridedShard
             cut = type(placement)(0, **({} if factor is None else {"split_factor": factor}))
             parts, _ = cut._split_tensor(mine, mesh.size(along), with_padding=False, contiguous=False)
@@ -178,7 +184,7 @@ def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: d
     arguments, name = func._schema.arguments, func._schema.name.removeprefix("torch_ssam::")
     first = [args[0]] if name == "perturbed" else args[0]
     named = dict(kwargs or {})
-    if name in NOISY:
+    if name in NOISY and any(is_split(tensor) for tensor in first):
         named["shards"] = [number for tensor in first for number in shard_of(tensor)]
     written: list[Tensor] = []
     locals_: list[Any] = []

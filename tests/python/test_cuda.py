@@ -307,6 +307,16 @@ def test_sparse_gradients_are_refused() -> None:
         ops.update_(weights, [torch.ones(8, device="cuda").to_sparse()], [], 0.1)
 
 
+def test_shards_are_refused() -> None:
+    for operator, lists in (("perturb_", 2), ("perturb_from_clean_", 2), ("update_and_perturb_", 3)):
+        tensors = [[torch.ones(2, 3, device="cuda")] for _ in range(lists)]
+        update = ([], generator(), [0], 0.1, 0.0, 0.0, 0.0, False, False, False, 0.1)
+        rest = update if lists == 3 else (generator(), [0], 0.1)
+        with pytest.raises(Exception, match="no CUDA kernels"):
+            getattr(ops, operator)(*tensors, *rest, shards=[4, 3, 2, 0])
+        assert all(bool((t == 1).all()) for (t,) in tensors)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_step_that_amp_skips_moves_nothing_and_one_it_takes_unscales(kept: bool) -> None:
     model = torch.nn.Linear(64, 64, device="cuda")
