@@ -10,7 +10,7 @@ CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.c
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all demo test test-cpp test-python consumer lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
+.PHONY: all demo test test-cpp test-python consumer stress lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -48,6 +48,11 @@ consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outsi
 
 test-python: consumer
 	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
+
+# Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and 1,000 kills.
+STRESS ?= 42
+stress: build               ## random walks, wrong calls, damaged checkpoints and kills, STRESS times as many as in the tests
+	TORCH_SSAM_STRESS=$(STRESS) $(PY) -m pytest -q -n $(JOBS) tests/python/test_state_machine.py tests/python/test_random_calls.py tests/python/test_fuzzed_state.py tests/python/test_killed.py
 
 lint: bootstrap             ## layout, types, names
 	$(PY) -m ruff check .

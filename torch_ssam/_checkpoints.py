@@ -42,6 +42,7 @@ class NoiseOptimizer(Optimizer):
     _training: bool
     _pending_clean: dict[Tensor, Tensor]
     _noise_per_rank = False
+    _state_tensors = frozenset({"clean", "fisher"})  # what we keep of a parameter
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
     def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
@@ -139,65 +140,80 @@ class NoiseOptimizer(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        groups = self._checked_groups(state_dict)
+        groups, noise_state = self._checked_groups(state_dict)
         state, clean, fisher = self._split_state(state_dict)
+        before = self.state, self.param_groups
+        try:
+            self._plain_load_state_dict({**state_dict, "state": state, "param_groups": groups})
+        except BaseException:
+            self.state, self.param_groups = before
+            raise
         if self._training:
             self._training = False
             # A model loaded before its optimizer has written to the weights: go on with those.
             with suppress(PerturbedWeightsChanged):
                 self._noise.restore_surely()
         self._noise.drop_buffers()
-        self._plain_load_state_dict({**state_dict, "state": state, "param_groups": groups})
-        for group in self.param_groups:
-            seed, draw = group.pop("seed", None), group.pop("draw", None)
-            if seed is not None and draw is not None:
-                self._noise.set_generator(int(seed), int(draw))
+        if noise_state is not None:
+            self._noise.set_generator(*noise_state)
         self._pending_clean = clean
         self._noise.set_fisher_sums(fisher)
         self._fresh = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _checked_groups(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
-        """The groups to load, with our options where they have none, as a plain optimizer's have."""
+    def _checked_groups(
+        self, state_dict: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
+        """The groups to load, with our options where they have none, as a plain optimizer's have; seed and draw."""
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError(
                 f"load_state_dict() got {_keys_or_type(state_dict)}; expected what an optimizer's "
                 'state_dict() returns, a dict with "state" and "param_groups".'
             )
         groups = state_dict["param_groups"]
+        if not isinstance(groups, list) or not all(
+            isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+        ):
+            raise ValueError(
+                f'load_state_dict() got "param_groups" that are not a list of dicts with a list "params" each: '
+                f"{str(groups)[:80]}. Load what state_dict() returned."
+            )
         came, expected = ([len(group["params"]) for group in side] for side in (groups, self.param_groups))
         if came != expected:
             raise ValueError(
                 f"load_state_dict() got parameter groups of {came} tensors; this optimizer has {expected}. "
                 "Build it from the same parameters, in the same groups, as the one that was saved."
             )
-        merged = []
+        merged, noise_state = [], None
         for own, group in zip(self.param_groups, groups, strict=True):
             kept = {k: v for k, v in own.items() if k in self.defaults and k not in group}
             merged.append({**group, **kept})
             self._check_options(merged[-1])
             _options.check_common(merged[-1], merged[0])
-        return merged
+            seed, draw = merged[-1].pop("seed", None), merged[-1].pop("draw", None)
+            if seed is not None and draw is not None:
+                noise_state = _word("seed", seed, -(2**63)), _word("draw", draw, 0)
+        return merged, noise_state
 
     def _split_state(
         self, state_dict: dict[str, Any]
     ) -> tuple[dict[Any, Any], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
         """State for the optimizer below, which must not see the noise's, and clean weights and Fisher sums."""
+        if not isinstance(state_dict["state"], dict):
+            raise ValueError(
+                f'load_state_dict() got a {type(state_dict["state"]).__name__} as "state"; expected a dict.'
+            )
         state, clean, fisher = dict(state_dict["state"]), {}, {}
         params = (p for group in self.param_groups for p in group["params"])
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
         for key, p in zip(keys, params, strict=True):
             entry = state.get(key)
-            if not isinstance(entry, dict):
+            if entry is None:
                 continue
+            self._check_entry(key, p, entry)
             weights = entry.get("clean")
             if weights is not None:
-                if weights.shape != p.shape:
-                    raise ValueError(
-                        f"load_state_dict() got clean weights of shape {tuple(weights.shape)} for parameter "
-                        f"{key} of shape {tuple(p.shape)}; expected the same."
-                    )
                 if _sharded.is_sharded(weights) != _sharded.is_sharded(p):
                     raise ValueError(
                         f"load_state_dict() got clean weights of parameter {key} that are "
@@ -217,6 +233,29 @@ class NoiseOptimizer(Optimizer):
             if all(value is None for value in state[key].values()):
                 del state[key]  # as plain SGD writes it without momentum
         return state, clean, fisher
+
+    def _check_entry(self, key: Any, param: Tensor, entry: Any) -> None:
+        """Raises ValueError unless this can be the state of a parameter."""
+        if not isinstance(entry, dict):
+            raise ValueError(
+                f"load_state_dict() got a {type(entry).__name__} as the state of parameter {key}; expected a dict."
+            )
+        for name in self._state_tensors & entry.keys():
+            value = entry[name]
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                came = f"a {type(value).__name__}"
+            elif not value.is_floating_point() or value.layout != torch.strided:
+                came = f"a tensor of {value.dtype} and {value.layout}"
+            elif name != "fisher" and value.shape != param.shape:
+                came = f"one of shape {tuple(value.shape)}"
+            else:
+                continue
+            raise ValueError(
+                f"load_state_dict() got {came} as '{name}' of parameter {key} of shape {tuple(param.shape)}; "
+                "expected a dense floating-point tensor of the same shape."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside_pass:
@@ -246,6 +285,18 @@ class NoiseOptimizer(Optimizer):
         for p, clean in self._pending_clean.items():
             p.detach().copy_(clean)
         self._pending_clean = {}
+
+
+def _word(name: str, value: Any, low: int) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = low - 1
+    if not low <= number < 2**63:
+        raise ValueError(
+            f"load_state_dict() got {name} {value!r:.60}; expected an int of 64 bits, at least {low}."
+        )
+    return number
 
 
 def _keys_or_type(value: Any) -> str:

@@ -30,7 +30,7 @@ class PerturbedWeightsSaved(UserWarning):
 
 
 class CleanWeights(Scope):
-    """Inside, the parameters hold the clean weights; leaving puts the same noise back."""
+    """Inside, the parameters hold the clean weights; leaving puts the noise of the same draw back."""
 
     def __init__(self, owner: NoiseDriver) -> None:
         self._owner = owner

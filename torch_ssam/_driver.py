@@ -363,7 +363,9 @@ class NoiseDriver(NoiseOptimizer):
         return self._noise.clean_of(param) if pending is None else pending
 
     def clean_weights(self) -> Scope:
-        """Context in which the parameters hold the clean weights; leaving puts the same noise back.
+        """Context in which the parameters hold the clean weights; leaving puts the noise of the same draw back.
+
+        Where noise_std or the set of trainable parameters changed meanwhile, it follows.
 
         For evaluating, averaging (EMA) and saving in the middle of training with keep_perturbed; without it
         the weights are clean outside of passes anyway, and nothing moves.

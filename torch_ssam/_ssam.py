@@ -104,6 +104,8 @@ class SSAM(NoiseDriver):
         >>> opt.zero_grad()
     """
 
+    _state_tensors = NoiseDriver._state_tensors | {"momentum_buffer"}
+
     def __init__(
         self,
         params: ParamsT,
@@ -277,8 +279,8 @@ class SSAM(NoiseDriver):
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
         for part in self._parts(group, members):
             self._update_part(group, part)
-        if group["radius"] is not None and members.params:
-            stacked = [p for p in members.params if p.requires_grad]
+        stacked = [p for p in members.params if p.requires_grad] if group["radius"] is not None else []
+        if stacked:
             ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
             self._noise.written([p for p in stacked if not self._noise.is_applied(p)])
         self._noise.observe(group)

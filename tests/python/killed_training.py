@@ -3,7 +3,8 @@ until the run is through; then prints how often it was killed, for every mode. t
 
     python killed_training.py FOLDER SEED
 
-The parent forks before any thread exists, so that a start costs milliseconds and many kills fit in a test.
+The parent forks before any thread exists, so that a start costs milliseconds and many kills fit in a test. `make stress` kills
+TORCH_SSAM_STRESS times as often.
 """
 
 import os
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import front_helpers as front
 import torch
+from odd_values import STRESS
 
-STEPS = 40
+STEPS = 40 * STRESS
+KILLS = 6 * STRESS  # of each mode, at most
 WITHOUT_REAPING = os.WEXITED | os.WNOHANG | os.WNOWAIT
 MODES = {
     "perturb": (front.ssam, {}, front.by_perturb),
@@ -76,7 +79,7 @@ def kill_until_done(folder: Path, mode: str, seed: int) -> int:
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
-        if kills < 6:
+        if kills < KILLS:
             # After some steps more, and then at any moment of one: also while it writes its checkpoint.
             steps = steps_of(folder) + chance.randrange(10)
             while steps_of(folder) < steps and os.waitid(os.P_PID, child, WITHOUT_REAPING) is None:

@@ -12,6 +12,7 @@ import front_helpers as front
 import killed_training
 import pytest
 import torch
+from odd_values import SEED, STRESS
 
 import torch_ssam
 
@@ -22,11 +23,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
     folder, here = tmp_path_factory.mktemp("killed"), Path(__file__).parent
     path = os.pathsep.join([str(Path(torch_ssam.__file__).parent.parent), str(here)])
     done = subprocess.run(
-        [sys.executable, str(here / "killed_training.py"), str(folder), "1"],
+        [sys.executable, str(here / "killed_training.py"), str(folder), str(SEED + 1)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=240 * STRESS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
