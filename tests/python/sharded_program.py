@@ -25,7 +25,7 @@ from front_helpers import Alarm, same_bits
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -37,7 +37,8 @@ import torch_ssam
 CHECKS: dict[str, Callable[[], None]] = {}
 
 
-ON_FOUR = ("fsdp_over_tensor_parallel_trains_as_one_process_does",)  # a mesh of two by two
+# On a mesh of two by two.
+ON_FOUR = ("fsdp_over_tensor_parallel_trains_as_one_process_does", "hybrid_fsdp_trains_as_one_process_does")
 
 
 def check(function: Callable[[], None]) -> Callable[[], None]:
@@ -325,6 +326,35 @@ def fsdp_trains_as_one_process_does() -> None:
             for p, entry in opt.state.items():
                 for value in entry.values():
                     assert value.dim() == 0 or value.placements == p.placements
+
+
+@check
+def hybrid_fsdp_trains_as_one_process_does() -> None:
+    """Two copies of a model that is sharded in two."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    net, whole = whole_net(), whole_net()
+    fully_shard(net, mesh=mesh)
+    assert net.first.weight.placements == (Replicate(), Shard(0))
+    opt, plain = ssam(net, keep_perturbed=True), ssam(whole, keep_perturbed=True)
+    drive("kept", opt, net, batches(2))
+    drive("kept", plain, whole, batches(2))
+    expect(net, whole, "before eval")
+    expect_moved(net)
+    refused("noise_per_rank=True and parameter 0", lambda: ssam(net, noise_per_rank=True))
+
+
+@check
+def fsdp_in_bfloat16_gathers_the_noisy_weights() -> None:
+    """MixedPrecisionPolicy casts what it gathers: noise is on the float32 weights, before."""
+    net, whole = whole_net(), whole_net()
+    fully_shard(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    opt, plain = ssam(net), ssam(whole)
+    x = batches(1)[0][0]
+    with torch.no_grad(), opt.perturb(), plain.perturb():
+        expect(net.state_dict().values(), whole.state_dict().values(), "float32")
+        noisy = whole_net().bfloat16()
+        noisy.load_state_dict(whole.state_dict())
+        assert same_bits([net(x)], [noisy(x.bfloat16())])
 
 
 class Mlp(nn.Module):
