@@ -191,6 +191,8 @@ def verdict(comparison: Comparison) -> list[str]:
         lines.append(
             f"Minus SGD whose batches are split alike, without noise: {gap.text(2, sign=True)} points: {direction(gap)}. "
             "Only this difference is due to the noise; the rest of the gain is BatchNorm's on smaller batches."
+            if gap.n
+            else "Minus SGD whose batches are split alike, without noise: not run yet."
         )
     forms = [m for m in comparison.methods if m.is_ssam and m.budget == 1 and comparison.results(m)]
     above = [m.title for m in forms if comparison.difference(m, comparison.method("sgd")).low > 0]
