@@ -5,12 +5,12 @@ JOBS ?= $(shell nproc)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MAX_JOBS := $(JOBS)
 export TORCH_SSAM_BUILD_DIR := $(CURDIR)/build/package
-CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/trial/*.h' 'tests/trial/*.cpp' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
 # In a checkout CUDA kernels are built where the PyTorch in use has CUDA; `pip install .` builds them where nvcc is found.
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all demo test test-cpp test-python consumer stress lint format bench asan tsan ptx docs wheel clean build bootstrap cuda
+.PHONY: all demo test test-cpp test-python consumer stress lint format bench asan tsan trial ptx docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -79,6 +79,9 @@ tsan: bootstrap             ## the tests without LibTorch, kernels and simulator
 	cmake -S . -B build/tsan -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_SANITIZE=thread
 	cmake --build build/tsan --parallel $(JOBS)
 	ctest --test-dir build/tsan --output-on-failure
+
+trial: bootstrap            ## the noise on trial: 10^9 values, dieharder and TestU01, the bits of clang and AArch64; hours
+	tools/noise_trial.sh
 
 ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
 	$(PY) tools/check_ptx.py

@@ -1,6 +1,6 @@
 // The 16-bit types of csrc/math/storage.h, both ways: every one of the 65,536 values, every tie between neighbours and
 // the floats beside it, overflow, underflow and NaN, against a rounding written here in double (scale to the last kept
-// bit, round to nearest even, scale back) and, where the compiler has it, its own _Float16.
+// bit, round to nearest even, scale back) and, where the compiler has it, its own type.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -135,11 +135,16 @@ TYPED_TEST(StorageTest, OverflowGivesInfinityAndNanStaysNan) {
 }
 
 #if defined(__FLT16_MANT_DIG__)
+#if defined(__aarch64__)
+using compilers_half = __fp16;  // g++ 12 has no _Float16 there
+#else
+using compilers_half = _Float16;
+#endif
 TEST(Float16Test, AgreesWithTheCompilersOwn) {
   for (uint32_t i = 0; i < (1U << 20); ++i) {
     // Magnitudes from below the smallest subnormal to above the largest number.
     const float value = bits_to_float((0x32000000U + (i * 2654435769U) % 0x16000000U) | (i << 31));
-    const auto own = static_cast<_Float16>(value);
+    const auto own = static_cast<compilers_half>(value);
     uint16_t bits = 0;
     std::memcpy(&bits, &own, sizeof(bits));
     ASSERT_EQ(static_cast<uint16_t>(Store<float16_t>::from(value)), bits) << std::hexfloat << value;
