@@ -201,7 +201,7 @@ class GaussianTrial {
     // Kolmogorov and Smirnov's distance at the bins' edges, which is at most their distance: never a false alarm more.
     double distance = 0, below = 0;
     // Bins joined to 1000 in the bulk; in the tails both signs joined, in quarters, the last one to the end.
-    ChiSquare bulk, tail;
+    ChiSquare bulk;
     double joined = 0, joined_from = -kTail;
     std::vector<double> tail_counts(static_cast<size_t>((kRange - kTail) * 4) + 1);
     for (size_t bin = 0; bin < kBins; ++bin) {
