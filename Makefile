@@ -49,7 +49,7 @@ consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outsi
 test-python: consumer
 	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
 
-# Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and 1,000 kills.
+# Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and over 900 kills.
 STRESS ?= 42
 stress: build               ## random walks, wrong calls, damaged checkpoints and kills, STRESS times as many as in the tests
 	TORCH_SSAM_STRESS=$(STRESS) $(PY) -m pytest -q -n $(JOBS) tests/python/test_state_machine.py tests/python/test_random_calls.py tests/python/test_fuzzed_state.py tests/python/test_killed.py
