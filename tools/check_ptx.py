@@ -2,7 +2,7 @@
 
 `make ptx` calls it. It fails on a register spill, a stack frame, more than 64 registers and, in the kernels
 of the aligned path, on any access to the tensors that is not as wide as csrc/ops/cuda/grid.h says: 16 bytes,
-but 8 for the 16-bit operands of the fused update. It counts the PTX (what we asked for) and, where a
+but 8 for the 16-bit operands of the fused update and of scaled noise. It counts the PTX (what we asked for) and, where a
 disassembler is found, the machine code, and writes docs/cuda_kernels.md: registers, bytes moved and
 instructions an element against the memory bound. --sources and --architectures choose a part, which is
 checked and not written.
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("update", "diagonal", "perturb")  # the slowest to compile first
+SOURCES = ("update", "diagonal", "perturb_scaled", "perturb", "scale")  # the slowest to compile first
 ARCHITECTURES = (80, 90, 100)
 MOST_REGISTERS = 64
 BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
@@ -33,8 +33,10 @@ GPUS = {80: ("A100 80GB", 108, 1.41, 2.04), 90: ("H200", 132, 1.98, 4.8), 100: (
 # What the half-rate integer pipe executes; the rest goes to pipes that keep up with the issue rate.
 INTEGER = ("IADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "VIADD", "IABS", "POPC", "FLO", "IMNMX")
 # Kernels whose loops the compiler may unroll as it likes: scalar (loads, stores) that they may have. The
-# readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead.
+# readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead; the norms of
+# rows write one sum a piece.
 LOOPS = {"SquaresBody": (0, 0), "MultiplyBody": (0, 0), "ReadoutBody": (0, 1), "RowsBody": (4, 0)}
+LOOPS |= {"RowSquaresBody": (0, 1)}
 
 
 @dataclasses.dataclass
@@ -63,7 +65,9 @@ class Expected:
     elements: int
     loads: Counter[int]
     stores: Counter[int]
-    scalar_loads: int  # at most: seed, draw, and lr, grad_scale, found_inf as a float or a double
+    # At most: seed, draw, and lr, grad_scale, found_inf as a float or a double; by rows the scale of a group's row, or,
+    # on another path, of each of its elements.
+    scalar_loads: int
 
 
 def split_arguments(text: str) -> list[str]:
@@ -83,15 +87,17 @@ def template(name: str) -> tuple[str, list[str]]:
 
 
 def is_aligned(name: str) -> bool:
+    """Whether a thread owns several neighbours: `Body<what, count>` or `Body<what, count, RowScales>`."""
     arguments = template(name)[1]
-    return bool(arguments) and arguments[-1].isdigit() and int(arguments[-1]) > 1
+    return len(arguments) > 1 and arguments[1].isdigit() and int(arguments[1]) > 1
 
 
 def expected(name: str) -> Expected:
     """Four groups of `count` neighbours a thread, each operand in accesses of 16 bytes, or of all it has."""
-    op, count_text = template(name)[1]
+    op, count_text, *more = template(name)[1]
     count = int(count_text)
     kind, arguments = template(op)
+    scales = 4 * (1 + count) if more == ["RowScales"] else 0
 
     def group(dtype: str) -> Counter[int]:
         width = min(16, count * BYTES[dtype])
@@ -99,11 +105,11 @@ def expected(name: str) -> Expected:
 
     none: Counter[int] = Counter()
     if kind == "PerturbOp":
-        master, model, save = arguments
+        master, model, save, _ = arguments
         stores = group(model) + (group(master) if save == "true" else none)
-        return Expected(4 * count, group(master), stores, 2 + 2)
+        return Expected(4 * count, group(master), stores, 2 + 2 + scales)
     if kind == "UpdateOp":
-        how, master, model, perturb = arguments
+        how, master, model, perturb, _ = arguments
         buffer = none if "(Momentum)0" in how or "(torch_ssam::math::Momentum)0" in how else group(master)
         perturbed = group(model) if perturb == "true" else none
         loads = group(master) + group(model) + buffer
@@ -121,6 +127,7 @@ def demangle(names: list[str]) -> list[str]:
     out = []
     for line in done.stdout.splitlines():
         line = re.sub(r"torch_ssam::(cuda::|math::)?", "", line)
+        line = line.replace(", Nothing>", ">")  # as its default is written
         match = re.match(r"void kernel<(.*?)>\(\1::Params\)$", line.replace(" >", ">"))
         if match is None:  # else it would count as one of the kernels of which nothing is asked
             raise SystemExit(f"tools/check_ptx.py cannot read the kernel's name: {line}")

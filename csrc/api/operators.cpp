@@ -44,14 +44,22 @@ std::optional<Tensor> optional(const Tensor& tensor) {
   return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
 }
 
+std::optional<TensorList> row_scales_of(const Noise& noise) {
+  return noise.scale == "rows" ? std::optional<TensorList>(noise.row_scales) : std::nullopt;
+}
+
 const std::optional<Tensor> kNone = std::nullopt;
-constexpr std::string_view kIsotropic = "isotropic";
 
 }  // namespace
 
 Tensor empty_like(const Tensor& tensor) {
   const c10::InferenceMode normal(false);
   return at::empty_like(tensor, at::TensorOptions().requires_grad(false));
+}
+
+Tensor zeros_of_rows(const Tensor& tensor, std::int64_t rows) {
+  const c10::InferenceMode normal(false);
+  return at::zeros({rows}, tensor.options().dtype(at::kFloat).requires_grad(false));
 }
 
 void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
@@ -62,7 +70,7 @@ void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::
           "torch_ssam::perturb_");
   checked([&] {
     op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, kIsotropic, std::nullopt, std::nullopt);
+            noise.draw_offset, noise.scale, row_scales_of(noise), std::nullopt);
   });
 }
 
@@ -74,18 +82,19 @@ void perturb_from_clean_(TensorList params, TensorList clean, const Tensor& gene
                 at::OptionalIntArrayRef)>("torch_ssam::perturb_from_clean_");
   checked([&] {
     op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, kNone, kIsotropic, std::nullopt, std::nullopt);
+            noise.draw_offset, kNone, noise.scale, row_scales_of(noise), std::nullopt);
   });
 }
 
-Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t place, const Noise& noise) {
+Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t place, const Noise& noise,
+                 bool noise_only) {
   static const auto op =
       find<Tensor(const Tensor&, const Tensor&, std::int64_t, double, std::string_view, std::int64_t, bool,
-                  std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef)>(
+                  std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef, bool)>(
           "torch_ssam::perturbed");
   return checked([&] {
     return op.call(weights, generator, place, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-                   noise.draw_offset, kIsotropic, std::nullopt, std::nullopt);
+                   noise.draw_offset, noise.scale, row_scales_of(noise), std::nullopt, noise_only);
   });
 }
 
@@ -120,7 +129,7 @@ void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, 
   checked([&] {
     op.call(params, clean, grads, momentum_buffers, generator, places, update.lr, update.momentum, update.dampening,
             update.weight_decay, update.nesterov, update.maximize, update.first_step, noise.noise_std,
-            noise.distribution, noise.sample, noise.negate, noise.draw_offset, kNone, kNone, kNone, kIsotropic,
+            noise.distribution, noise.sample, noise.negate, noise.draw_offset, kNone, kNone, kNone, noise.scale,
             std::nullopt);
   });
 }
@@ -128,6 +137,16 @@ void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, 
 void project_(TensorList weights, double radius) {
   static const auto op = find<void(TensorList, double)>("torch_ssam::project_");
   checked([&] { op.call(weights, radius); });
+}
+
+void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, double fisher_factor) {
+  static const auto op = find<void(TensorList, TensorList, TensorList, double)>("torch_ssam::row_scales_");
+  checked([&] { op.call(row_scales, weights, fisher, fisher_factor); });
+}
+
+void row_fisher_(TensorList fisher, TensorList grads, double decay) {
+  static const auto op = find<void(TensorList, TensorList, double)>("torch_ssam::row_fisher_");
+  checked([&] { op.call(fisher, grads, decay); });
 }
 
 Tensor diagonal(const Tensor& input, const Tensor& weight, const Tensor& generator, double noise_std, bool readout) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace torch_ssam::ops {
 
@@ -16,6 +17,8 @@ struct Noise {
   std::int64_t sample = 0;
   bool negate = false;
   std::int64_t draw_offset = 0;
+  std::string scale = "isotropic";          // or "element", or "rows" with:
+  std::vector<at::Tensor> row_scales = {};  // one for each tensor of the call
 };
 
 struct Update {
@@ -26,11 +29,15 @@ struct Update {
 // A buffer of the tensor's kind that outlives an InferenceMode around us.
 at::Tensor empty_like(const at::Tensor& tensor);
 
+// The same for one Float a row.
+at::Tensor zeros_of_rows(const at::Tensor& tensor, std::int64_t rows);
+
 void perturb_(at::TensorList params, at::TensorList clean, const at::Tensor& generator, at::IntArrayRef places,
               const Noise& noise);
 void perturb_from_clean_(at::TensorList params, at::TensorList clean, const at::Tensor& generator,
                          at::IntArrayRef places, const Noise& noise);
-at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std::int64_t place, const Noise& noise);
+at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std::int64_t place, const Noise& noise,
+                     bool noise_only = false);
 void restore_(at::TensorList params, at::TensorList clean);
 void advance_(const at::Tensor& generator, std::int64_t draws = 1);
 void update_(at::TensorList weights, at::TensorList grads, at::TensorList momentum_buffers, const Update& update);
@@ -38,6 +45,8 @@ void update_and_perturb_(at::TensorList params, at::TensorList clean, at::Tensor
                          at::TensorList momentum_buffers, const at::Tensor& generator, at::IntArrayRef places,
                          const Update& update, const Noise& noise);
 void project_(at::TensorList weights, double radius);
+void row_scales_(at::TensorList row_scales, at::TensorList weights, at::TensorList fisher, double fisher_factor);
+void row_fisher_(at::TensorList fisher, at::TensorList grads, double decay);
 
 // An undefined generator means no noise.
 at::Tensor diagonal(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& generator, double noise_std,

@@ -10,6 +10,8 @@ namespace torch_ssam::math {
 
 inline constexpr int64_t kNormPiece = 4096;
 
+TORCH_SSAM_BODY int64_t norm_pieces(int64_t count) { return (count + kNormPiece - 1) / kNormPiece; }
+
 TORCH_SSAM_BODY double accumulate_square(double sum, double value) { return fused_multiply_add(value, value, sum); }
 
 template <int kWidth, typename opmath_t>

@@ -3,7 +3,7 @@
 //             s = 0: LPF-SGD (arXiv 2201.08025) and RWP; else ARWP (arXiv 2404.00357), F <- beta F + sum of g^2.
 //   element   |w| + 0.01: the element-wise operator of ASAM (arXiv 2102.11600) on the standard deviation.
 // Sums are double, in the order of reduce.h; row scales float, like the noise; element scales are in opmath_t.
-// Tests: test_math.cpp, test_kernels.cpp, test_cuda_on_host.cpp, test_ops_scale.py.
+// Tests: test_math.cpp, test_kernels.cpp, test_cuda_scale_on_host.cpp, test_ops_scale.py.
 #pragma once
 
 #include "noise.h"

@@ -1,6 +1,6 @@
 // The bodies of noise.h and update.h between stored values: where numbers are rounded to the stored type, and in what
 // order, is part of the contract that all backends share. master_t is how clean weights and momentum are stored,
-// model_t how parameters and gradients are. Tests: test_kernels.cpp, test_cuda_on_host.cpp, test_ops_update.py.
+// model_t how parameters and gradients are. Tests: test_kernels.cpp, test_cuda*_on_host.cpp, test_ops_update.py.
 #pragma once
 
 #include "noise.h"
@@ -16,11 +16,13 @@ TORCH_SSAM_BODY model_t perturb_stored(master_t clean, opmath_t<master_t> noise_
   return Store<model_t>::from(perturb_element(load_scalar(clean), noise_std, noise));
 }
 
-// The same with the element's own scale.
+// The same with the element's own scale; with noise_only, what it adds alone.
 template <typename model_t, typename master_t>
-TORCH_SSAM_BODY model_t perturb_stored_by_element(master_t clean, opmath_t<master_t> noise_std, float noise) {
+TORCH_SSAM_BODY model_t perturb_stored_by_element(master_t clean, opmath_t<master_t> noise_std, float noise,
+                                                  bool noise_only) {
   const opmath_t<master_t> w = load_scalar(clean);
-  return Store<model_t>::from(perturb_element(w, noise_std, scale_noise(noise, element_scale(w))));
+  const opmath_t<master_t> base = noise_only ? opmath_t<master_t>(0) : w;
+  return Store<model_t>::from(perturb_element(base, noise_std, scale_noise(noise, element_scale(w))));
 }
 
 // Reads clean weight, gradient and momentum buffer, writes the buffer (not touched where there is no momentum) and

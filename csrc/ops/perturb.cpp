@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
   m.def(
       "perturbed(Tensor weights, Tensor generator, int place, float noise_std, str distribution='gaussian', "
       "int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', Tensor[]? row_scales=None, "
-      "int[]? shards=None) -> Tensor");
+      "int[]? shards=None, bool noise_only=False) -> Tensor");
   m.def("restore_(Tensor(a!)[] params, Tensor[] clean) -> ()");
   m.def("advance_(Tensor(a!) generator, int draws, Tensor? found_inf=None) -> ()");
 }
@@ -52,6 +52,13 @@ PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<T
     check_one_device(*row_scales, "row_scales", generator, "generator");
   }
   return args;
+}
+
+Tensor source_of_noise(const Tensor& weights, math::Scale scale) {
+  if (scale == math::Scale::element) return weights;
+  Tensor zeros = torch::stable::empty_like(weights);
+  torch::stable::zero_(zeros);
+  return zeros;
 }
 
 void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf) {

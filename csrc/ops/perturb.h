@@ -1,7 +1,7 @@
 // Operators that put noise on weights and take it off again.
 //   perturb_            saves the clean weights, then writes clean + noise into the parameters
 //   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
-//   perturbed           clean + noise as a new tensor
+//   perturbed           clean + noise, or with noise_only the noise alone, as a new tensor
 //   restore_            writes the clean weights back, bit for bit
 // noise = +-noise_std * z(seed, draw, place, element, sample) * scale, z by csrc/math/noise.h, scale by
 // csrc/math/scale.h: 1, that of the element's row, or that of the clean element. Tests: test_ops_perturb.py,
@@ -41,6 +41,9 @@ TORCH_SSAM_EXPORT PerturbArgs check_perturb(const std::vector<Tensor>& params, c
                                             const std::optional<std::vector<Tensor>>& row_scales,
                                             const std::optional<std::vector<int64_t>>& shards, bool save,
                                             const std::optional<Tensor>& found_inf = {});
+
+// What is to be perturbed where noise alone is asked for: zeros, or the weights where noise depends on each of them.
+TORCH_SSAM_EXPORT Tensor source_of_noise(const Tensor& weights, math::Scale scale);
 
 TORCH_SSAM_EXPORT void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf);
 

@@ -78,8 +78,9 @@ TORCH_SSAM_EXPORT void check_number(const std::optional<Tensor>& number, const c
                                     const std::vector<Tensor>& beside, const char* beside_name);
 TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
 
-// A `str` argument of an operator as the dispatcher hands it over, to be taken exactly once. Declared as std::string,
-// it would go through a conversion that leaks a string a call in PyTorch 2.10 to 2.13 (pytorch issue 191340).
+// A `str` argument of an operator as the dispatcher hands it over, to be taken exactly once, before any check may
+// refuse the call. Declared as std::string, it would go through a conversion that leaks a string a call in PyTorch 2.10
+// to 2.13 (pytorch issue 191340).
 struct StringArgument {
   StringHandle handle;
 };

@@ -1,6 +1,5 @@
 // Walks a CUDA launch grid on the host, one thread after the other, and the memory that tests of it need: buffers of a
-// chosen alignment with guards at both ends, strided tensors, and reproducible values. Used by test_cuda_on_host.cpp
-// and test_cuda_diagonal_on_host.cpp.
+// chosen alignment with guards at both ends, strided tensors, and reproducible values. Used by test_cuda*_on_host.cpp.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -46,14 +45,27 @@ struct Launches {
 };
 
 // As Launcher::run_list.
-template <template <int> class Body, int kCount, int kOperands, typename Settings>
-Launches walk_list(const std::vector<ListTensor<kOperands>>& tensors, const Settings& settings) {
+template <template <int> class Body, int kCount, typename TensorType, typename Settings>
+Launches walk_list(const std::vector<TensorType>& tensors, const Settings& settings) {
   Launches launches;
   for_each_launch<Body, kCount>(tensors, [&]<typename Chosen>(const auto& table, int64_t blocks) {
     auto params = std::make_unique<typename Chosen::Params>(typename Chosen::Params{settings, table});
-    static_assert(sizeof(*params) <= 32764, "more than a kernel takes as arguments");
+    static_assert(sizeof(*params) <= kArgumentBytes, "more than a kernel takes as arguments");
     walk<Chosen>(*params, blocks);
     std::is_same_v<Chosen, Body<kCount>> ? ++launches.aligned : ++launches.any;
+  });
+  return launches;
+}
+
+// As Launcher::run_table.
+template <typename Body, typename TensorType, typename Settings>
+int walk_table(const std::vector<TensorType>& tensors, const Settings& settings) {
+  int launches = 0;
+  for_each_table<Body>(tensors, [&](const auto& table, int64_t blocks) {
+    auto params = std::make_unique<typename Body::Params>(typename Body::Params{settings, table});
+    static_assert(sizeof(*params) <= kArgumentBytes, "more than a kernel takes as arguments");
+    walk<Body>(*params, blocks);
+    ++launches;
   });
   return launches;
 }

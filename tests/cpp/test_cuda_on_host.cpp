@@ -1,7 +1,8 @@
 // The bodies of the CUDA kernels over lists, run on the host by walking their launch grid, bit for bit against the CPU
 // inner loops: every size round a boundary, aligned and not, strided, all pairs of dtypes, lists longer than a launch.
-// What this cannot see is the GPU itself: tests/python/test_cuda.py is for that. Diagonal product: the next file.
-#include "cuda_host.h"
+// What this cannot see is the GPU itself: tests/python/test_cuda.py is for that. Scaled noise and norms of
+// rows: test_cuda_scale_on_host.cpp. Diagonal product: test_cuda_diagonal_on_host.cpp.
+#include "cuda_list_host.h"
 #include "math/reduce.h"
 #include "ops/cuda/perturb_body.h"
 #include "ops/cuda/update_body.h"
@@ -11,27 +12,6 @@ namespace {
 
 using math::Distribution;
 using math::Momentum;
-
-constexpr int64_t kSizes[] = {0,    1,    7,    8,    15,   16,   17,   31,   33,   63,   64,   65,   127,   128,  129,
-                              1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 16384, 16389};
-constexpr Distribution kDistributions[] = {Distribution::gaussian, Distribution::rademacher};
-constexpr int64_t kGenerator[2] = {0x0123456789abcdefLL, (1LL << 40) + 7};
-constexpr int64_t kPlace = 3, kSample = 5, kOffset = 2;
-constexpr double kStd = -0.03;
-
-NoiseSettings noise_settings(Distribution distribution) { return {kGenerator, kOffset, kSample, distribution, kStd}; }
-cpu::NoiseArgs noise_args(Distribution distribution, int64_t place = kPlace) {
-  return {math::make_noise_stream(kGenerator[0], kGenerator[1] + kOffset, place, kSample), distribution, kStd};
-}
-
-template <int kOperands>
-ListTensor<kOperands> contiguous(int64_t numel, std::array<void*, kOperands> data, int64_t number = kPlace) {
-  ListTensor<kOperands> tensor;
-  std::copy(data.begin(), data.end(), tensor.data);
-  tensor.numel = numel;
-  tensor.number = static_cast<uint32_t>(number);
-  return tensor;
-}
 
 template <typename Types>
 class CudaOnHost : public ::testing::Test {};
@@ -49,7 +29,7 @@ TYPED_TEST(CudaOnHost, PerturbFromCleanMatchesTheCpuAtEverySizeAndAlignment) {
                                                 expected.data());
         walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
             std::vector{contiguous<2>(n, {got.data(), clean.data()})},
-            PerturbSettings{noise_settings(distribution), Number{}});
+            PerturbSettings{noise_settings(distribution), Number{}, false});
         ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift;
       }
     }
@@ -71,7 +51,7 @@ TYPED_TEST(CudaOnHost, PerturbSavesTheCleanWeights) {
                                      params_cpu.data());
         walk_list<PerturbBody<scalar_t, scalar_t, true>::template With, kLanesOwned<scalar_t>>(
             std::vector{contiguous<2>(n, {params.data(), saved.data()})},
-            PerturbSettings{noise_settings(distribution), Number{}});
+            PerturbSettings{noise_settings(distribution), Number{}, false});
         ASSERT_TRUE(same_bits(params, params_cpu)) << "n " << n << " shift " << shift;
         ASSERT_TRUE(same_bits(saved, saved_cpu)) << "n " << n << " shift " << shift;
       }
@@ -161,7 +141,7 @@ TYPED_TEST(CudaOnHost, AListOfAnyLengthAndMixOfSizesTakesFewLaunches) {
                                             expected.back().data());
   }
   const Launches launches = walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}});
+      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
   for (size_t t = 0; t < got.size(); ++t) ASSERT_TRUE(same_bits(got[t], expected[t])) << "tensor " << t;
   EXPECT_LE(launches.aligned, 2);
   EXPECT_LE(launches.any, 4);
@@ -240,7 +220,7 @@ void check_far_elements(Distribution distribution, int64_t begin, int64_t n) {
   const auto tensor =
       contiguous<2>(begin + n, {shifted(got.data(), sizeof(model_t)), shifted(clean.data(), sizeof(master_t))});
   const auto launch = [&](const auto& table, int64_t blocks) {
-    walk<Body>({{noise_settings(distribution), Number{}}, table}, blocks);
+    walk<Body>({{noise_settings(distribution), Number{}, false}, table}, blocks);
   };
   TableBuilder<typename Body::TableType, decltype(launch)> builder(Body::kAlign, Body::kSpan, launch);
   builder.add(tensor, begin, begin + n);
@@ -276,7 +256,7 @@ TYPED_TEST(CudaOnHost, StridedTensorsBeyondThePoolOfShapesTakeAnotherLaunch) {
     list.back().strides[0] = strides;
   }
   const Launches launches = walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}});
+      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
   EXPECT_EQ(launches.aligned, 0);
   EXPECT_EQ(launches.any, 2);
   for (int t = 0; t < 150; ++t) {
@@ -304,7 +284,7 @@ TYPED_TEST(CudaOnHost, FoundInfKeepsEverythingAsItWas) {
                                        noise_settings(Distribution::gaussian)});
   walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
       std::vector{contiguous<2>(n, {params.data(), clean.data()})},
-      PerturbSettings{noise_settings(Distribution::gaussian), flag});
+      PerturbSettings{noise_settings(Distribution::gaussian), flag, false});
   EXPECT_TRUE(same_bits(clean, clean_before));
   EXPECT_TRUE(same_bits(buffer, buffer_before));
   EXPECT_TRUE(same_bits(params, params_before));

@@ -1,6 +1,7 @@
-// The scalar bodies of csrc/math/noise.h, threefry.h, update.h and diagonal.h against independent computations:
-// published known answers (tests/data/), long double formulas with a stated error, and exact small integers. The 16-bit
-// types are in test_storage.cpp; that loops over these bodies keep the bits is test_kernels.cpp's claim.
+// The scalar bodies of csrc/math/noise.h, threefry.h, scale.h, update.h and diagonal.h against independent
+// computations: published known answers (tests/data/), long double formulas with a stated error, and exact small
+// integers. The 16-bit types are in test_storage.cpp; that loops over these bodies keep the bits is test_kernels.cpp's
+// claim.
 #include <gtest/gtest.h>
 
 #if defined(__SSE2__)
@@ -19,6 +20,9 @@
 
 #include "math/diagonal.h"
 #include "math/noise.h"
+#include "math/reduce.h"
+#include "math/scale.h"
+#include "math/stored.h"
 #include "math/threefry.h"
 #include "math/update.h"
 
@@ -313,6 +317,72 @@ TYPED_TEST(UpdateTest, WithoutWeightDecayAnInfiniteWeightStaysInfinite) {
   const auto p = params_of<TypeParam>({0.5, 0.0, 0.0, 0.0, 1.0, false, false});
   const auto infinity = std::numeric_limits<TypeParam>::infinity();
   EXPECT_EQ((update_element<Momentum::none, false>(infinity, TypeParam(1), buffer, p)), infinity);
+}
+
+// --- the scales of noise.
+
+TEST(ScaleTest, RowScaleIsTheNormOverTheRootOfOnePlusFisher) {
+  // Pythagorean numbers: 3-4-12-84 has the norm 85; 1 + 0.25 * 32 = 9.
+  EXPECT_EQ(row_scale(3.0 * 3 + 4 * 4 + 12 * 12 + 84 * 84, 0.0, 7.0), 85.0F);
+  EXPECT_EQ(row_scale(7225.0, 1e30, 0.0), 85.0F);
+  EXPECT_EQ(row_scale(81.0, 32.0, 0.25), 3.0F);
+  EXPECT_EQ(row_scale(0.0, 5.0, 1.0), 0.0F);
+  std::mt19937 random(7);
+  std::uniform_real_distribution<double> exponent(-60, 60);
+  for (int i = 0; i < 20000; ++i) {
+    const double sum = std::exp2(exponent(random)), fisher = std::exp2(exponent(random));
+    const double factor = std::exp2(exponent(random) / 4);
+    const long double exact =
+        std::sqrt(static_cast<long double>(sum)) / std::sqrt(1.0L + static_cast<long double>(factor) * fisher);
+    // Rounded to float once, after double roundings that are far below its ulp.
+    ASSERT_LE(std::fabs(row_scale(sum, fisher, factor) - exact), 0x1.0001p-24L * exact);
+  }
+}
+
+TEST(ScaleTest, FisherForgetsAndTakesTheSquareIn) {
+  EXPECT_EQ(row_fisher(8.0F, 5.0, 0.75), 11.0F);
+  EXPECT_EQ(row_fisher(8.0F, 5.0, 0.0), 5.0F);
+  EXPECT_EQ(row_fisher(8.0F, 5.0, 1.0), 13.0F);
+  std::mt19937 random(8);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  for (int i = 0; i < 20000; ++i) {
+    const auto before = static_cast<float>(100 * uniform(random));
+    const double square = uniform(random), decay = uniform(random);
+    const long double exact = static_cast<long double>(decay) * before + square;
+    ASSERT_LE(std::fabs(row_fisher(before, square, decay) - exact), 0x1.0001p-24L * exact);
+  }
+}
+
+TYPED_TEST(UpdateTest, ElementScaleIsTheAbsoluteValuePlusAHundredth) {
+  const long double hundredth = static_cast<TypeParam>(0.01L);
+  const long double half_ulp = std::numeric_limits<TypeParam>::epsilon() / 2;
+  EXPECT_EQ(element_scale(TypeParam(0)), static_cast<TypeParam>(0.01L));
+  EXPECT_EQ(element_scale(TypeParam(-0.0)), static_cast<TypeParam>(0.01L));
+  std::mt19937 random(9);
+  std::normal_distribution<double> normal;
+  for (int i = 0; i < 20000; ++i) {
+    const auto w = static_cast<TypeParam>(normal(random) * 0.1);
+    const auto z = static_cast<float>(normal(random));
+    const long double exact = std::fabs(static_cast<long double>(w)) + hundredth;
+    const TypeParam scale = element_scale(w);
+    ASSERT_LE(std::fabs(scale - exact), half_ulp * 1.0001L * exact);
+    ASSERT_EQ(scale, element_scale(-w));
+    const TypeParam scaled = scale_noise(z, scale);
+    ASSERT_LE(std::fabs(scaled - static_cast<long double>(z) * scale), half_ulp * std::fabs(scaled) * 1.0001L);
+    // clean + noise, and the noise alone, each one rounding of std * scaled.
+    const TypeParam noisy = perturb_stored_by_element<TypeParam>(w, TypeParam(0.3), z, false);
+    const TypeParam alone = perturb_stored_by_element<TypeParam>(w, TypeParam(0.3), z, true);
+    const long double noise = static_cast<long double>(TypeParam(0.3)) * scaled;
+    ASSERT_LE(std::fabs(alone - noise), half_ulp * 1.0001L * std::fabs(noise));
+    ASSERT_LE(std::fabs(noisy - (w + noise)), half_ulp * 1.0001L * std::fabs(w + noise) + 0x1p-62L * std::fabs(w));
+    ASSERT_EQ(perturb_stored<TypeParam>(TypeParam(0), TypeParam(0.3), z), static_cast<TypeParam>(TypeParam(0.3) * z));
+  }
+}
+
+TEST(ScaleTest, ARowHasAPieceForEveryFourThousandNinetySixElements) {
+  const std::array<std::array<int64_t, 2>, 7> cases{
+      {{0, 0}, {1, 1}, {4095, 1}, {4096, 1}, {4097, 2}, {8192, 2}, {int64_t{1} << 40, int64_t{1} << 28}}};
+  for (const auto& [count, pieces] : cases) EXPECT_EQ(norm_pieces(count), pieces) << count;
 }
 
 // --- the diagonal product.

@@ -1,5 +1,6 @@
 """tools/check_ptx.py, which `make ptx` runs over all CUDA kernels: that it refuses what it says it refuses,
-and, where nvcc is, what it says of the kernels of perturb.cu for one architecture (the whole takes minutes).
+and, where nvcc is, what it says of the kernels of perturb.cu and scale.cu for one architecture (the whole takes
+minutes).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def check_ptx() -> Any:
 
 # As it should be: four groups of four floats a thread, read and written 16 bytes at a time.
 GOOD = {
-    "name": "ListBody<PerturbOp<float, float, false>, 4>",
+    "name": "ListBody<PerturbOp<float, float, false, false>, 4>",
     "registers": 64,
     "stack": 0,
     "spills": 0,
@@ -71,6 +72,42 @@ def test_what_is_not_as_it_should_be_is_named(check_ptx: Any, changed: dict[str,
     assert any(message in text for text in found)
 
 
+# By rows a thread reads the scale of each group's row, or of each of its elements.
+BY_ROWS = {
+    **GOOD,
+    "name": "ListBody<PerturbOp<float, float, false, false>, 4, RowScales>",
+    "accesses": GOOD["accesses"] + Counter({("ld", 4, False): 20}),
+}
+BY_ELEMENT = {
+    **GOOD,
+    "name": "ListBody<UpdateOp<AnyKind, float, bfloat16_t, true, true>, 4>",
+    "accesses": Counter({("ld", 16, True): 8, ("ld", 8, True): 4, ("st", 16, True): 8, ("st", 8, True): 4}),
+    "instructions": Counter({"STG.E.128": 8, "STG.E.64": 4}),
+}
+ROW_NORMS = {
+    **GOOD,
+    "name": "RowSquaresBody<bfloat16_t, 8>",
+    "accesses": Counter({("ld", 16, True): 9, ("st", 8, False): 1}),
+    "instructions": Counter({"STG.E.64": 1}),
+}
+
+
+@pytest.mark.parametrize("good", [BY_ROWS, BY_ELEMENT, ROW_NORMS], ids=["rows", "element", "norms"])
+def test_kernels_of_scaled_noise_have_their_own_limits(check_ptx: Any, good: dict[str, Any]) -> None:
+    def found(**changed: Any) -> list[str]:
+        return list(check_ptx.problems(90, check_ptx.Kernel(**{**good, **changed})))
+
+    assert check_ptx.is_aligned(good["name"])
+    assert found() == []
+    assert any("spilled" in text for text in found(spills=8))
+    more = Counter({("ld", 4, False): 9})
+    assert any("scalar accesses" in text for text in found(accesses=good["accesses"] + more))
+    more = Counter({("st", 2, False): 2})
+    assert any("scalar accesses" in text for text in found(accesses=good["accesses"] + more))
+    more = Counter({("ld", 8, True): 1})
+    assert any("accesses" in text for text in found(accesses=good["accesses"] + more))
+
+
 def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
     ptx = """
 	ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd1];
@@ -91,11 +128,20 @@ def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_kernels_of_perturb_pass_on_one_architecture() -> None:
+def test_the_kernels_of_perturb_and_of_row_norms_pass_on_one_architecture() -> None:
     if "CUDACXX" not in os.environ and shutil.which("nvcc") is None:
         if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
             pytest.fail("FAIL_WITHOUT_CUDA=1. NOT TESTED here: no nvcc")
         pytest.skip("NOT TESTED here: no nvcc")
-    command = [sys.executable, str(SCRIPT), "--sources", "perturb", "--architectures", "90", "--no-write"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--sources",
+        "perturb",
+        "scale",
+        "--architectures",
+        "90",
+        "--no-write",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

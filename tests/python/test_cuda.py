@@ -139,6 +139,112 @@ def test_update_and_perturb_gives_the_cpus_bits(pair: Any, kind: str, scaled: bo
             assert_same_bits(a, b)
 
 
+def rows_of(tensors: list[torch.Tensor], by_filter: bool) -> list[int]:
+    return [t.shape[0] if by_filter and t.dim() > 0 else 1 for t in tensors]
+
+
+def row_scales_of(tensors: list[torch.Tensor], by_filter: bool) -> list[torch.Tensor]:
+    scales = [torch.full((n,), -1.0, device=tensors[0].device) for n in rows_of(tensors, by_filter)]
+    ops.row_scales_(scales, tensors, [])
+    return scales
+
+
+@pytest.mark.parametrize("by_filter", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_norms_and_fisher_sums_of_rows_have_the_cpus_bits(dtype: Any, by_filter: bool, placed: Any) -> None:
+    shapes = [(64, 27), (33, 64), (300, 1), (3, 12289), (2, 4096), (1, 300001), (4, 0), (1000, 8)]
+    weights = mixed_list(dtype, 1) + [random(shape, dtype, 7) for shape in shapes]
+    gpu = placed(weights)
+    scales, gpu_scales = row_scales_of(weights, by_filter), row_scales_of(gpu, by_filter)
+    fisher = [torch.rand(n) for n in rows_of(weights, by_filter)]
+    gpu_fisher = on_gpu(fisher)
+    ops.row_fisher_(fisher, weights, 0.75)
+    ops.row_fisher_(gpu_fisher, gpu, 0.75)
+    divided, gpu_divided = [torch.empty_like(s) for s in scales], [torch.empty_like(s) for s in gpu_scales]
+    ops.row_scales_(divided, weights, fisher, 0.3)
+    ops.row_scales_(gpu_divided, gpu, gpu_fisher, 0.3)
+    for ours, theirs in ((gpu_scales, scales), (gpu_fisher, fisher), (gpu_divided, divided)):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("scale", ["tensor", "filter", "element"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_scaled_noise_has_the_cpus_bits(pair: Any, scale: str, placed: Any) -> None:
+    master, model = pair
+    clean, params = mixed_list(master, 1), mixed_list(model, 2)
+    places = list(range(len(clean)))
+    gpu, gpu_clean = placed(params), placed(clean)
+    name = "element" if scale == "element" else "rows"
+    rows = None if scale == "element" else row_scales_of(clean, scale == "filter")
+    gpu_rows = None if rows is None else on_gpu(rows)
+    how = (places, STD, "gaussian", 3, True, 5)
+    ops.perturb_from_clean_(params, clean, generator("cpu"), *how, None, name, rows)
+    ops.perturb_from_clean_(gpu, gpu_clean, generator(), *how, None, name, gpu_rows)
+    for a, b in zip(gpu, params, strict=True):
+        assert_same_bits(a, b)
+    for i, (one, gpu_one) in enumerate(zip(clean, gpu_clean, strict=True)):
+        own, gpu_own = (None, None) if rows is None or gpu_rows is None else ([rows[i]], [gpu_rows[i]])
+        for noise_only in (False, True):
+            single = (i, STD, "rademacher", 0, False, 0, name)
+            assert_same_bits(
+                ops.perturbed(gpu_one, generator(), *single, gpu_own, noise_only),
+                ops.perturbed(one, generator("cpu"), *single, own, noise_only),
+            )
+    if master == model:
+        saved, gpu_saved = [torch.empty_like(p) for p in params], placed(params)
+        ops.perturb_(params, saved, generator("cpu"), *how, name, rows)
+        ops.perturb_(gpu, gpu_saved, generator(), *how, name, gpu_rows)
+        for a, b in zip([*gpu, *gpu_saved], [*params, *saved], strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("kind", ["none", "momentum", "nesterov"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_update_and_perturb_by_element_gives_the_cpus_bits(pair: Any, kind: str, placed: Any) -> None:
+    master, model = pair
+    clean, grads, params = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
+    buffers = mixed_list(master, 4) if kind != "none" else []
+    options = (0.1, 0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov", False, False)
+    places = list(range(len(clean)))
+    gpu = [placed(t) for t in (params, clean, grads, buffers)]
+    how = (places, *options, STD)
+    ops.update_and_perturb_(params, clean, grads, buffers, generator("cpu"), *how, scale="element")
+    ops.update_and_perturb_(*gpu, generator(), *how, scale="element")
+    for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("scale", ["tensor", "filter", "element", "fisher"])
+def test_steps_with_scaled_noise_have_the_cpus_bits(scale: str, kept: bool) -> None:
+    ends = []
+    for device in ("cpu", "cuda"):
+        shapes = [(33, 65), (16, 3, 3, 3), (4097,), (7, 5)]
+        params = [torch.nn.Parameter(random(s, torch.float32, 1).to(device)) for s in shapes]
+        options: dict[str, Any] = {"scale": scale, "fisher_factor": 2.0, "keep_perturbed": kept}
+        opt = torch_ssam.SSAM(params, lr=0.1, noise_std=0.02, momentum=0.9, seed=5, **options)
+        opt.train()
+        for _ in range(4):
+            if kept:
+                grads = [p.detach() * 0.5 for p in params]
+            else:
+                with opt.perturb():
+                    grads = [p.detach() * 0.5 for p in params]
+                    torch.stack([p.sum() for p in params]).sum().backward()
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+            opt.step()
+        opt.eval()
+        ends.append(params)
+    for a, b in zip(ends[1], ends[0], strict=True):
+        assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize("radius", [0.5, 1e6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_projection_gives_the_cpus_bits(dtype: torch.dtype, radius: float) -> None:

@@ -130,6 +130,26 @@ def test_scaled_noise_of_every_size_and_dtype(n: int, dtype: torch.dtype, distri
         assert same_bits(param, weights)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed_large", "scalar"])
+def test_noise_alone_is_what_is_added_in_one_rounding(layout: str, dtype: torch.dtype) -> None:
+    weights = same_layout(torch.empty(0, dtype=dtype), layout, seed=3)
+    z = reference.noise(weights.numel(), seed=SEED, draw=DRAW, place=1)
+    zeros = torch.zeros(weights.shape, dtype=dtype)
+    how = (generator_of(), 1, STD, "gaussian", 0, False, 0)
+    alone = [ops.perturbed(weights, *how, noise_only=True)]
+    assert same_bits(alone[0], reference.perturbed(zeros, STD, z))
+    scales = row_scales_of(weights, weights.shape[0] if weights.dim() else 1)
+    alone.append(ops.perturbed(weights, *how, "rows", [scales], noise_only=True))
+    assert same_bits(alone[1], expected_by_rows(zeros, scales, z))
+    alone.append(ops.perturbed(weights, *how, "element", noise_only=True))
+    w = (weights if dtype == torch.float64 else weights.float()).reshape(-1).numpy()
+    scaled = (z.astype(w.dtype) * (abs(w) + w.dtype.type(0.01))).astype(w.dtype)
+    expected = torch.from_numpy(w.dtype.type(STD) * scaled).reshape(weights.shape).to(dtype)
+    assert same_bits(alone[2], expected)
+    assert all(float((noise != 0).float().mean()) > 0.99 for noise in alone)  # float16 underflows
+
+
 @pytest.mark.parametrize(("master", "model"), PAIRS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scaled_noise_follows_the_logical_index_in_every_layout_and_pair(

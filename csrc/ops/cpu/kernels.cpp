@@ -126,6 +126,7 @@ template <typename master_t, typename model_t>
 void perturb_any(const NoiseArgs& args, Span span, const master_t* weights, master_t* saved, model_t* perturbed) {
   const auto noise_std = static_cast<opmath_t<master_t>>(args.noise_std);
   const math::Scale scale = args.scale;
+  const bool noise_only = args.noise_only;
   with_noise_of(args, span, [=, &args](const float* noise, int64_t offset, int64_t n) {
     const master_t* clean = weights + offset;
     model_t* target = perturbed + offset;
@@ -141,7 +142,7 @@ void perturb_any(const NoiseArgs& args, Span span, const master_t* weights, mast
     } else {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
-        target[i] = math::perturb_stored_by_element<model_t>(clean[i], noise_std, noise[i]);
+        target[i] = math::perturb_stored_by_element<model_t>(clean[i], noise_std, noise[i], noise_only);
       }
     }
   });

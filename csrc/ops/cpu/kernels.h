@@ -28,6 +28,7 @@ struct NoiseArgs {
   // Of a shard: where its first element lies in the whole tensor, or, if it is not one run, the map to it.
   int64_t origin = 0;
   const math::Shard* shard = nullptr;
+  bool noise_only = false;  // by element: writes what it would add to the weights
 };
 
 struct UpdateArgs {

@@ -13,8 +13,6 @@ struct PieceSums {
   std::vector<double> sums;
 };
 
-inline int64_t pieces_of(int64_t row_length) { return (row_length + math::kNormPiece - 1) / math::kNormPiece; }
-
 // `row_lengths` has one number a tensor, which divides its elements; 0 where it has none.
 inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>& row_lengths) {
   constexpr int64_t kPiece = math::kNormPiece;
@@ -23,7 +21,7 @@ inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>
   int64_t total = 0;
   for (size_t t = 0; t < views.size(); ++t) {
     const int64_t length = row_lengths[t];
-    const int64_t pieces = views[t].numel == 0 ? 0 : views[t].numel / length * pieces_of(length);
+    const int64_t pieces = views[t].numel == 0 ? 0 : views[t].numel / length * math::norm_pieces(length);
     result.first[t + 1] = result.first[t] + pieces;
     total += views[t].numel;
   }
@@ -39,7 +37,7 @@ inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>
     for (int64_t piece = begin; piece < end; ++piece) {
       while (piece >= first[t + 1]) ++t;
       const int64_t length = row_lengths[t];
-      const int64_t each = pieces_of(length);
+      const int64_t each = math::norm_pieces(length);
       const int64_t row = (piece - first[t]) / each;
       const int64_t inside = (piece - first[t]) % each * kPiece;
       const Span span{row * length + inside, std::min(kPiece, length - inside)};
@@ -65,7 +63,7 @@ void for_each_row_sum(const TensorViews& views, const RowViews& rows, const Body
   for (const RowView& row : rows) lengths.push_back(row.length);
   const PieceSums pieces = piece_sums(views, lengths);
   for (size_t t = 0; t < views.size(); ++t) {
-    const int64_t each = pieces_of(rows[t].length);
+    const int64_t each = math::norm_pieces(rows[t].length);
     const double* sums = pieces.sums.data() + pieces.first[t];
     for (int64_t row = 0; row < rows[t].rows; ++row) {
       double total = 0.0;

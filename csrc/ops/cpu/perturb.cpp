@@ -7,7 +7,8 @@
 namespace torch_ssam::cpu {
 namespace {
 
-void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::vector<int64_t>& places, bool save) {
+void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::vector<int64_t>& places, bool save,
+                  bool noise_only = false) {
   const GeneratorState state = read_generator(generator, args.noise.draw_offset);
   const Kernels& k = kernels();
   // Where the clean weights are saved, the parameters are the source; else the clean weights are.
@@ -16,6 +17,7 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
   for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
     const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
     NoiseArgs noise = noise_args(args.noise, state, places, args.shards, t);
+    noise.noise_only = noise_only;
     if (noise.scale == math::Scale::rows) {
       noise.row_scales = args.row_scales[t].data;
       noise.row_length = args.row_scales[t].length;
@@ -48,12 +50,14 @@ void perturb_from_clean_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
 
 Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noise_std, StringArgument distribution,
                      int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                     std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards) {
+                     std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards,
+                     bool noise_only) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
-  perturb_loop(check_perturb({output}, {weights}, generator, places, noise, row_scales, shards, /*save=*/false),
-               generator, places, false);
+  const Tensor source = noise_only ? source_of_noise(weights, noise.scale) : weights;
+  perturb_loop(check_perturb({output}, {source}, generator, places, noise, row_scales, shards, /*save=*/false),
+               generator, places, false, noise_only);
   return output;
 }
 

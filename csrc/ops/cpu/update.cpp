@@ -34,9 +34,9 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
                             int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
                             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale,
                             std::optional<std::vector<int64_t>> shards) {
+  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());

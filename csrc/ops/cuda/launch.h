@@ -53,6 +53,7 @@ class Launcher {
 
   template <typename Body>
   void run(const typename Body::Params& params, int64_t blocks) const {
+    static_assert(sizeof(params) <= kArgumentBytes, "more than a kernel takes as arguments");
     if (blocks <= 0) return;
     TORCH_SSAM_CHECK(blocks <= 0x7fffffff, "a launch of ", blocks,
                      " blocks is beyond what CUDA takes; split the call.");
@@ -67,10 +68,16 @@ class Launcher {
   }
 
   // Body<kCount> over a list, in as few launches as its tables allow.
-  template <template <int> class Body, int kCount, int kOperands, typename Settings>
-  void run_list(const std::vector<ListTensor<kOperands>>& tensors, const Settings& settings) const {
+  template <template <int> class Body, int kCount, typename TensorType, typename Settings>
+  void run_list(const std::vector<TensorType>& tensors, const Settings& settings) const {
     for_each_launch<Body, kCount>(
         tensors, [&]<typename Chosen>(const auto& table, int64_t blocks) { run<Chosen>({settings, table}, blocks); });
+  }
+
+  // A Body that is the same for all alignments.
+  template <typename Body, typename TensorType, typename Settings>
+  void run_table(const std::vector<TensorType>& tensors, const Settings& settings) const {
+    for_each_table<Body>(tensors, [&](const auto& table, int64_t blocks) { run<Body>({settings, table}, blocks); });
   }
 
  private:
@@ -103,15 +110,17 @@ void with_types(DtypePair pair, const Body& body) {
   }
 }
 
-// The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list.
-template <size_t kOperands>
-std::vector<ListTensor<static_cast<int>(kOperands)>> list_tensors(
+// The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list. `numbers`
+// and `more` are of all tensors.
+template <size_t kOperands, typename More = Nothing>
+std::vector<ListTensor<static_cast<int>(kOperands), More>> list_tensors(
     const std::array<const TensorViews*, kOperands>& operands, const std::vector<size_t>& chosen,
-    const std::vector<int64_t>* numbers) {
-  std::vector<ListTensor<static_cast<int>(kOperands)>> list;
+    const std::vector<int64_t>* numbers, const std::vector<More>* more = nullptr) {
+  std::vector<ListTensor<static_cast<int>(kOperands), More>> list;
   list.reserve(chosen.size());
   for (const size_t t : chosen) {
-    ListTensor<static_cast<int>(kOperands)> tensor;
+    ListTensor<static_cast<int>(kOperands), More> tensor;
+    if (more != nullptr) static_cast<More&>(tensor) = (*more)[t];
     for (size_t k = 0; k < kOperands; ++k) {
       if (operands[k]->empty()) continue;
       const TensorView& view = (*operands[k])[t];
@@ -143,17 +152,6 @@ void for_each_pair(const TensorViews& masters, const TensorViews& models, const 
 inline Number number_of(const std::optional<Tensor>& tensor, double otherwise) {
   if (!tensor) return {nullptr, false, otherwise};
   return {tensor->data_ptr(), tensor->scalar_type() == ScalarType::Double, 0.0};
-}
-
-// There are no CUDA kernels for other scales yet.
-[[noreturn]] inline void refuse_scaled_noise() {
-  fail(
-      "noise with a scale other than 'isotropic' has no CUDA kernels in this version; expected scale='isotropic' on a ",
-      "GPU, or tensors on the CPU. Give groups their own noise_std to scale noise by layer.");
-}
-
-inline void check_scale(const NoiseOptions& noise) {
-  if (noise.scale != math::Scale::isotropic) refuse_scaled_noise();
 }
 
 // There are no CUDA kernels for shards yet.

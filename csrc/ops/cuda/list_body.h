@@ -1,8 +1,9 @@
 // The body that all element-wise kernels over lists share: finds the thread's tensor and elements, loads operands,
 // makes noise while the loads are under way, and lets the operator (Op) finish. With kCount > 1 every access is 16
 // bytes (table.h gives such launches only what is aligned); with kCount == 1 it is one element, of any stride. An Op
-// says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish. Tests: test_cuda_on_host.cpp;
-// tools/check_ptx.py looks at the compiled accesses.
+// says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish. With RowScales in the entries, the
+// noise that an Op gets is multiplied by the scale of the element's row. Tests: test_cuda_on_host.cpp,
+// test_cuda_scale_on_host.cpp; tools/check_ptx.py looks at the compiled accesses.
 #pragma once
 
 #include "table.h"
@@ -55,20 +56,70 @@ TORCH_SSAM_BODY void store_operand(const TableType& table, const Cursor<TableTyp
   store_group(operand_pointer<T>(table, c, operand), from);
 }
 
-template <typename Op, int kCount>
+// Where an element lies among the rows of its tensor. One division a thread: its other elements are in the same block
+// of 64, hence in the next row at most, unless rows are shorter than a block.
+struct RowPosition {
+  int64_t row, inside;
+};
+
+TORCH_SSAM_BODY RowPosition row_position(int64_t row_length, int64_t element) {
+  return {element / row_length, element % row_length};
+}
+
+TORCH_SSAM_BODY int64_t row_of(const RowPosition& first, int64_t row_length, int distance) {
+  const int64_t at = first.inside + distance;
+  if (at < row_length) return first.row;
+  if (row_length >= math::kGaussianBlock) return first.row + 1;
+  return first.row + static_cast<uint32_t>(at) / static_cast<uint32_t>(row_length);
+}
+
+// Multiplies the noise of the elements `distance`, ..., distance + kCount - 1 after the first by their rows' scales.
+template <int kCount>
+TORCH_SSAM_BODY void scale_by_rows(const RowScales& rows, const RowPosition& first, int distance,
+                                   uint32_t (&noise)[kCount]) {
+  const int64_t row = row_of(first, rows.row_length, distance);
+  const float scale = rows.row_scales[row];
+  const bool one_row = kCount == 1 || row_of(first, rows.row_length, distance + kCount - 1) == row;
+  TORCH_SSAM_UNROLL
+  for (int l = 0; l < kCount; ++l) {
+    const float own = one_row ? scale : rows.row_scales[row_of(first, rows.row_length, distance + l)];
+    noise[l] = math::float_to_bits(math::scale_noise(math::bits_to_float(noise[l]), own));
+  }
+}
+
+// What a perturbation writes: clean + noise, where by element times the clean element's own scale. With noise_only,
+// which has a meaning by element only, the noise alone.
+template <bool kByElement, typename master_t, typename model_t, int kCount>
+TORCH_SSAM_BODY void perturb_group(const master_t (&clean)[kCount], math::opmath_t<master_t> noise_std,
+                                   const uint32_t (&noise)[kCount], bool noise_only, model_t (&perturbed)[kCount]) {
+  TORCH_SSAM_UNROLL
+  for (int l = 0; l < kCount; ++l) {
+    const float value = math::bits_to_float(noise[l]);
+    if constexpr (kByElement) {
+      perturbed[l] = math::perturb_stored_by_element<model_t>(clean[l], noise_std, value, noise_only);
+    } else {
+      perturbed[l] = math::perturb_stored<model_t>(clean[l], noise_std, value);
+    }
+  }
+}
+
+template <typename Op, int kCount, typename More = Nothing>
 struct ListBody {
   static constexpr int kOperands = Op::kOperands;
+  static constexpr bool kByRows = std::is_same_v<More, RowScales>;
   static constexpr int64_t kAlign = math::kGaussianBlock;
   static constexpr int64_t kSpan = kThreads * 4 * kCount;
-  static constexpr int64_t kWhole = kCount;
   static constexpr int kAhead = Op::template kAhead<kCount>;  // groups loaded before the first is used: 1, 2 or 4
-  using TableType = TableFor<kOperands, kCount>;
+  using TableType = TableFor<kOperands, kCount, More>;
+  using EntryType = typename TableType::EntryType;
   using CursorType = Cursor<kOperands, kCount>;
 
   struct Params {
     typename Op::Settings settings;
     TableType table;
   };
+
+  static int64_t whole(const ListTensor<kOperands, More>& tensor) { return tensor.numel / kCount * kCount; }
 
   // A distance from the thread's first element, cut to what matters within its 64, in one register.
   TORCH_SSAM_BODY int within_block(int64_t distance) {
@@ -78,8 +129,8 @@ struct ListBody {
   }
 
   // What the groups j, ..., j + kAhead - 1 need that is not there yet.
-  TORCH_SSAM_BODY void make_noise(const Params& params, const Entry<kOperands>& entry, int64_t block, int lane, int bit,
-                                  int j, OwnedNoise<kCount>& noise) {
+  TORCH_SSAM_BODY void make_noise(const Params& params, const EntryType& entry, int64_t block, int lane, int bit, int j,
+                                  OwnedNoise<kCount>& noise) {
     const math::Distribution distribution = params.settings.noise.distribution;
     if (j == 0) {
       const math::NoiseStream stream = make_stream(params.settings.noise, entry.number);
@@ -97,7 +148,7 @@ struct ListBody {
 
     // The thread's block of 64 elements and its lanes in it.
     const int index = entry_of(params.table, at.block);
-    const Entry<kOperands>& entry = params.table.entries[index];
+    const EntryType& entry = params.table.entries[index];
     constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a block
     const int64_t in_launch = at.block - params.table.first_block[index];
     const int64_t block = entry.begin / kAlign + in_launch * (kThreads / kOwners) + at.index / kOwners;
@@ -108,6 +159,8 @@ struct ListBody {
     const int end = within_block(entry.end - first);
     const int begin = kCount == 1 ? within_block(entry.begin - first) : 0;
 
+    [[maybe_unused]] RowPosition position;
+    if constexpr (kByRows) position = row_position(entry.row_length, first);
     OwnedNoise<kCount> noise;
     TORCH_SSAM_UNROLL
     for (int j = 0; j < 4; j += kAhead) {
@@ -127,7 +180,13 @@ struct ListBody {
       if constexpr (Op::kNoise) make_noise(params, entry, block, lane, bit, j, noise);
       TORCH_SSAM_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        if (inside[a]) Op::finish(params.table, cursors[a], values[a], noise.word[j + a], local);
+        if (inside[a]) {
+          if constexpr (kByRows) {
+            constexpr int kStep = static_cast<int>(math::kLanes);
+            scale_by_rows(params.table.entries[not_kept(index)], position, (j + a) * kStep, noise.word[j + a]);
+          }
+          Op::finish(params.table, cursors[a], values[a], noise.word[j + a], local);
+        }
       }
     }
   }

@@ -1,30 +1,20 @@
 // CUDA kernels of the operators in ../perturb.h. Bodies: perturb_body.h; launches: launch.h.
-#include "launch.h"
-#include "perturb_body.h"
+#include "perturb_launch.h"
 
 namespace torch_ssam::cuda {
 namespace {
 
-void perturb_list(const PerturbArgs& args, const Tensor& generator, const std::vector<int64_t>& places, bool save,
-                  const std::optional<Tensor>& found_inf) {
-  check_scale(args.noise);
-  check_whole(args.shards);
-  if (args.params.empty()) return;
-  const Launcher launcher(generator);
-  const PerturbSettings settings{noise_settings(args.noise, generator), number_of(found_inf, 0.0)};
-  for_each_pair(args.clean, args.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
-    const auto tensors = list_tensors<2>({&args.params, &args.clean}, chosen, &places);
-    with_types(pair, [&]<typename T>(T) {
-      using master_t = typename T::master_t;
-      using model_t = typename T::model_t;
-      if (!save) {
-        launcher.run_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(tensors,
-                                                                                                      settings);
-      } else if constexpr (std::is_same_v<master_t, model_t>) {
-        launcher.run_list<PerturbBody<master_t, model_t, true>::template With, kLanesOwned<model_t>>(tensors, settings);
-      }
-    });
-  });
+void perturb_list(const PerturbCall& call) {
+  check_whole(call.args.shards);
+  if (call.args.params.empty()) return;
+  switch (call.args.noise.scale) {
+    case math::Scale::isotropic:
+      return launch_perturb<math::Scale::isotropic>(call);
+    case math::Scale::rows:
+      return launch_perturb<math::Scale::rows>(call);
+    default:
+      return launch_perturb<math::Scale::element>(call);
+  }
 }
 
 void perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator, std::vector<int64_t> places,
@@ -32,8 +22,8 @@ void perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor 
                   StringArgument scale, std::optional<std::vector<Tensor>> row_scales,
                   std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/true), generator,
-               places, true, {});
+  const PerturbArgs args = check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/true);
+  perturb_list({args, generator, places, /*save=*/true, /*noise_only=*/false, {}});
 }
 
 void perturb_from_clean_cuda(std::vector<Tensor> params, std::vector<Tensor> clean, Tensor generator,
@@ -42,18 +32,22 @@ void perturb_from_clean_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
                              std::optional<std::vector<Tensor>> row_scales,
                              std::optional<std::vector<int64_t>> shards) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  perturb_list(check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/false, found_inf),
-               generator, places, false, found_inf);
+  const PerturbArgs args =
+      check_perturb(params, clean, generator, places, noise, row_scales, shards, /*save=*/false, found_inf);
+  perturb_list({args, generator, places, /*save=*/false, /*noise_only=*/false, found_inf});
 }
 
 Tensor perturbed_cuda(Tensor weights, Tensor generator, int64_t place, double noise_std, StringArgument distribution,
                       int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                      std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards) {
+                      std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards,
+                      bool noise_only) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
-  perturb_list(check_perturb({output}, {weights}, generator, places, noise, row_scales, shards, /*save=*/false),
-               generator, places, false, {});
+  const Tensor source = noise_only ? source_of_noise(weights, noise.scale) : weights;
+  const PerturbArgs args =
+      check_perturb({output}, {source}, generator, places, noise, row_scales, shards, /*save=*/false);
+  perturb_list({args, generator, places, /*save=*/false, noise_only, {}});
   return output;
 }
 

@@ -9,10 +9,11 @@ namespace torch_ssam::cuda {
 struct PerturbSettings {
   NoiseSettings noise;
   Number found_inf;
+  bool noise_only;
 };
 
 // kSave: operand 0 (params) holds the clean weights, operand 1 receives them. Else operand 1 is the source.
-template <typename master_t, typename model_t, bool kSave>
+template <typename master_t, typename model_t, bool kSave, bool kByElement>
 struct PerturbOp {
   static constexpr int kOperands = 2;
   static constexpr bool kNoise = true;
@@ -22,6 +23,7 @@ struct PerturbOp {
   using Settings = PerturbSettings;
   struct Local {
     math_t noise_std;
+    bool noise_only;
   };
   template <int kCount>
   struct Values {
@@ -30,6 +32,7 @@ struct PerturbOp {
 
   TORCH_SSAM_BODY bool prepare(const Settings& settings, Local& local) {
     local.noise_std = static_cast<math_t>(settings.noise.noise_std);
+    local.noise_only = settings.noise_only;
     return read(settings.found_inf) == 0.0;
   }
 
@@ -43,10 +46,7 @@ struct PerturbOp {
   TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
                               const Values<kCount>& values, const uint32_t (&noise)[kCount], const Local& local) {
     model_t perturbed[kCount];
-    TORCH_SSAM_UNROLL
-    for (int l = 0; l < kCount; ++l) {
-      perturbed[l] = math::perturb_stored<model_t>(values.clean[l], local.noise_std, math::bits_to_float(noise[l]));
-    }
+    perturb_group<kByElement>(values.clean, local.noise_std, noise, local.noise_only, perturbed);
     if constexpr (kSave) store_operand(table, cursor, 1, values.clean);
     store_operand(table, cursor, 0, perturbed);
   }
@@ -83,11 +83,17 @@ struct RestoreOp {
   }
 };
 
-template <typename master_t, typename model_t, bool kSave>
+template <typename master_t, typename model_t, bool kSave, math::Scale kScale = math::Scale::isotropic>
 struct PerturbBody {
   template <int kCount>
-  using With = ListBody<PerturbOp<master_t, model_t, kSave>, kCount>;
+  using With = ListBody<PerturbOp<master_t, model_t, kSave, kScale == math::Scale::element>, kCount,
+                        std::conditional_t<kScale == math::Scale::rows, RowScales, Nothing>>;
 };
+
+// Lanes a thread owns on the aligned path. With scales and eight lanes the registers would not do.
+template <typename model_t, math::Scale kScale>
+inline constexpr int kPerturbLanes =
+    kScale != math::Scale::isotropic && sizeof(model_t) == 2 ? 4 : kLanesOwned<model_t>;
 
 template <typename bits_t>
 struct RestoreBody {

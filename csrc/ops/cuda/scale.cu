@@ -1,19 +1,64 @@
-// The operators in ../scale.h on a GPU: checked like on the CPU, then refused, until they have kernels.
+// CUDA kernels of the operators in ../scale.h. Bodies: scale_body.h; launches: launch.h.
 #include "../scale.h"
 #include "launch.h"
+#include "scale_body.h"
 
 namespace torch_ssam::cuda {
 namespace {
 
+// Operand 0 of a kernel over rows, and operand 1, which may be empty.
+void row_results(const TensorViews& views, const RowViews& rows, const RowViews& others, const Tensor& on_device,
+                 bool fisher, double number) {
+  std::vector<int64_t> first;
+  std::vector<RowLength> lengths;
+  int64_t pieces = 0;
+  for (const RowView& row : rows) {
+    first.push_back(pieces);
+    lengths.push_back({row.length});
+    pieces += row.rows * math::norm_pieces(row.length);
+  }
+  TORCH_SSAM_CHECK(pieces <= 0xffffffffLL, "rows of ", pieces, " pieces of 4096 elements are beyond their counter.");
+  const Launcher launcher(on_device);
+  Tensor memory = torch::stable::new_empty(on_device, {pieces}, ScalarType::Double);
+  auto* sums = static_cast<double*>(memory.data_ptr());
+
+  for_each_pair(views, views, [&](DtypePair pair, const std::vector<size_t>& chosen) {
+    auto tensors = list_tensors<1, RowLength>({&views}, chosen, &first, &lengths);
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      tensors[i].numel = rows[chosen[i]].rows * math::norm_pieces(rows[chosen[i]].length);
+    }
+    with_types(pair, [&]<typename T>(T) {
+      using scalar_t = typename T::master_t;
+      launcher.run_list<RowSquaresFor<scalar_t>::template With, kVector<scalar_t>>(tensors, RowSquaresSettings{sums});
+    });
+  });
+
+  std::vector<ListTensor<2, RowLength>> results;
+  for (size_t t = 0; t < rows.size(); ++t) {
+    ListTensor<2, RowLength> result;
+    result.data[0] = rows[t].data;
+    result.data[1] = others.empty() ? nullptr : others[t].data;
+    result.numel = rows[t].rows;
+    result.number = static_cast<uint32_t>(first[t]);
+    result.row_length = rows[t].length;
+    results.push_back(result);
+  }
+  const RowResultSettings settings{sums, number};
+  fisher ? launcher.run_table<RowResultBody<true>>(results, settings)
+         : launcher.run_table<RowResultBody<false>>(results, settings);
+}
+
 void row_scales_cuda(std::vector<Tensor> row_scales, std::vector<Tensor> weights, std::vector<Tensor> fisher,
                      double fisher_factor) {
-  check_row_scales(row_scales, weights, fisher, fisher_factor);
-  refuse_scaled_noise();
+  const RowScalesArgs args = check_row_scales(row_scales, weights, fisher, fisher_factor);
+  if (weights.empty()) return;
+  row_results(args.weights, args.row_scales, args.fisher, weights[0], /*fisher=*/false, fisher_factor);
 }
 
 void row_fisher_cuda(std::vector<Tensor> fisher, std::vector<Tensor> grads, double decay) {
-  check_row_fisher(fisher, grads, decay);
-  refuse_scaled_noise();
+  const RowFisherArgs args = check_row_fisher(fisher, grads, decay);
+  if (grads.empty()) return;
+  row_results(args.grads, args.fisher, {}, grads[0], /*fisher=*/true, decay);
 }
 
 }  // namespace

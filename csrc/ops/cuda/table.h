@@ -1,6 +1,7 @@
 // A list of tensors as one kernel argument: where each starts in the launch grid, its pointers and, for tensors that
 // are not contiguous, its shape. Passed by value (up to 32,764 bytes since CUDA 12.1), so that a launch needs no copy
 // to the device and no synchronisation: 512 tensors of any sizes are one launch. Nothing here needs CUDA or PyTorch.
+// Entries may carry numbers of one kind of kernel (More); how many fit is computed from the limit.
 // Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond
 // the last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and
 // stride. Tests: test_cuda_on_host.cpp.
@@ -13,8 +14,16 @@
 
 namespace torch_ssam::cuda {
 
-template <int kOperands>
-struct Entry {
+struct Nothing {};
+
+// The scales of a tensor's rows: element i, counted in row-major order, is in row i / row_length.
+struct RowScales {
+  const float* row_scales;
+  int64_t row_length;
+};
+
+template <int kOperands, typename More = Nothing>
+struct Entry : More {
   void* data[kOperands];
   int64_t begin;  // first element of the tensor that the entry covers, and the one past its last
   int64_t end;
@@ -22,23 +31,34 @@ struct Entry {
   int32_t layout;   // where its shape starts in the pool; negative where contiguous
 };
 
+inline constexpr int kArgumentBytes = 32764;  // what a kernel takes
+inline constexpr int kSettingsBytes = 512;    // kept free for what is not the table
+
+// Entries that fit beside a pool of so many words, at most `most`.
+template <typename EntryType, int kPool>
+constexpr int capacity(int most) {
+  const int bytes = kArgumentBytes - kSettingsBytes - kPool * static_cast<int>(sizeof(int64_t));
+  return std::min(most, bytes / static_cast<int>(sizeof(EntryType) + sizeof(int32_t)));
+}
+
 // A block of threads covers a stretch of the entry's elements: kSpan, starting at a multiple of kAlign elements.
-template <int kOperands_, int kCapacity_, int kPool_>
+template <int kOperands_, typename More, int kMost, int kPool_>
 struct Table {
-  static constexpr int kOperands = kOperands_, kCapacity = kCapacity_, kPool = kPool_;
+  using EntryType = Entry<kOperands_, More>;
+  static constexpr int kOperands = kOperands_, kCapacity = capacity<EntryType, kPool_>(kMost), kPool = kPool_;
   int32_t count;
   int32_t first_block[kCapacity];
-  Entry<kOperands> entries[kCapacity];
+  EntryType entries[kCapacity];
   // Of one tensor: dim, then dim sizes, then dim strides for each operand.
   int64_t pool[kPool > 0 ? kPool : 1];
 };
 
-template <int kOperands>
-using AlignedTable = Table<kOperands, 512, 0>;
-template <int kOperands>
-using AnyTable = Table<kOperands, 224, 2048>;
-template <int kOperands, int kCount>
-using TableFor = std::conditional_t<kCount == 1, AnyTable<kOperands>, AlignedTable<kOperands>>;
+template <int kOperands, typename More = Nothing>
+using AlignedTable = Table<kOperands, More, 512, 0>;
+template <int kOperands, typename More = Nothing>
+using AnyTable = Table<kOperands, More, 224, 2048>;
+template <int kOperands, int kCount, typename More = Nothing>
+using TableFor = std::conditional_t<kCount == 1, AnyTable<kOperands, More>, AlignedTable<kOperands, More>>;
 
 // The entry that a block of threads works on: the last that starts at or before it.
 template <typename TableType>
@@ -58,7 +78,7 @@ TORCH_SSAM_BODY int entry_of(const TableType& table, int64_t block) {
 
 // Where element `element`, counted in row-major order, lies in each operand, in elements.
 template <typename TableType>
-TORCH_SSAM_BODY void offsets_of(const TableType& table, const Entry<TableType::kOperands>& entry, int64_t element,
+TORCH_SSAM_BODY void offsets_of(const TableType& table, const typename TableType::EntryType& entry, int64_t element,
                                 int64_t (&offsets)[TableType::kOperands]) {
   constexpr int kOperands = TableType::kOperands;
   TORCH_SSAM_UNROLL
@@ -78,8 +98,10 @@ TORCH_SSAM_BODY void offsets_of(const TableType& table, const Entry<TableType::k
 
 // --- Host side: from tensors to tables.
 
-template <int kOperands>
-struct ListTensor {
+template <int kOperands_, typename More_ = Nothing>
+struct ListTensor : More_ {
+  static constexpr int kOperands = kOperands_;
+  using More = More_;
   void* data[kOperands] = {};              // null where an operator has no such operand
   const int64_t* strides[kOperands] = {};  // null where contiguous
   const int64_t* sizes = nullptr;
@@ -104,12 +126,14 @@ class TableBuilder {
   static constexpr int kOperands = TableType::kOperands;
   TableBuilder(int64_t align, int64_t span, Launch launch) : align_(align), span_(span), launch_(launch) {}
 
-  void add(const ListTensor<kOperands>& tensor, int64_t begin, int64_t end) {
+  template <typename TensorType>
+  void add(const TensorType& tensor, int64_t begin, int64_t end) {
     if (begin >= end) return;
     const bool shaped = !tensor.contiguous();
     const int64_t words = shaped ? 1 + tensor.dim * (1 + kOperands) : 0;
     if (table_.count == TableType::kCapacity || used_ + words > TableType::kPool) flush();
-    Entry<kOperands>& entry = table_.entries[table_.count];
+    auto& entry = table_.entries[table_.count];
+    static_cast<typename TensorType::More&>(entry) = tensor;
     std::copy(tensor.data, tensor.data + kOperands, entry.data);
     entry.begin = begin;
     entry.end = end;
@@ -129,7 +153,8 @@ class TableBuilder {
   }
 
  private:
-  void write_shape(const ListTensor<kOperands>& tensor) {
+  template <typename TensorType>
+  void write_shape(const TensorType& tensor) {
     int64_t* at = table_.pool + used_;
     *at++ = tensor.dim;
     at = std::copy(tensor.sizes, tensor.sizes + tensor.dim, at);
@@ -151,21 +176,29 @@ class TableBuilder {
   int64_t blocks_ = 0;
 };
 
+// A list in one table after the other, whatever its alignment.
+template <typename Body, typename TensorType, typename Launch>
+void for_each_table(const std::vector<TensorType>& tensors, const Launch& launch) {
+  TableBuilder<typename Body::TableType, Launch> builder(Body::kAlign, Body::kSpan, launch);
+  for (const TensorType& tensor : tensors) builder.add(tensor, 0, tensor.numel);
+  builder.flush();
+}
+
 // Cuts a list into launches. A Body for kCount lanes a thread says what a block of threads covers (kAlign, kSpan) and
-// how much of a tensor the aligned path may take (kWhole: multiples of so many elements).
-template <template <int> class Body, int kCount, int kOperands, typename Launch>
-void for_each_launch(const std::vector<ListTensor<kOperands>>& tensors, const Launch& launch) {
+// how much of a tensor whose pointers are aligned the aligned path may take (whole).
+template <template <int> class Body, int kCount, typename TensorType, typename Launch>
+void for_each_launch(const std::vector<TensorType>& tensors, const Launch& launch) {
   using Aligned = Body<kCount>;
   using Any = Body<1>;
   const auto launch_aligned = [&](const auto& table, int64_t blocks) {
     launch.template operator()<Aligned>(table, blocks);
   };
   const auto launch_any = [&](const auto& table, int64_t blocks) { launch.template operator()<Any>(table, blocks); };
-  TableBuilder<AlignedTable<kOperands>, decltype(launch_aligned)> aligned(Aligned::kAlign, Aligned::kSpan,
-                                                                          launch_aligned);
-  TableBuilder<AnyTable<kOperands>, decltype(launch_any)> any(Any::kAlign, Any::kSpan, launch_any);
-  for (const ListTensor<kOperands>& tensor : tensors) {
-    const int64_t whole = tensor.aligned() ? tensor.numel / Aligned::kWhole * Aligned::kWhole : 0;
+  TableBuilder<typename Aligned::TableType, decltype(launch_aligned)> aligned(Aligned::kAlign, Aligned::kSpan,
+                                                                              launch_aligned);
+  TableBuilder<typename Any::TableType, decltype(launch_any)> any(Any::kAlign, Any::kSpan, launch_any);
+  for (const TensorType& tensor : tensors) {
+    const int64_t whole = tensor.aligned() ? Aligned::whole(tensor) : 0;
     aligned.add(tensor, 0, whole);
     any.add(tensor, whole, tensor.numel);
   }

@@ -26,6 +26,7 @@ void update_list(const UpdateTensors& t, const UpdateOptions& options, const Ten
                             : options.nesterov         ? Momentum::nesterov
                                                        : Momentum::heavy_ball;
   const bool scaled = t.grad_scale.has_value();
+  const bool by_element = noise.scale == math::Scale::element;
   for_each_pair(t.weights, t.grads, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     with_types(pair, [&]<typename T>(T) {
       using master_t = typename T::master_t;
@@ -43,6 +44,12 @@ void update_list(const UpdateTensors& t, const UpdateOptions& options, const Ten
                             kUpdateLanes<model_t, true>>(tensors, both);
         }
       };
+      if (by_element) {
+        const auto tensors = list_tensors<4>({&t.weights, &t.grads, &t.momentum_buffers, &t.params}, chosen, places);
+        const UpdateAndPerturbSettings<math::opmath_t<master_t>> both{update, noise_settings(noise, *generator)};
+        return launcher.run_list<UpdateByElementBody<master_t, model_t>::template With, kUpdateLanes<model_t, true>>(
+            tensors, both);
+      }
       switch (momentum) {
         case Momentum::none:
           return scaled ? run.template operator()<Momentum::none, true>()
@@ -75,10 +82,9 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
                              int64_t sample, bool negate, int64_t draw_offset, std::optional<Tensor> lr_tensor,
                              std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, StringArgument scale,
                              std::optional<std::vector<int64_t>> shards) {
+  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const NoiseOptions noise = check_fused_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
-  check_scale(noise);
   const UpdateTensors t =
       check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
@@ -95,7 +101,7 @@ void project_cuda(std::vector<Tensor> weights, double radius) {
   int64_t pieces = 0;
   for (size_t t = 0; t < views.size(); ++t) {
     first[t] = pieces;
-    pieces += (views[t].numel + math::kNormPiece - 1) / math::kNormPiece;
+    pieces += math::norm_pieces(views[t].numel);
   }
   if (pieces == 0) return;
   TORCH_SSAM_CHECK(pieces <= 0xffffffffLL, "project_ over ", pieces, " pieces of 4096 weights is beyond its counter.");

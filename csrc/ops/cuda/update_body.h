@@ -3,8 +3,7 @@
 // The arithmetic and every order are csrc/math's. Tests: test_cuda_on_host.cpp, test_cuda.py.
 #pragma once
 
-#include "../../math/reduce.h"
-#include "list_body.h"
+#include "norms.h"
 
 namespace torch_ssam::cuda {
 
@@ -57,7 +56,8 @@ TORCH_SSAM_BODY void update_group(UpdateValues<master_t, model_t, kCount>& value
   }
 }
 
-// The kind of update: compiled in on the aligned path, a branch on the other, which is not about speed.
+// The kind of update: compiled in on the aligned path, a branch on the other, which is not about speed, and with noise
+// by element, which is rare.
 template <math::Momentum kMomentum, bool kScaled>
 struct FixedKind {
   template <typename math_t>
@@ -100,7 +100,7 @@ struct AnyKind {
 };
 
 // Operands: clean weights, gradients, momentum buffers and, with kPerturb, the parameters that get clean + noise.
-template <typename Kind, typename master_t, typename model_t, bool kPerturb>
+template <typename Kind, typename master_t, typename model_t, bool kPerturb, bool kByElement>
 struct UpdateOp {
   static constexpr int kOperands = kPerturb ? 4 : 3;
   static constexpr bool kNoise = kPerturb;
@@ -138,10 +138,7 @@ struct UpdateOp {
     if (Kind::has_buffer(local)) store_operand(table, cursor, 2, values.buffer);
     if constexpr (kPerturb) {
       model_t perturbed[kCount];
-      TORCH_SSAM_UNROLL
-      for (int l = 0; l < kCount; ++l) {
-        perturbed[l] = math::perturb_stored<model_t>(values.clean[l], local.noise_std, math::bits_to_float(noise[l]));
-      }
+      perturb_group<kByElement>(values.clean, local.noise_std, noise, /*noise_only=*/false, perturbed);
       store_operand(table, cursor, 3, perturbed);
     }
   }
@@ -155,9 +152,15 @@ inline constexpr int kUpdateLanes = kPerturb && sizeof(model_t) == 2 ? 4 : kLane
 template <math::Momentum kMomentum, bool kScaled, typename master_t, typename model_t, bool kPerturb>
 struct UpdateBody {
   template <int kCount>
-  using With = ListBody<
-      UpdateOp<std::conditional_t<kCount == 1, AnyKind, FixedKind<kMomentum, kScaled>>, master_t, model_t, kPerturb>,
-      kCount>;
+  using With = ListBody<UpdateOp<std::conditional_t<kCount == 1, AnyKind, FixedKind<kMomentum, kScaled>>, master_t,
+                                 model_t, kPerturb, false>,
+                        kCount>;
+};
+
+template <typename master_t, typename model_t>
+struct UpdateByElementBody {
+  template <int kCount>
+  using With = ListBody<UpdateOp<AnyKind, master_t, model_t, true, true>, kCount>;
 };
 
 struct SquaresSettings {
@@ -170,13 +173,14 @@ struct SquaresBody {
   static constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a piece
   static constexpr int64_t kAlign = math::kNormPiece;
   static constexpr int64_t kSpan = kThreads / kOwners * math::kNormPiece;
-  static constexpr int64_t kWhole = math::kNormPiece;
   using TableType = TableFor<1, kCount>;
 
   struct Params {
     SquaresSettings settings;
     TableType table;
   };
+
+  static int64_t whole(const ListTensor<1>& tensor) { return tensor.numel / math::kNormPiece * math::kNormPiece; }
 
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
     const int index = entry_of(params.table, at.block);
@@ -188,15 +192,7 @@ struct SquaresBody {
 
     double sums[kCount] = {};
     const int64_t end = entry.end < (piece + 1) * kAlign ? entry.end : (piece + 1) * kAlign;
-    TORCH_SSAM_UNROLL_BY(4)
-    for (int64_t element = piece * kAlign + lane; element < end; element += math::kLanes) {
-      scalar_t values[kCount];
-      load_operand(params.table, Cursor<1, kCount>::make(params.table, index, element), 0, values);
-      TORCH_SSAM_UNROLL
-      for (int l = 0; l < kCount; ++l) {
-        sums[l] = math::accumulate_square(sums[l], static_cast<double>(math::load_scalar(values[l])));
-      }
-    }
+    sum_squares<scalar_t>(params.table, index, piece * kAlign, end, lane, sums);
     store_group(params.settings.lanes + (entry.number + piece) * math::kLanes + lane, sums);
   }
 };

@@ -1,0 +1,25 @@
+// The sum of squares of a stretch of a tensor, in the order of csrc/math/reduce.h: a piece of kNormPiece elements at
+// most, whose lanes are shared among threads. For the projection (update_body.h) and the norms of rows (scale_body.h).
+#pragma once
+
+#include "../../math/reduce.h"
+#include "list_body.h"
+
+namespace torch_ssam::cuda {
+
+// The lane sums of one piece, the elements [begin, end) of a tensor, of which a thread owns kCount.
+template <typename scalar_t, int kCount, typename TableType>
+TORCH_SSAM_BODY void sum_squares(const TableType& table, int index, int64_t begin, int64_t end, int lane,
+                                 double (&sums)[kCount]) {
+  TORCH_SSAM_UNROLL_BY(4)
+  for (int64_t element = begin + lane; element < end; element += math::kLanes) {
+    scalar_t values[kCount];
+    load_operand(table, Cursor<1, kCount>::make(table, index, element), 0, values);
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < kCount; ++l) {
+      sums[l] = math::accumulate_square(sums[l], static_cast<double>(math::load_scalar(values[l])));
+    }
+  }
+}
+
+}  // namespace torch_ssam::cuda
