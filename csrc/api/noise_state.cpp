@@ -125,7 +125,28 @@ std::vector<at::Tensor> NoiseState::clean_of(const std::vector<at::Tensor>& para
 
 // --- noise on and off
 
-void NoiseState::apply(const Members& members, const ops::Noise& noise, bool regenerate) {
+// What the operators are told of the group's noise; the scales of rows are computed from the clean weights.
+ops::Noise NoiseState::scaled(const GroupNoise& group, const std::vector<at::Tensor>& params,
+                              const std::vector<at::Tensor>& clean) {
+  ops::Noise noise = group.noise;
+  if (group.scale == "element") noise.scale = "element";
+  if (!is_by_rows(group.scale)) return noise;
+  noise.scale = "rows";
+  std::vector<at::Tensor> fisher;
+  for (const at::Tensor& p : params) {
+    const std::int64_t rows = group.scale == "tensor" ? 1 : rows_of(p);
+    at::Tensor& known = slot_of(p).row_scales;
+    if (!known.defined() || known.numel() != rows || known.device() != p.device()) {
+      known = ops::zeros_of_rows(p, rows);
+    }
+    noise.row_scales.push_back(known);
+    if (group.scale == "fisher") fisher.push_back(group.fisher_of(p));
+  }
+  ops::row_scales_(noise.row_scales, clean, fisher, group.fisher_factor);
+  return noise;
+}
+
+void NoiseState::apply(const Members& members, const GroupNoise& group) {
   const at::NoGradGuard no_grad;
   Members fresh, again;
   std::vector<at::Tensor> regenerated;
@@ -137,18 +158,19 @@ void NoiseState::apply(const Members& members, const ops::Noise& noise, bool reg
     (is_applied(members.params[i]) ? again : fresh).push_back(members.params[i], members.places[i]);
   }
   for_each_device(fresh, [&](at::Device, const Members& part) {
-    regenerate ? perturb_in_place(part, noise) : save_and_perturb(part, noise);
+    group.regenerate ? perturb_in_place(part, group.noise) : save_and_perturb(part, group);
   });
-  apply_from_clean(again, noise);
+  apply_from_clean(again, group);
 }
 
-void NoiseState::save_and_perturb(const Members& members, const ops::Noise& noise) {
+void NoiseState::save_and_perturb(const Members& members, const GroupNoise& group) {
   std::vector<at::Tensor> clean;
   clean.reserve(members.params.size());
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     clean.push_back(slot_of(members.params[i]).copy());
   }
-  ops::perturb_(members.params, clean, generator(members.params[0].device()), members.places, noise);
+  ops::perturb_(members.params, clean, generator(members.params[0].device()), members.places,
+                scaled(group, members.params, members.params));
   note_applied(members);
 }
 
@@ -177,12 +199,19 @@ void NoiseState::perturb_in_place(const Members& members, ops::Noise noise) {
   note_applied(members);
 }
 
-void NoiseState::apply_from_clean(const Members& members, const ops::Noise& noise) {
+void NoiseState::apply_from_clean(const Members& members, const GroupNoise& group) {
   const at::NoGradGuard no_grad;
   for_each_device(members, [&](at::Device device, const Members& part) {
-    ops::perturb_from_clean_(part.params, clean_of(part.params), generator(device), part.places, noise);
+    const std::vector<at::Tensor> clean = clean_of(part.params);
+    ops::perturb_from_clean_(part.params, clean, generator(device), part.places, scaled(group, part.params, clean));
     written(part.params);
   });
+}
+
+at::Tensor NoiseState::noise_of(const at::Tensor& param, std::int64_t place, const GroupNoise& group) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor clean = clean_of(param).detach();
+  return ops::perturbed(clean, generator(param.device()), place, scaled(group, {param}, {clean}), /*noise_only=*/true);
 }
 
 void NoiseState::written(const std::vector<at::Tensor>& params) {

@@ -25,6 +25,21 @@ struct Members {
   }
 };
 
+// The noise of one parameter group: what the operators are told, and what they are not.
+struct GroupNoise {
+  ops::Noise noise;
+  std::string scale = "isotropic";  // as the options name it
+  bool regenerate = false;
+  double fisher_factor = 0;
+  std::function<at::Tensor(const at::Tensor&)> fisher_of = {};  // F of a tensor's filters
+};
+
+// The filters of a tensor: dimension 0, or the whole tensor where it has less than two.
+inline std::int64_t rows_of(const at::Tensor& param) { return param.dim() < 2 ? 1 : param.size(0); }
+
+// Whether a scale is one number for each row, computed from the weights.
+inline bool is_by_rows(const std::string& scale) { return scale == "tensor" || scale == "filter" || scale == "fisher"; }
+
 class NoiseState {
  public:
   explicit NoiseState(std::int64_t seed) : seed_(seed) {}
@@ -45,8 +60,10 @@ class NoiseState {
 
   // Noise on these tensors: clean ones are saved first, perturbed ones are written anew from their copy. With
   // `regenerate` there is no copy: restoring draws the noise again and takes it off.
-  void apply(const Members& members, const ops::Noise& noise, bool regenerate);
-  void apply_from_clean(const Members& members, const ops::Noise& noise);
+  void apply(const Members& members, const GroupNoise& group);
+  void apply_from_clean(const Members& members, const GroupNoise& group);
+  // The noise that the clean weights of a tensor would get now, in its dtype.
+  at::Tensor noise_of(const at::Tensor& param, std::int64_t place, const GroupNoise& group);
   // Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed.
   void written(const std::vector<at::Tensor>& params);
 
@@ -72,6 +89,7 @@ class NoiseState {
     bool applied = false;
     std::uint32_t version = 0;
     const void* data = nullptr;
+    at::Tensor row_scales;
     void note();
     bool is_as_we_left_it() const;
     const at::Tensor& copy();  // `clean`, made to fit
@@ -79,7 +97,9 @@ class NoiseState {
 
   Slot& slot_of(const at::Tensor& param);
   const Slot* find(const at::Tensor& param) const;
-  void save_and_perturb(const Members& members, const ops::Noise& noise);
+  ops::Noise scaled(const GroupNoise& group, const std::vector<at::Tensor>& params,
+                    const std::vector<at::Tensor>& clean);
+  void save_and_perturb(const Members& members, const GroupNoise& group);
   void perturb_in_place(const Members& members, ops::Noise noise);
   void note_applied(const Members& members);
   std::string restore_slots(const std::vector<Slot*>& slots);

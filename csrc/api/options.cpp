@@ -28,12 +28,12 @@ void check_noise(double noise_std, const std::string& distribution, const std::s
                     distribution, "'; expected 'gaussian' or 'rademacher'.");
   TORCH_CHECK_VALUE(memory == "copy" || memory == kRegenerate, "torch_ssam: memory is '", memory,
                     "'; expected 'copy' or 'regenerate'.");
-  for (const char* later : {"tensor", "filter", "element", "fisher"}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(scale != later, "torch_ssam: scale='", scale,
-                                "' is not available in this version; expected 'isotropic'. Give groups their own "
-                                "noise_std to scale noise by layer.");
-  }
-  TORCH_CHECK_VALUE(scale == "isotropic", "torch_ssam: scale is '", scale, "'; expected 'isotropic'.");
+  const auto known = {"isotropic", "tensor", "filter", "element", "fisher"};
+  TORCH_CHECK_VALUE(std::find(known.begin(), known.end(), scale) != known.end(), "torch_ssam: scale is '", scale,
+                    "'; expected one of 'isotropic', 'tensor', 'filter', 'element', 'fisher'.");
+  TORCH_CHECK_VALUE(scale == "isotropic" || memory == "copy", "torch_ssam: memory 'regenerate' with scale '", scale,
+                    "': the clean weights that the scale depends on are gone when the noise is to be taken off; "
+                    "expected scale 'isotropic'. Use memory 'copy'.");
 }
 
 void check_sgd(const SSAMOptions& o) {
@@ -49,6 +49,10 @@ void check_sgd(const SSAMOptions& o) {
 
 void check_options(const SSAMOptions& o) {
   check_noise(o.noise_std(), o.distribution(), o.scale(), o.memory());
+  check_number("fisher_decay", o.fisher_decay());
+  TORCH_CHECK_VALUE(o.fisher_decay() <= 1, "torch_ssam: fisher_decay is ", o.fisher_decay(),
+                    "; expected 0 <= fisher_decay <= 1.");
+  check_number("fisher_factor", o.fisher_factor());
   check_count("samples", o.samples(), 1, 0xffffffffLL);
   check_number("clean_weight", o.clean_weight());
   TORCH_CHECK_VALUE(o.clean_weight() < 1, "torch_ssam: clean_weight is ", o.clean_weight(),

@@ -91,7 +91,7 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
         if (!drive_->noise.is_applied(members.params[i])) fresh.push_back(members.params[i], members.places[i]);
       }
       if (group.noise_std() == 0) return;
-      drive_->noise.apply(fresh, {group.noise_std(), group.distribution()}, group.memory() == detail::kRegenerate);
+      drive_->noise.apply(fresh, noise_of(group, 0, false));
     });
     note_clean();
   }
@@ -132,11 +132,19 @@ void SSAM::begin_pass() {
   settle();
 }
 
+detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
+                                  std::int64_t draw_offset) {
+  return {{options.noise_std(), options.distribution(), sample, negate, draw_offset},
+          options.scale(),
+          options.memory() == detail::kRegenerate,
+          options.fisher_factor(),
+          [this](const at::Tensor& param) { return fisher(param); }};
+}
+
 void SSAM::apply_noise(std::int64_t sample, bool negate) {
   for_each_group([&](const SSAMOptions& options, const Members& members) {
     if (options.noise_std() == 0) return;
-    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate},
-                        options.memory() == detail::kRegenerate);
+    drive_->noise.apply(members, noise_of(options, sample, negate));
   });
 }
 

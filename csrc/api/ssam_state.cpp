@@ -1,6 +1,6 @@
-// What SSAM saves and loads: options, momentum, clean weights while kept perturbed, seed and draw. LibTorch's archives
-// through the same template as torch::optim::SGD, and the layout of Python's state_dict. A load that fails leaves the
-// optimizer as it was. Tests: tests/cpp/test_api_state.cpp, tests/python/test_cpp_parity.py.
+// What SSAM saves and loads: options, momentum, clean weights while kept perturbed, Fisher sums, seed and draw.
+// LibTorch's archives through the same template as torch::optim::SGD, and the layout of Python's state_dict. A load
+// that fails leaves the optimizer as it was. Tests: tests/cpp/test_api_state.cpp, tests/python/test_cpp_parity.py.
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/optim/serialize.h>
@@ -20,7 +20,12 @@
   X(dampening)                    \
   X(weight_decay)                 \
   X(nesterov)                     \
-  X(maximize) X(distribution) X(scale) X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed) X(memory)
+  X(maximize)                     \
+  X(distribution)                 \
+  X(scale)                        \
+  X(fisher_decay)                 \
+  X(fisher_factor)                \
+  X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed) X(memory)
 
 namespace torch_ssam {
 
@@ -96,15 +101,18 @@ void SSAMOptions::serialize(torch::serialize::InputArchive& archive) {
 void SSAMParamState::serialize(torch::serialize::OutputArchive& archive) const {
   write_tensor(archive, "momentum_buffer", momentum_buffer_);
   write_tensor(archive, "clean", clean_);
+  write_tensor(archive, "fisher", fisher_);
 }
 
 void SSAMParamState::serialize(torch::serialize::InputArchive& archive) {
   read_tensor(archive, "momentum_buffer", momentum_buffer_);
   read_tensor(archive, "clean", clean_);
+  read_tensor(archive, "fisher", fisher_);
 }
 
 bool operator==(const SSAMParamState& a, const SSAMParamState& b) {
-  return same_tensor(a.momentum_buffer(), b.momentum_buffer()) && same_tensor(a.clean(), b.clean());
+  return same_tensor(a.momentum_buffer(), b.momentum_buffer()) && same_tensor(a.clean(), b.clean()) &&
+         same_tensor(a.fisher(), b.fisher());
 }
 
 // --- clean weights in the state
@@ -120,7 +128,7 @@ void SSAM::note_clean(bool regenerated_too) {
         state_of(p).clean() = drive_->noise.clean_of(p);
       } else if (state_.find(p.unsafeGetTensorImpl()) != state_.end()) {
         state_of(p).clean().reset();
-        if (!state_of(p).momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
+        if (state_of(p).empty()) state_.erase(p.unsafeGetTensorImpl());
       }
       if (regenerated) drive_->noted = -1;
     }
@@ -189,7 +197,13 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
         if (tensor->strides() != p.strides()) *tensor = at::empty_like(p).copy_(*tensor);
       }
       pending |= state.clean().defined();
-      if (!state.clean().defined() && !state.momentum_buffer().defined()) state_.erase(p.unsafeGetTensorImpl());
+      if (state.fisher().defined()) {
+        TORCH_CHECK_VALUE(state.fisher().numel() == detail::rows_of(p), "torch_ssam: the saved state has ",
+                          state.fisher().numel(), " Fisher sums for a parameter of shape ", p.sizes(), "; expected ",
+                          detail::rows_of(p), ", one for each filter.");
+        state.fisher() = state.fisher().to(p.device(), at::kFloat).reshape({-1}).contiguous();
+      }
+      if (state.empty()) state_.erase(p.unsafeGetTensorImpl());
     }
   }
   // A model loaded before its optimizer has written to weights that were kept perturbed: go on with those.
@@ -241,7 +255,8 @@ void SSAM::load(torch::serialize::InputArchive& archive) {
   backup.done = true;
 }
 
-// {"state": {place: {"momentum_buffer", "clean"}}, "param_groups": [{options, "seed", "draw", "params": places}]}
+// {"state": {place: {"momentum_buffer", "clean", "fisher"}}, "param_groups": [{options, "seed", "draw", "params":
+// places}]}
 c10::IValue SSAM::state_dict() const {
   auto* self = const_cast<SSAM*>(this);
   self->note_clean_to_save();
@@ -265,6 +280,7 @@ c10::IValue SSAM::state_dict() const {
         const auto& own = static_cast<const SSAMParamState&>(*found->second);
         if (own.momentum_buffer().defined()) entry.insert("momentum_buffer", own.momentum_buffer());
         if (own.clean().defined()) entry.insert("clean", own.clean());
+        if (own.fisher().defined()) entry.insert("fisher", own.fisher());
         if (!entry.empty()) state.insert(place, entry);
       }
       ++place;
@@ -315,9 +331,11 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
       const Dict fields = detail::as_dict(entry, "the state of a parameter");
       const c10::IValue buffer = detail::value_of(fields, "momentum_buffer");
       const c10::IValue clean = detail::value_of(fields, "clean");
+      const c10::IValue fisher = detail::value_of(fields, "fisher");
       // Copies: the caller may go on to use the tensors that it passed.
       if (buffer.isTensor()) state_of(params[i]).momentum_buffer() = buffer.toTensor().clone();
       if (clean.isTensor()) state_of(params[i]).clean() = clean.toTensor().clone();
+      if (fisher.isTensor()) state_of(params[i]).fisher() = fisher.toTensor().clone();
     }
   }
   finish_load(seed, draw);

@@ -34,6 +34,29 @@ at::Tensor SSAM::momentum_buffer(const at::Tensor& param) const {
   return found == state_.end() ? at::Tensor() : static_cast<SSAMParamState&>(*found->second).momentum_buffer();
 }
 
+// F of a tensor's filters, zeros at first.
+at::Tensor SSAM::fisher(const at::Tensor& param) {
+  at::Tensor& known = state_of(param).fisher();
+  const std::int64_t rows = detail::rows_of(param);
+  if (!known.defined() || known.numel() != rows || known.device() != param.device()) {
+    known = ops::zeros_of_rows(param, rows);
+  }
+  return known;
+}
+
+// With scale "fisher": F <- fisher_decay F + sum of g^2, from the gradients of a step that trains.
+void SSAM::observe(const SSAMOptions& options, const Members& with_grad) {
+  if (options.scale() != "fisher" || options.lr() == 0) return;
+  detail::for_each_device(with_grad, [&](at::Device, const detail::Members& part) {
+    std::vector<at::Tensor> sums, grads;
+    for (const at::Tensor& p : part.params) {
+      sums.push_back(fisher(p));
+      grads.push_back(p.grad());
+    }
+    ops::row_fisher_(sums, grads, options.fisher_decay());
+  });
+}
+
 // After the operator succeeded: a refused step must not leave momentum that looks started.
 void SSAM::keep_momentum(const Part& part) {
   if (!part.first) return;
@@ -82,24 +105,24 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
   }
 }
 
-// The same, with the projection onto the group's ball.
+// The same, with the projection onto the group's ball and the sums that scale "fisher" keeps.
 void SSAM::update_group(const SSAMOptions& options, const Members& members) {
-  detail::NoiseState& noise = drive_->noise;
   Members with_grad;
-  for (std::size_t i = 0; i < members.params.size(); ++i) {
-    if (members.params[i].grad().defined()) with_grad.push_back(members.params[i], members.places[i]);
-  }
-  update_parts(options, with_grad);
-  if (!options.radius()) return;
   std::vector<at::Tensor> stacked;
-  for (const at::Tensor& p : members.params) {
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    const at::Tensor& p = members.params[i];
+    if (p.grad().defined()) with_grad.push_back(p, members.places[i]);
     if (p.requires_grad()) stacked.push_back(p);
   }
-  if (stacked.empty()) return;
-  ops::project_(noise.clean_of(stacked), *options.radius());
-  for (const at::Tensor& p : stacked) {
-    if (!noise.is_applied(p)) noise.written({p});
+  update_parts(options, with_grad);
+  if (options.radius() && !stacked.empty()) {
+    detail::NoiseState& noise = drive_->noise;
+    ops::project_(noise.clean_of(stacked), *options.radius());
+    for (const at::Tensor& p : stacked) {
+      if (!noise.is_applied(p)) noise.written({p});
+    }
   }
+  observe(options, with_grad);
 }
 
 // One operator call checks all before it writes; of several (groups, devices, tensors whose momentum starts later),
@@ -135,7 +158,7 @@ void SSAM::update_and_perturb() {
   noise.restore_regenerated();  // those are updated in place
   check_before_update();
   const auto visit = [&](const SSAMOptions& options, const Members& everything) {
-    const ops::Noise next{options.noise_std(), options.distribution(), 0, false, /*draw_offset=*/1};
+    const detail::GroupNoise next = noise_of(options, 0, false, /*draw_offset=*/1);
     Members members, fused, without_grad, frozen;
     std::vector<at::Tensor> kept;
     for (std::size_t i = 0; i < everything.params.size(); ++i) {
@@ -150,19 +173,23 @@ void SSAM::update_and_perturb() {
       (has_grad ? fused : without_grad).push_back(p, place);
       if (noise.is_applied(p)) kept.push_back(p);
     }
-    if (options.noise_std() == 0 || options.radius() || kept.size() < members.params.size()) {
-      // Rare: noise switched on or off here, or a projection between update and noise.
+    const bool by_rows = detail::is_by_rows(options.scale());
+    if (by_rows || options.noise_std() == 0 || options.radius() || kept.size() < members.params.size()) {
+      // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or
+      // off here.
       update_group(options, everything);
       if (options.noise_std() == 0) {
         noise.restore(kept);
       } else {
-        noise.apply(members, next, options.memory() == detail::kRegenerate);
+        noise.apply(members, next);
       }
       return;
     }
     for (const Part& part : alike(fused, options)) {
+      ops::Noise how = next.noise;
+      how.scale = options.scale();
       ops::update_and_perturb_(part.params, noise.clean_of(part.params), part.grads, part.momentum_buffers,
-                               noise.generator(part.device), part.places, update_of(options, part.first), next);
+                               noise.generator(part.device), part.places, update_of(options, part.first), how);
       noise.written(part.params);
       keep_momentum(part);
     }

@@ -18,6 +18,13 @@ const WeightNoiseOptions& options_of(const OptimizerParamGroup& group) {
   return static_cast<const WeightNoiseOptions&>(group.options());
 }
 
+detail::GroupNoise noise_of(const OptimizerParamGroup& group, std::int64_t sample, bool negate) {
+  const WeightNoiseOptions& options = options_of(group);
+  return {{options.noise_std(), options.distribution(), sample, negate},
+          options.scale(),
+          options.memory() == detail::kRegenerate};
+}
+
 }  // namespace
 
 void WeightNoiseOptions::inherit(const WeightNoiseOptions& defaults) {
@@ -46,6 +53,9 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
       options->inherit(defaults);
     }
     detail::check_noise(options->noise_std(), options->distribution(), options->scale(), options->memory());
+    TORCH_CHECK_VALUE(options->scale() != "fisher",
+                      "torch_ssam: scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', "
+                      "'tensor', 'filter' or 'element'. Use SSAM, whose steps see them.");
     groups_.emplace_back(detail::check_params(group.params(), groups_), std::move(options));
     if (options_of(groups_.back()).memory() == detail::kRegenerate) {
       detail::check_regenerated(groups_.back().params());
@@ -71,25 +81,18 @@ Perturbation WeightNoise::applied(std::int64_t sample, bool negate, bool advance
       if (p.requires_grad()) members.push_back(p, place);
       ++place;
     }
-    const WeightNoiseOptions& options = options_of(group);
-    if (options.noise_std() == 0) continue;
-    drive_->noise.apply(members, {options.noise_std(), options.distribution(), sample, negate},
-                        options.memory() == detail::kRegenerate);
+    if (options_of(group).noise_std() == 0) continue;
+    drive_->noise.apply(members, noise_of(group, sample, negate));
   }
   return pass;
 }
 
 at::Tensor WeightNoise::noise(const at::Tensor& param, std::int64_t sample) {
   detail::check_count("sample", sample, 0, 0xffffffffLL);
-  const at::NoGradGuard no_grad;
   std::int64_t place = 0;
   for (const OptimizerParamGroup& group : groups_) {
     for (const at::Tensor& p : group.params()) {
-      if (p.is_same(param)) {
-        const WeightNoiseOptions& options = options_of(group);
-        return ops::perturbed(at::zeros_like(p), drive_->noise.generator(p.device()), place,
-                              {options.noise_std(), options.distribution(), sample});
-      }
+      if (p.is_same(param)) return drive_->noise.noise_of(p, place, noise_of(group, sample, /*negate=*/false));
       ++place;
     }
   }

@@ -62,6 +62,9 @@ TEST(StateTest, EveryOptionComesBack) {
                            .weight_decay(0.6)
                            .maximize(true)
                            .distribution("rademacher")
+                           .scale("fisher")
+                           .fisher_decay(0.7)
+                           .fisher_factor(0.8)
                            .samples(3)
                            .antithetic(true)
                            .clean_weight(0.2)
@@ -158,6 +161,7 @@ TEST(StateTest, OptionsAndStateClone) {
   EXPECT_TRUE(static_cast<SSAMOptions&>(*base.clone()) == options);
   SSAMParamState state;
   state.momentum_buffer() = torch::ones(3);
+  state.fisher() = torch::ones(2);
   const torch::optim::OptimizerParamState& state_base = state;
   EXPECT_TRUE(static_cast<SSAMParamState&>(*state_base.clone()) == state);
 }

@@ -49,6 +49,17 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "regenerate_passes": ("passes", {"memory": "regenerate", "antithetic": True}),
     "kept_regenerate": ("kept", {"keep_perturbed": True, "memory": "regenerate", "momentum": 0.9}),
     "seed_from_torch": ("perturb", {"seed": None}),
+    "filter": ("perturb", {"scale": "filter", "momentum": 0.9}),
+    "tensor_samples": ("passes", {"scale": "tensor", "samples": 2, "antithetic": True}),
+    "element": ("perturb", {"scale": "element", "distribution": "rademacher"}),
+    "fisher": ("perturb", {"scale": "fisher", "fisher_decay": 0.5, "fisher_factor": 2, "momentum": 0.9}),
+    "fisher_closure": ("closure", {"scale": "fisher", "samples": 2, "clean_weight": 0.25}),
+    "kept_filter": ("kept", {"keep_perturbed": True, "scale": "filter", "radius": 2.0}),
+    "kept_element": ("kept", {"keep_perturbed": True, "scale": "element", "momentum": 0.9}),
+    "kept_fisher": (
+        "kept",
+        {"keep_perturbed": True, "scale": "fisher", "fisher_factor": 3.0, "momentum": 0.9},
+    ),
     "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
 }
 MODELS = ("mlp", "cnn", "diagonal")
@@ -237,7 +248,9 @@ def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], model: str, m
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["nesterov", "kept", "kept_regenerate", "split_everything"])
+@pytest.mark.parametrize(
+    "mode", ["nesterov", "kept", "kept_regenerate", "split_everything", "fisher", "kept_fisher"]
+)
 def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
     consumer: Path, tmp_path: Path, mode: str
 ) -> None:

@@ -63,6 +63,12 @@ torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& 
       defaults.maximize(value.toBool());
     else if (name == "distribution")
       defaults.distribution(value.toStringRef());
+    else if (name == "scale")
+      defaults.scale(value.toStringRef());
+    else if (name == "fisher_decay")
+      defaults.fisher_decay(number());
+    else if (name == "fisher_factor")
+      defaults.fisher_factor(number());
     else if (name == "samples")
       defaults.samples(value.toInt());
     else if (name == "antithetic")

@@ -23,6 +23,7 @@ class WeightNoise;
 
 namespace detail {
 struct Drive;
+struct GroupNoise;
 struct Loop;
 }  // namespace detail
 

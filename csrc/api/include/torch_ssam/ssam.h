@@ -30,6 +30,8 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
     maximizeBit,
     distributionBit,
     scaleBit,
+    fisher_decayBit,
+    fisher_factorBit,
     samplesBit,
     antitheticBit,
     clean_weightBit,
@@ -52,10 +54,16 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
   TORCH_SSAM_OPTION(bool, nesterov) = false;
   TORCH_SSAM_OPTION(bool, maximize) = false;
   TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
+  // What noise_std is multiplied by. "isotropic": 1. "filter": the norm |w_f| of the filter, f along dimension 0, a 1-D
+  // tensor being one filter (LPF-SGD, arXiv 2201.08025). "tensor": |w|. "element": |w_i| + 0.01, after the operator of
+  // ASAM. "fisher": |w_f| / sqrt(1 + fisher_factor F), F <- fisher_decay F + sum of squared gradients of the filter at
+  // each step (ARWP, arXiv 2404.00357; the two defaults are ours). All but the first with memory "copy" only.
   TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
-  TORCH_SSAM_OPTION(std::int64_t, samples) = 1;  // draws whose gradients are averaged in a step
-  TORCH_SSAM_OPTION(bool, antithetic) = false;   // each draw twice, as +noise and -noise
-  TORCH_SSAM_OPTION(double, clean_weight) = 0;   // share of the gradient at the clean weights, [0, 1)
+  TORCH_SSAM_OPTION(double, fisher_decay) = 0.99;  // [0, 1]
+  TORCH_SSAM_OPTION(double, fisher_factor) = 0.1;  // >= 0
+  TORCH_SSAM_OPTION(std::int64_t, samples) = 1;    // draws whose gradients are averaged in a step
+  TORCH_SSAM_OPTION(bool, antithetic) = false;     // each draw twice, as +noise and -noise
+  TORCH_SSAM_OPTION(double, clean_weight) = 0;     // share of the gradient at the clean weights, [0, 1)
   TORCH_SSAM_OPTION(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
   TORCH_SSAM_OPTION(bool, keep_perturbed) = false;
   // "copy" of the clean weights: they come back exactly. "regenerate" holds none and draws the noise again to take it
@@ -83,13 +91,17 @@ class SSAMParamState : public torch::optim::OptimizerCloneableParamState<SSAMPar
   // The clean weights while the parameter holds others: kept perturbed, or loaded and not yet written.
   const at::Tensor& clean() const noexcept { return clean_; }
   at::Tensor& clean() noexcept { return clean_; }
+  // With scale "fisher": F of each filter, Float.
+  const at::Tensor& fisher() const noexcept { return fisher_; }
+  at::Tensor& fisher() noexcept { return fisher_; }
+  bool empty() const noexcept { return !momentum_buffer_.defined() && !clean_.defined() && !fisher_.defined(); }
 
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
   friend bool operator==(const SSAMParamState& a, const SSAMParamState& b);
 
  private:
-  at::Tensor momentum_buffer_, clean_;
+  at::Tensor momentum_buffer_, clean_, fisher_;
 };
 
 class SSAM : public torch::optim::Optimizer {
@@ -158,6 +170,9 @@ class SSAM : public torch::optim::Optimizer {
   void for_each_group(const Visit& visit, bool frozen_too = false);
   SSAMParamState& state_of(const at::Tensor& param);
   at::Tensor momentum_buffer(const at::Tensor& param) const;
+  at::Tensor fisher(const at::Tensor& param);
+  detail::GroupNoise noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
+                              std::int64_t draw_offset = 0);
 
   void begin_pass();
   void apply_noise(std::int64_t sample, bool negate);
@@ -171,6 +186,7 @@ class SSAM : public torch::optim::Optimizer {
   void update();
   void update_parts(const SSAMOptions& options, const Members& with_grad);
   void update_group(const SSAMOptions& options, const Members& members);
+  void observe(const SSAMOptions& options, const Members& with_grad);
   void update_and_perturb();
   std::vector<Part> alike(const Members& members, const SSAMOptions& options);
   void keep_momentum(const Part& part);

@@ -27,8 +27,8 @@ class WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<Weight
 
   TORCH_SSAM_OPTION(double, noise_std) = 0.01;
   TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
-  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
-  TORCH_SSAM_OPTION(std::string, memory) = "copy";                      // or "regenerate": see SSAMOptions
+  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";        // "tensor", "filter" or "element": see SSAMOptions
+  TORCH_SSAM_OPTION(std::string, memory) = "copy";            // or "regenerate": see SSAMOptions
   TORCH_SSAM_OPTION(std::optional<std::int64_t>, seed) = std::nullopt;  // of all groups; none: from torch's generator
 
  public:
