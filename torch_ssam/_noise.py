@@ -317,19 +317,10 @@ class NoiseState:
         with torch.no_grad():
             clean = self.clean_of(param).detach()
             scaled = self._scaled(group, [_Copy(param, clean)], [clean])
-            by_element = scaled == ("element",)
             generator, draw_offset = self.generator(param.device)
-            noise: Tensor = torch.ops.torch_ssam.perturbed(
-                torch.zeros_like(clean),
-                generator,
-                place,
-                *_noise_of(group),
-                sample,
-                False,
-                draw_offset,
-                *(() if by_element else scaled),
-            )
-            return noise * (clean.abs() + 0.01) if by_element else noise
+            how = place, *_noise_of(group), sample, False, draw_offset, *scaled
+            noise: Tensor = torch.ops.torch_ssam.perturbed(clean, generator, *how, noise_only=True)
+            return noise
 
     def _scaled(self, group: Group, copies: list[_Copy], clean: list[Tensor]) -> Scaled:
         """What the operators are told of the group's scale; row scales are computed from the clean weights."""

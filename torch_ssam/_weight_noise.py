@@ -155,9 +155,7 @@ class WeightNoise:
         )
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
-        """The noise that the next `applied()` would add to one of the tensors, as a tensor of its dtype.
-
-        With scale="element" within the rounding of two products.
+        """The noise that the next `applied()` would add to one of the tensors, rounded once to its dtype.
 
         Raises:
             ValueError: the tensor is not one of `params`.
