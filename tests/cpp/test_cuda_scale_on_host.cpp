@@ -224,6 +224,26 @@ TEST(CudaScaleTables, FiveHundredAlignedTensorsAreOneLaunchByRowsToo) {
   EXPECT_EQ(launches.any, 0);
 }
 
+struct Wide {
+  int64_t numbers[16];
+};
+
+TEST(CudaScaleTables, AsManyEntriesAsKernelArgumentsHold) {
+  constexpr int kEntries = kArgumentBytes - kSettingsBytes;
+  EXPECT_EQ((AlignedTable<4>::kCapacity), 512);
+  EXPECT_EQ((AnyTable<4>::kCapacity), 224);
+  EXPECT_EQ((AlignedTable<2, RowScales>::kCapacity), 512);
+  // A wider entry: fewer of them, and no room for one more.
+  using Aligned = AlignedTable<4, Wide>;
+  using Any = AnyTable<4, Wide>;
+  constexpr int kEach = static_cast<int>(sizeof(Aligned::EntryType) + sizeof(int32_t));
+  EXPECT_EQ(sizeof(Aligned::EntryType), sizeof(AlignedTable<4>::EntryType) + sizeof(Wide));
+  for (const auto size : {sizeof(Aligned), sizeof(Any)}) {
+    EXPECT_LE(static_cast<int>(size), kEntries + 16);
+    EXPECT_GT(static_cast<int>(size), kEntries - kEach);
+  }
+}
+
 // Rows that begin beyond 2^31 elements: of the tensor and of its scales no more is in memory than the launch needs.
 template <typename Types, int kCount>
 void check_far_rows(int64_t begin, int64_t n, int64_t length) {
