@@ -185,6 +185,11 @@ def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: d
     first = [args[0]] if name == "perturbed" else args[0]
     named = dict(kwargs or {})
     if name in NOISY and any(is_split(tensor) for tensor in first):
+        # It may have come as None, with arguments after it.
+        names = [argument.name for argument in arguments]
+        place = names.index("shards")
+        named |= dict(zip(names[place:], args[place:], strict=False))
+        args = args[:place]
         named["shards"] = [number for tensor in first for number in shard_of(tensor)]
     written: list[Tensor] = []
     locals_: list[Any] = []
