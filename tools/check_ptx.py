@@ -278,7 +278,8 @@ Read the table so: a kernel reaches the memory's bandwidth where the last two co
 say what part of the issue slots, and of the integer pipe (half the rate), the kernel's instructions take in
 the time that its bytes take at full bandwidth, on {gpus}.
 Instructions are all that the kernel holds, the branches that a run does not take among them (the other
-distribution, the slow path of the square root), so that the true figures are lower. `ListBody<Op, C>`: C
+distribution, the slow path of the square root; with RowScales, rows that end among a thread's neighbours; with
+AnyKind, the six kinds of update), so that the true figures are lower. `ListBody<Op, C>`: C
 neighbours a thread and access. The kinds with `grad_scale` differ by a division and are not listed. The
 kernels of the other path (any alignment, any stride) are right, not fast.
 
