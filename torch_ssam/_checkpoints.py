@@ -193,7 +193,7 @@ class NoiseOptimizer(Optimizer):
             _options.check_common(merged[-1], merged[0])
             seed, draw = merged[-1].pop("seed", None), merged[-1].pop("draw", None)
             if seed is not None and draw is not None:
-                noise_state = _word("seed", seed, -(2**63)), _word("draw", draw, 0)
+                noise_state = _options.saved_generator(seed, draw)
         return merged, noise_state
 
     def _split_state(
@@ -285,18 +285,6 @@ class NoiseOptimizer(Optimizer):
         for p, clean in self._pending_clean.items():
             p.detach().copy_(clean)
         self._pending_clean = {}
-
-
-def _word(name: str, value: Any, low: int) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = low - 1
-    if not low <= number < 2**63:
-        raise ValueError(
-            f"load_state_dict() got {name} {value!r:.60}; expected an int of 64 bits, at least {low}."
-        )
-    return number
 
 
 def _keys_or_type(value: Any) -> str:

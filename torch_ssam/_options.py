@@ -242,6 +242,13 @@ def resolve_seed(seed: int | None) -> int:
     return result
 
 
+def saved_generator(seed: Any, draw: Any) -> tuple[int, int]:
+    """Seed and draw of a checkpoint."""
+    if seed is None:  # which would ask for a new one
+        raise ValueError("seed is None; expected the int that state_dict() saved.")
+    return resolve_seed(seed), count("draw", draw, low=0, high=2**63 - 1)
+
+
 def check_caller() -> None:
     """Refuses to be the optimizer_class of ZeroRedundancyOptimizer, which gives it this rank's parameters only."""
     frame: Any = sys._getframe(1)

@@ -318,7 +318,7 @@ class SSAM(NoiseDriver):
             members = everything.where(lambda p: p.requires_grad)
             kept = [p for p in members.params if noise.is_applied(p)]
             if not one_pass or len(kept) < len(members.params):  # or noise is switched on or off here
-                parts = []
+                parts = []  # with momentum buffers of a first step, which are made again
                 self._update_group(group, everything)
                 if noise_std == 0.0:
                     noise.restore(kept)

@@ -149,10 +149,7 @@ class WeightNoise:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues with the seed and draw of `state_dict()`."""
-        self._state.set_generator(
-            _options.resolve_seed(state_dict["seed"]),
-            _options.count("draw", state_dict["draw"], low=0, high=2**63 - 1),
-        )
+        self._state.set_generator(*_options.saved_generator(state_dict["seed"], state_dict["draw"]))
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
         """The noise that the next `applied()` would add to one of the tensors, rounded once to its dtype.

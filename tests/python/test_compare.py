@@ -611,6 +611,7 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         (lambda: Setting("a", wrong_labels=1.5), "wrong_labels is 1.5; expected 0 to 1"),
         (lambda: Setting("a", epochs=0), "epochs is 0; expected 1"),
         (lambda: Setting("a", rates=(0.1,)), "expected as many"),
+        (lambda: Setting("a", weight_decay=-1.0), "weight_decay is -1"),
         (lambda: Setting("a", methods=("ssam",)), "expected 'sgd' among them"),
         (lambda: Setting("a", methods=("sgd", "adam")), "method is 'adam'; expected one of 'sgd'"),
         (lambda: Setting("a", methods=("sgd", "sgd")), "and each once"),

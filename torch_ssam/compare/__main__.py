@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch_ssam._extras import need
 from torch_ssam._images import DataError
 from torch_ssam._progress import rich_bar
-from torch_ssam.sharpness._evaluate import need
 
 from ._compare import STAGES, Comparison, compare
 from ._data import DATA
@@ -40,6 +40,7 @@ FIELDS = (
     "rates",
     "adam_rates",
     "knob_values",
+    "weight_decay",
     "methods",
     "seeds",
     "robustness_seeds",
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rates", type=_numbers, help="learning rates of the grid, such as 0.03,0.1")
     add("--adam-rates", type=_numbers, help="AdamW's")
     add("--knob-values", type=int, help="values of each method's own knob in the grid, 1 to 3")
+    add("--weight-decay", type=float, help="of the methods whose grid does not vary it (not of AdamW)")
     add("--methods", type=_names, help="names with commas between them")
     add("--seeds", type=int, help="runs on the test split")
     add("--robustness-seeds", type=int, help="seeds with other learning rates and epochs; 0 for none")
@@ -133,9 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = chosen_settings(options)
         need("matplotlib.figure", "compare", "the report of a comparison")  # now, not after hours of runs
-        console = need("rich.console", "compare", "python -m torch_ssam.compare").Console()
+        rich = need("rich.console", "compare", "python -m torch_ssam.compare")
+        console = rich.Console()
         if not console.is_terminal:
-            console = need("rich.console", "compare", "").Console(width=170)
+            console = rich.Console(width=170)
         if options.report:
             comparisons = [Comparison(setting, Store(out / setting.name)) for setting in settings]
         else:

@@ -138,13 +138,12 @@ class Comparison:
             for arm in ("gradients", "time"):
                 runs += [self.test_run(m, seed, arm) for seed in range(setting.seeds) for m in self.methods]
         else:
-            for what, factors in (("lr", setting.lr_factors), ("epochs", setting.epoch_factors)):
-                runs += [
-                    self.robust_run(method, seed, what, factor)
-                    for factor in factors
-                    for seed in range(setting.robustness_seeds)
-                    for method in self.methods
-                ]
+            runs += [
+                self.robust_run(method, seed, what, factor)
+                for what, factor in setting.variations
+                for seed in range(setting.robustness_seeds)
+                for method in self.methods
+            ]
         jobs += [Job(setting, self.store.folder, run) for run in runs if run is not None]
         unique = {
             (job.run.method.name, str(job.run.options), job.run.seed, job.run.epochs)
@@ -215,12 +214,11 @@ class Comparison:
             runs: list[tuple[str, Run | None]] = [("tuning", run) for run in self.tuning_runs(method)]
             for arm in ("gradients", "time"):
                 runs += [(f"equal {arm}", self.test_run(method, s, arm)) for s in range(self.setting.seeds)]
-            for what, factors in (("lr", self.setting.lr_factors), ("epochs", self.setting.epoch_factors)):
-                runs += [
-                    (f"{what} x {factor:g}", self.robust_run(method, seed, what, factor))
-                    for factor in factors
-                    for seed in range(self.setting.robustness_seeds)
-                ]
+            runs += [
+                (f"{what} x {factor:g}", self.robust_run(method, seed, what, factor))
+                for what, factor in self.setting.variations
+                for seed in range(self.setting.robustness_seeds)
+            ]
             for part, run in runs:
                 result = None if run is None else self.store.result(run)
                 if run is None or result is None:

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,24 @@ def describe(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # tuples as a record has them
 
 
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its place and moves it there, which is one step for the file system."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
 @dataclass(frozen=True)
 class Store:
-    """The records of one setting, in a folder."""
+    """The records of one setting, in a folder. One that was read is kept for as long as its file is the same."""
 
     folder: Path
+    _known: dict[tuple[Path, int, int], dict[str, Any]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def path(self, label: str, description: dict[str, Any]) -> Path:
         """The file of a record."""
@@ -86,6 +99,10 @@ class Store:
         """The result that was recorded for this description, or None."""
         path = self.path(label, description)
         try:
+            status = path.stat()
+            key = path, status.st_mtime_ns, status.st_size
+            if key in self._known:
+                return self._known[key]
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
@@ -95,10 +112,12 @@ class Store:
         if not isinstance(record, dict) or record.get("description") != description:
             warnings.warn(f"{path} is the record of another run and will be made again.", stacklevel=2)
             return None
-        return record["result"]  # type: ignore[no-any-return]
+        result: dict[str, Any] = record["result"]
+        self._known[key] = result
+        return result
 
     def write(self, label: str, description: dict[str, Any], result: dict[str, Any]) -> None:
-        """Writes a record beside its place and moves it there, which is one step for the file system."""
+        """Writes a record, whole or not at all."""
         path = self.path(label, description)
         self.folder.mkdir(parents=True, exist_ok=True)
         software = {
@@ -108,12 +127,7 @@ class Store:
             "machine": platform.machine(),
         }
         record = {"description": description, "software": software, "result": finite(result)}
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace_file(path, json.dumps(record, indent=1, allow_nan=False))
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """The result of a run, if it was made."""

@@ -6,15 +6,15 @@ import csv
 import html
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch_ssam._page import image, page, png
+from torch_ssam._page import Table, image, page, png
 
 from ._compare import Comparison
 from ._plots import all_plots
+from ._records import replace_file
 from ._tables import all_tables, options_text, overview_table, verdict
 
 _PROTOCOL = """<p>Each method is tuned over a grid of the same size by its score on a validation split, in a run with a seed
@@ -24,7 +24,7 @@ the epochs. Learning rates fall by a cosine to zero; momentum is 0.9; BatchNorm'
 weights for every method.</p>"""
 
 
-def _section(comparison: Comparison) -> str:
+def _section(comparison: Comparison, answers: list[str], tables: list[Table]) -> str:
     setting, data = comparison.setting, comparison.data
     sizes = [len(pair[1]) for pair in (data.train, data.validation, data.test)]
     facts = {
@@ -36,22 +36,22 @@ def _section(comparison: Comparison) -> str:
         "note": data.note,
     }
     listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items() if v)
-    answers = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(comparison))
+    answered = "".join(f"<p>{html.escape(line)}</p>" for line in answers)
     pictures = ""
     for name, figure in all_plots(comparison).items():
         picture = png(figure)
         pictures += image(picture, f"{comparison.name}: {name}")
         comparison.store.folder.mkdir(parents=True, exist_ok=True)
-        _replace(comparison.store.folder / f"{name}.png", picture)
-    tables = "".join(table.html() for table in all_tables(comparison))
+        replace_file(comparison.store.folder / f"{name}.png", picture)
     sources = ""
     for method in comparison.methods:
         words = [method.source, options_text(method.options)]
         text = f"{method.title} ({method.name}): {', '.join(filter(None, words)) or method.optimizer}"
         sources += f"<li>{html.escape(text)}</li>"
     return (
-        f'<section id="{comparison.name}"><h2>{comparison.name}</h2><dl>{listed}</dl>{answers}{pictures}{tables}'
-        f"<details><summary>The methods</summary><ul>{sources}</ul></details></section>"
+        f'<section id="{comparison.name}"><h2>{comparison.name}</h2><dl>{listed}</dl>{answered}{pictures}'
+        + "".join(table.html() for table in tables)
+        + f"<details><summary>The methods</summary><ul>{sources}</ul></details></section>"
     )
 
 
@@ -68,15 +68,18 @@ def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
     items = "".join(f'<li><a href="#{c.name}">{c.name}</a></li>' for c in listed)
     software = sorted({_software(path) for c in listed for path in c.store.folder.glob("*.json")})
     overview = overview_table(listed)
-    body = f"<section>{overview.html()}<ol>{items}</ol></section>" + "".join(map(_section, listed))
+    found = [(comparison, verdict(comparison), all_tables(comparison)) for comparison in listed]
+    body = f"<section>{overview.html()}<ol>{items}</ol></section>" + "".join(
+        _section(*each) for each in found
+    )
     made_by = f"Records made by: {html.escape('; '.join(software)) or 'none yet'}."
-    _replace(folder / "results.csv", _csv([row for comparison in listed for row in comparison.rows()]))
+    replace_file(folder / "results.csv", _csv([row for comparison in listed for row in comparison.rows()]))
     words = [overview.markdown()]
-    for comparison in listed:
-        words += [f"## {comparison.name}\n", *(f"{line}\n" for line in verdict(comparison))]
-        words += [table.markdown() for table in all_tables(comparison)]
-    _replace(folder / "report.md", "\n".join(words))
-    _replace(folder / "report.html", page("SGD, SAM, S-SAM and AdamW compared", _PROTOCOL, body, made_by))
+    for comparison, answers, tables in found:
+        words += [f"## {comparison.name}\n", *(f"{line}\n" for line in answers)]
+        words += [table.markdown() for table in tables]
+    replace_file(folder / "report.md", "\n".join(words))
+    replace_file(folder / "report.html", page("SGD, SAM, S-SAM and AdamW compared", _PROTOCOL, body, made_by))
     return folder / "report.html"
 
 
@@ -86,12 +89,6 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, content: str | bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)
 
 
 def _software(path: Path) -> str:

@@ -114,6 +114,7 @@ class Setting:
             _options.count(name, getattr(self, name))
         _options.count("robustness_seeds", self.robustness_seeds, low=0, high=self.seeds)
         _options.count("knob_values", self.knob_values, high=3)
+        _options.number("weight_decay", self.weight_decay)
         _options.count("sharpness_draws", self.sharpness_draws, low=2)
         if not 0 <= _options.number("wrong_labels", self.wrong_labels) <= 1:
             raise ValueError(f"wrong_labels is {self.wrong_labels:g}; expected 0 to 1.")
@@ -161,6 +162,11 @@ class Setting:
     def model_name(self) -> str:
         """What records call the model's function."""
         return _name_of(self.model)
+
+    @property
+    def variations(self) -> list[tuple[str, float]]:
+        """What the runs for robustness change, and by which factor."""
+        return [("lr", f) for f in self.lr_factors] + [("epochs", f) for f in self.epoch_factors]
 
     def chosen_methods(self) -> list[Method]:
         """The methods of this setting."""

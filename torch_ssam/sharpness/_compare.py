@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _options
+from torch_ssam._extras import need
 
 from ._average import average
 from ._curvature import hessian_trace, layer_balance, top_eigenvalue
 from ._estimate import student_quantile
-from ._evaluate import Data, LossFunction, need
+from ._evaluate import Data, LossFunction
 from ._landscape import Landscape, landscape
 from ._worst_case import worst_case
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from torch_ssam import _options
 from torch_ssam._diagonal import DiagonalLinear
+from torch_ssam._extras import need
 from torch_ssam._weight_noise import WeightNoise
 
 from ._estimate import Floats, Plan
-from ._evaluate import Batches, Data, Evaluator, LossFunction, need
+from ._evaluate import Batches, Data, Evaluator, LossFunction
 
 # Up to this many parameters all of the Hessian costs no more than an estimate or a Lanczos run.
 DENSE = 64

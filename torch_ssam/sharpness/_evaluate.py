@@ -7,7 +7,6 @@ and so are weights that were moved. Tests: tests/python/test_sharpness.py.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,15 +21,6 @@ Data = Iterable[Any]
 LossFunction = Callable[[Any, Any], Tensor]
 
 MODES = ("eval", "train")
-
-
-def need(module: str, extra: str, what: str) -> Any:
-    """Imports an optional module, or says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = module.split(".")[0]
-        raise ImportError(f"{what} needs {name} ({error}): pip install 'torch_ssam[{extra}]'") from None
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _options
+from torch_ssam._extras import need
 from torch_ssam._progress import resolve_progress
 from torch_ssam._weight_noise import WeightNoise
 
 from ._estimate import Floats
-from ._evaluate import Data, Evaluator, LossFunction, Moved, need
+from ._evaluate import Data, Evaluator, LossFunction, Moved
 
 
 def filter_normalized(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
