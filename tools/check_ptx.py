@@ -114,6 +114,9 @@ def expected(name: str) -> Expected:
         perturbed = group(model) if perturb == "true" else none
         loads = group(master) + group(model) + buffer
         return Expected(4 * count, loads, group(master) + buffer + perturbed, 6 + (2 if perturbed else 0))
+    if kind == "RoundOp":
+        master, model = arguments
+        return Expected(4 * count, group(master), group(model), 2)
     if kind in ("RestoreOp", "ScaleOp"):
         return Expected(4 * count, group(arguments[0]), group(arguments[0]), 2 if kind == "ScaleOp" else 0)
     raise SystemExit(f"tools/check_ptx.py does not know the kernel {name}: say there what it may access.")

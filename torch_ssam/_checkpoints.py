@@ -43,6 +43,7 @@ class NoiseOptimizer(Optimizer):
     _pending_clean: dict[Tensor, Tensor]
     _noise_per_rank = False
     _state_tensors = frozenset({"clean", "fisher"})  # what we keep of a parameter
+    _own_options: frozenset[str] = frozenset()  # stay as constructed, whatever a checkpoint says
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
     def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
@@ -112,12 +113,15 @@ class NoiseOptimizer(Optimizer):
         groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]
         # The entries are the live state: ours go into copies.
         state = dict(state_dict["state"])
-        fisher = self._noise.fisher_sums()
-        place = self._noise.place_of() if self._noise.active or self._pending_clean or fisher else {}
+        fisher, masters = self._noise.fisher_sums(), self._noise.masters()
+        mine = self._noise.active or self._pending_clean or fisher or masters
+        place = self._noise.place_of() if mine else {}
         for p, weights in {**self._noise.applied_clean(), **self._pending_clean}.items():
             state[place[p]] = {**state.get(place[p], {}), "clean": weights}
         for p, sums in fisher.items():
             state[place[p]] = {**state.get(place[p], {}), "fisher": sums}
+        for p, master in masters.items():
+            state[place[p]] = {**state.get(place[p], {}), "master": master}
         state_dict = {**state_dict, "state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             changed = hook(self, state_dict)
@@ -141,7 +145,7 @@ class NoiseOptimizer(Optimizer):
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         groups, noise_state = self._checked_groups(state_dict)
-        state, clean, fisher = self._split_state(state_dict)
+        state, clean, fisher, masters = self._split_state(state_dict)
         before = self.state, self.param_groups
         try:
             self._plain_load_state_dict({**state_dict, "state": state, "param_groups": groups})
@@ -158,6 +162,7 @@ class NoiseOptimizer(Optimizer):
             self._noise.set_generator(*noise_state)
         self._pending_clean = clean
         self._noise.set_fisher_sums(fisher)
+        self._noise.set_masters(masters)
         self._fresh = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -187,7 +192,11 @@ class NoiseOptimizer(Optimizer):
             )
         merged, noise_state = [], None
         for own, group in zip(self.param_groups, groups, strict=True):
-            kept = {k: v for k, v in own.items() if k in self.defaults and k not in group}
+            kept = {
+                name: value
+                for name, value in own.items()
+                if name in self._own_options or (name in self.defaults and name not in group)
+            }
             merged.append({**group, **kept})
             self._check_options(merged[-1])
             _options.check_common(merged[-1], merged[0])
@@ -198,29 +207,34 @@ class NoiseOptimizer(Optimizer):
 
     def _split_state(
         self, state_dict: dict[str, Any]
-    ) -> tuple[dict[Any, Any], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
-        """State for the optimizer below, which must not see the noise's, and clean weights and Fisher sums."""
+    ) -> tuple[dict[Any, Any], dict[Tensor, Tensor], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+        """State for the optimizer below, which must not see the noise's; clean weights, Fisher sums and masters."""
         if not isinstance(state_dict["state"], dict):
             raise ValueError(
                 f'load_state_dict() got a {type(state_dict["state"]).__name__} as "state"; expected a dict.'
             )
-        state, clean, fisher = dict(state_dict["state"]), {}, {}
-        params = (p for group in self.param_groups for p in group["params"])
+        state, clean, fisher, masters = dict(state_dict["state"]), {}, {}, {}
+        ours = ("clean", "fisher", "master") if self._noise.keeps_masters else ("clean", "fisher")
+        params = ((group, p) for group in self.param_groups for p in group["params"])
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
-        for key, p in zip(keys, params, strict=True):
+        for key, (group, p) in zip(keys, params, strict=True):
             entry = state.get(key)
             if entry is None:
                 continue
             self._check_entry(key, p, entry)
-            weights = entry.get("clean")
-            if weights is not None:
-                if _sharded.is_sharded(weights) != _sharded.is_sharded(p):
+            for name in {"clean", "master"} & entry.keys() & set(ours):
+                if entry[name] is not None and _sharded.is_sharded(entry[name]) != _sharded.is_sharded(p):
                     raise ValueError(
                         f"load_state_dict() got clean weights of parameter {key} that are "
                         f"{'not ' if _sharded.is_sharded(p) else ''}a DTensor, unlike the parameter. Load by "
                         "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict(), which reshards."
                     )
+            weights = entry.get("clean")
+            if weights is not None:
                 clean[p] = weights.to(dtype=p.dtype, device=p.device)
+            master = entry.get("master") if "master" in ours else None
+            if master is not None and self._noise.has_master(group, p):
+                masters[p] = master.detach().to(dtype=group["master_dtype"], device=p.device).clone()
             sums = entry.get("fisher")
             if sums is not None:
                 if sums.numel() != rows_of(p):
@@ -229,10 +243,10 @@ class NoiseOptimizer(Optimizer):
                         f"{tuple(p.shape)}; expected {rows_of(p)}, one for each filter."
                     )
                 fisher[p] = sums.detach().to(dtype=torch.float32, device=p.device).reshape(-1).clone()
-            state[key] = {name: value for name, value in entry.items() if name not in ("clean", "fisher")}
+            state[key] = {name: value for name, value in entry.items() if name not in ours}
             if all(value is None for value in state[key].values()):
                 del state[key]  # as plain SGD writes it without momentum
-        return state, clean, fisher
+        return state, clean, fisher, masters
 
     def _check_entry(self, key: Any, param: Tensor, entry: Any) -> None:
         """Raises ValueError unless this can be the state of a parameter."""

@@ -360,7 +360,7 @@ class NoiseDriver(NoiseOptimizer):
     def _clean_of(self, param: Tensor) -> Tensor:
         """The clean weights of a parameter, also those that a loaded state_dict carried."""
         pending = self._pending_clean.get(param)
-        return self._noise.clean_of(param) if pending is None else pending
+        return self._noise.clean_of(param).to(param.dtype) if pending is None else pending
 
     def clean_weights(self) -> Scope:
         """Context in which the parameters hold the clean weights; leaving puts the noise of the same draw back.

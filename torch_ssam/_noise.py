@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library, _options
+from . import _library, _masters, _options
 from ._ops import ops
 from ._regenerate import Recipe, add, recipe, without
 from ._sharded import is_sharded, local_of, shard_of
@@ -134,7 +134,8 @@ def _holds_noise(
         for i, (p, saved, place) in enumerate(zip(params, clean, places, strict=True)):
             own = (scaled[0], [scaled[1][i]]) if len(scaled) == 2 else scaled
             expected = torch.ops.torch_ssam.perturbed(saved, generator, place, *how, *own)
-            expected, now = local_of(expected), local_of(p.detach())  # nothing here may wait for other ranks
+            now = local_of(p.detach())  # nothing here may wait for other ranks
+            expected = local_of(expected).to(now.dtype)
             if not bool(((expected == now) | (expected.isnan() & now.isnan())).all()):
                 return False
     except (ValueError, RuntimeError):  # what the operator refused
@@ -173,6 +174,8 @@ class NoiseState:
         # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
         self._copies: dict[int, _Copy] = {}
         self._applied: dict[int, _Copy] = {}  # of the tensors that are perturbed now
+        self.keeps_masters = False  # whether groups have the option master_dtype
+        self._masters: dict[int, _Copy] = {}  # clean copies that last, of tensors with a master
         self._fisher: dict[int, tuple[Tensor, Tensor]] = {}  # tensors and their F, one number for each filter
 
     # -- seed and draw ---------------------------------------------------------------------------------------
@@ -274,14 +277,49 @@ class NoiseState:
         return copy
 
     def written(self, params: list[Tensor]) -> None:
-        """Tells autograd that these tensors changed, and remembers perturbed ones as we left them."""
-        applied = self._applied
+        """Tells autograd that these tensors changed, and remembers them as we left them.
+
+        That is, perturbed ones and those with a master.
+        """
+        applied = self._applied if not self._masters else {**self._masters, **self._applied}
         ours = [copy for copy in map(applied.get, map(id, params)) if copy is not None]
         for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
             copy.version = OURS
         _tell_torch(params)
         for copy in ours:
             copy.left()
+
+    # -- masters ---------------------------------------------------------------------------------------------
+
+    def has_master(self, group: Group, param: Tensor) -> bool:
+        """Whether the clean weights of a tensor are a master. A changed master_dtype waits until noise is off."""
+        copy = self._applied.get(id(param))
+        if copy is not None:
+            return copy is self._masters.get(id(param))
+        return group["master_dtype"] is not None and param.dtype != group["master_dtype"]
+
+    def _master_of(self, group: Group, param: Tensor) -> _Copy:
+        """The master of a tensor that is clean, taken from it where there is none or where others wrote."""
+        copy, dtype = self._masters.get(id(param)), group["master_dtype"]
+        if copy is None or copy.version == OURS or copy.changed() or copy.clean.dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():
+                master = _masters.take(param, dtype, None if copy is None else copy.clean)
+            copy = self._masters[id(param)] = _make_copy(param, master)
+            copy.left()
+        return copy
+
+    def masters_of(self, group: Group, params: list[Tensor]) -> list[Tensor]:
+        """The masters of tensors that have one."""
+        applied = self._applied
+        return [(applied.get(id(p)) or self._master_of(group, p)).clean for p in params]
+
+    def masters(self) -> dict[Tensor, Tensor]:
+        """All masters there are, as they were when they were last in use."""
+        return {copy.param: copy.clean for copy in self._masters.values()}
+
+    def set_masters(self, masters: dict[Tensor, Tensor]) -> None:
+        """Continues with these, where the parameters then hold their roundings."""
+        self._masters = {id(p): _make_copy(p, master) for p, master in masters.items()}
 
     # -- scales ----------------------------------------------------------------------------------------------
 
@@ -390,6 +428,11 @@ class NoiseState:
         places, params = part
         generator, draw = self.generator(device)
         how = *_noise_of(group), sample, negate, draw + draw_offset
+        if self.keeps_masters and group["master_dtype"] is not None:
+            self._perturb_masters(group, part.where(lambda p: self.has_master(group, p)), generator, how)
+            part = places, params = part.where(lambda p: not self.is_applied(p))
+            if not params:
+                return
         if group["memory"] == "regenerate":
             self._perturb_in_place(part, recipe(generator, *how))
             return
@@ -405,6 +448,30 @@ class NoiseState:
         except BaseException:
             # The operator refused, before it wrote, or a signal struck just before or just after it wrote.
             if _holds_noise(params, buffers, generator, places, how, scaled):
+                self._applied.update(noted)
+            raise
+        self.written(params)
+
+    def _perturb_masters(
+        self, group: Group, part: Members, generator: Tensor, how: tuple[float, str, int, bool, int]
+    ) -> None:
+        """Writes master + noise: there is nothing to save."""
+        places, params = part
+        if not params:
+            return
+        copies = [self._master_of(group, p) for p in params]
+        masters = [copy.clean for copy in copies]
+        scaled = self._scaled(group, copies, masters)
+        noted = {id(copy.param): copy for copy in copies}
+        for copy in copies:
+            copy.version = OURS
+        last = (None, *scaled) if scaled else ()  # found_inf comes before
+        try:
+            ops.perturb_from_clean_(params, masters, generator, places, *how, *last)
+            self._applied.update(noted)
+        except BaseException:
+            # As in _perturb.
+            if _holds_noise(params, masters, generator, places, how, scaled):
                 self._applied.update(noted)
             raise
         self.written(params)
@@ -518,7 +585,10 @@ class NoiseState:
             del applied[id(copy.param)]
         for p in ours:
             del applied[id(p)]
-        _tell_torch(ours)
+        if self._masters:
+            self.written(ours)
+        else:
+            _tell_torch(ours)
         if changed:
             raise PerturbedWeightsChanged(
                 f"{self._describe([copy.param for copy in changed])} written to while holding perturbed weights: "
@@ -541,13 +611,18 @@ class NoiseState:
             "draw": self.draw,
             "applied": list(self.applied_clean().items()),
             "fisher": list(self.fisher_sums().items()),
+            "keeps_masters": self.keeps_masters,
+            "masters": list(self.masters().items()),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.seed, self._draw, self.stream = state["seed"], state["draw"], state.get("stream", 0)
         self._generators = {}
-        self._copies = {id(p): _make_copy(p, clean) for p, clean in state["applied"]}
-        self._applied = dict(self._copies)
+        self.keeps_masters = state.get("keeps_masters", False)
+        self.set_masters(dict(state.get("masters", ())))
+        applied = {id(p): _make_copy(p, clean) for p, clean in state["applied"]}
+        self._applied = {key: self._masters.get(key, copy) for key, copy in applied.items()}
+        self._copies = {key: copy for key, copy in self._applied.items() if key not in self._masters}
         self.set_fisher_sums(dict(state.get("fisher", ())))
         for copy in self._applied.values():
             copy.left()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import _options
+from . import _masters, _options
 from ._checkpoints import NOISE_DEFAULTS
 from ._driver import NoiseDriver
 from ._noise import ROWS, Members
@@ -30,6 +30,7 @@ class _Part(NamedTuple):
     momenta: list[Tensor]  # empty without momentum
     first: bool
     perturbed: bool
+    mastered: bool
 
 
 def _check_dense(members: Members) -> None:
@@ -82,6 +83,12 @@ class SSAM(NoiseDriver):
             takes the noise off by drawing it again: a weight w with noise n comes back within u (|w + n| +
             |w|) a step (u = 2^-24 in float32), and noise is made twice. Only float32 and float64, and
             scale="isotropic".
+        master_dtype: torch.float32 keeps the clean weights and the momentum of bfloat16 and float16 parameters in
+            float32 from step to step, so that updates and noise below half an ulp of a parameter count; it holds the
+            rounding of clean weights, or of clean weights plus noise. 4 bytes a weight more than SGD, in place of the
+            2 of the clean copy, and 2 more of momentum. Gradients stay in the parameters' dtype. What others write
+            to a parameter outside of a pass counts, element by element. Parameters that are float32 already are
+            as without. A checkpoint carries the clean weights, and this option stays as constructed.
         seed: seed of the noise, a 64-bit int; None takes one from torch's default generator.
         noise_per_rank: in a process group, each rank draws noise of its own (seed + rank), so that the mean
             gradient averages over as many draws as there are ranks; else all ranks draw the same. Construct
@@ -104,7 +111,8 @@ class SSAM(NoiseDriver):
         >>> opt.zero_grad()
     """
 
-    _state_tensors = NoiseDriver._state_tensors | {"momentum_buffer"}
+    _state_tensors = NoiseDriver._state_tensors | {"momentum_buffer", "master"}
+    _own_options = frozenset({"master_dtype"})
 
     def __init__(
         self,
@@ -127,6 +135,7 @@ class SSAM(NoiseDriver):
         radius: float | None = None,
         keep_perturbed: bool = False,
         memory: str = "copy",
+        master_dtype: torch.dtype | None = None,
         seed: int | None = None,
         noise_per_rank: bool = False,
     ) -> None:
@@ -149,17 +158,22 @@ class SSAM(NoiseDriver):
             "radius": radius,
             "keep_perturbed": keep_perturbed,
             "memory": memory,
+            "master_dtype": master_dtype,
         }
         self._init_driver(seed, noise_per_rank)
+        self._noise.keeps_masters = True
         super().__init__(_options.parameter_list(params), defaults)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
         _options.check_sgd(group)
+        _masters.check_options(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its options are checked, and, in train with keep_perturbed, its weights perturbed."""
-        super().add_param_group(self._check_group(param_group))
+        group = self._check_group(param_group)
+        _masters.check_parameters(list(map(_options.tensor_of, group["params"])), {**self.defaults, **group})
+        super().add_param_group(group)
         if self._training:
             self._noise.apply_new()
 
@@ -171,15 +185,20 @@ class SSAM(NoiseDriver):
                 "nesterov": False,
                 "maximize": False,
                 "radius": None,
+                "master_dtype": None,
             }.items():
                 group.setdefault(name, value)
 
     def _plain_state_dict(self) -> dict[str, Any]:
         hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
         try:
-            return Optimizer.state_dict(self)
+            state_dict = Optimizer.state_dict(self)
         finally:
             self._optimizer_state_dict_post_hooks = hooks
+        for group in state_dict["param_groups"]:  # by name: not every reader of checkpoints knows dtypes
+            if group["master_dtype"] is not None:
+                group["master_dtype"] = str(group["master_dtype"]).removeprefix("torch.")
+        return state_dict
 
     def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
         hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
@@ -189,11 +208,31 @@ class SSAM(NoiseDriver):
             Optimizer.load_state_dict(self, state_dict)
         finally:
             self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks = hooks
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        for group in self.param_groups:  # torch has cast it to the parameters' dtype
+            for p in group["params"]:
+                momentum = state_dict["state"].get(next(keys), {}).get("momentum_buffer")
+                if momentum is not None and self._noise.has_master(group, p):
+                    momentum = momentum.to(dtype=group["master_dtype"], device=p.device)
+                    self.state[p]["momentum_buffer"] = momentum
 
     # -- the update ------------------------------------------------------------------------------------------
 
     def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
-        """Members with a gradient, split by device, first step or later, perturbed or not: a call each."""
+        """Members with a gradient, split by device, first step or later, perturbed or not, master or not: a call each."""
+        if group["master_dtype"] is None:
+            parts = self._split(group, members)
+        else:
+            with_master = members.where(lambda p: self._noise.has_master(group, p))
+            without = members.where(lambda p: not self._noise.has_master(group, p))
+            parts = self._split(group, without) + self._split(group, with_master, group["master_dtype"])
+        if len(parts) > 1:  # several operator calls
+            _check_dense(members)
+        return parts
+
+    def _split(
+        self, group: dict[str, Any], members: Members, master_dtype: torch.dtype | None = None
+    ) -> list[_Part]:
         parts: dict[Any, _Part] = {}
         part, device, first, perturbed = None, None, False, False
         has_momentum = group["momentum"] != 0
@@ -214,15 +253,17 @@ class SSAM(NoiseDriver):
                 key = device, first, perturbed
                 part = parts.get(key)
                 if part is None:
-                    part = parts[key] = _Part([], [], [], [], first, perturbed)
+                    part = parts[key] = _Part([], [], [], [], first, perturbed, master_dtype is not None)
                 params, places, grads, momenta = part[:4]
             params.append(p)
             places.append(place)
             grads.append(grad)
             if has_momentum:
-                momenta.append(torch.zeros_like(p, requires_grad=False) if momentum is None else momentum)
-        if len(parts) > 1:  # several operator calls
-            _check_dense(members)
+                if momentum is None:
+                    momentum = torch.zeros_like(p, requires_grad=False, dtype=master_dtype)
+                elif master_dtype is not None:  # of steps without masters
+                    momentum = momentum.to(master_dtype)
+                momenta.append(momentum)
         return list(parts.values())
 
     def _hyperparameters(
@@ -249,6 +290,8 @@ class SSAM(NoiseDriver):
         noise = self._noise
         params, momenta, first = part.params, part.momenta, part.first
         clean = noise.all_clean_of(params) if part.perturbed else params
+        if part.mastered and not part.perturbed:
+            clean, noise_std = noise.masters_of(group, params), 0.0  # then the tensors get the rounding
         device = params[0].device
         options, lr_tensor = self._hyperparameters(group, device)
         if noise_std is None:
@@ -256,7 +299,7 @@ class SSAM(NoiseDriver):
         else:
             generator, draw = noise.generator(device)
             how = noise_std, group["distribution"], 0, False, draw + 1
-            scaled = () if group["scale"] == "isotropic" else (None, None, group["scale"])
+            scaled = () if group["scale"] == "isotropic" or noise_std == 0.0 else (None, None, group["scale"])
             ops.update_and_perturb_(
                 params,
                 clean,
@@ -270,7 +313,7 @@ class SSAM(NoiseDriver):
                 lr_tensor,
                 *scaled,
             )
-        if first:  # only now: an operator that refuses must leave no state behind
+        if first or (momenta and part.mastered):  # only now: an operator that refuses must leave no state behind
             for p, momentum in zip(params, momenta, strict=True):
                 self.state[p]["momentum_buffer"] = momentum
         if noise_std is not None or not part.perturbed:
@@ -281,9 +324,18 @@ class SSAM(NoiseDriver):
             self._update_part(group, part)
         stacked = [p for p in members.params if p.requires_grad] if group["radius"] is not None else []
         if stacked:
-            ops.project_([self._noise.clean_of(p) for p in stacked], float(group["radius"]))
-            self._noise.written([p for p in stacked if not self._noise.is_applied(p)])
+            self._project(group, stacked)
         self._noise.observe(group)
+
+    def _project(self, group: dict[str, Any], stacked: list[Tensor]) -> None:
+        noise = self._noise
+        rounded = [p for p in stacked if noise.has_master(group, p)]
+        masters = dict(zip(rounded, noise.masters_of(group, rounded), strict=True))
+        ops.project_([masters.get(p, noise.clean_of(p)) for p in stacked], float(group["radius"]))
+        rounded = [p for p in rounded if not noise.is_applied(p)]
+        if rounded:
+            ops.restore_(rounded, [masters[p] for p in rounded])
+        noise.written([p for p in stacked if not noise.is_applied(p)])
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""

@@ -10,6 +10,12 @@
 
 namespace torch_ssam::math {
 
+// A clean weight as the parameter stores it: one rounding, none where the types are the same.
+template <typename model_t, typename master_t>
+TORCH_SSAM_BODY model_t round_stored(master_t clean) {
+  return Store<model_t>::from(load_scalar(clean));
+}
+
 // One rounding in opmath, one to the stored type.
 template <typename model_t, typename master_t>
 TORCH_SSAM_BODY model_t perturb_stored(master_t clean, opmath_t<master_t> noise_std, float noise) {

@@ -68,7 +68,7 @@ void check_advance(const Tensor& generator, const std::optional<Tensor>& found_i
 
 RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
   RestoreArgs args{view_parameters(params, "params", Use::writes), view_parameters(clean, "clean", Use::reads)};
-  check_matches(args.clean, "clean", args.params, "params");
+  check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/true);
   if (!params.empty()) {
     check_one_device(params, "params", params[0], "params[0]");
     check_one_device(clean, "clean", params[0], "params[0]");

@@ -2,7 +2,7 @@
 //   perturb_            saves the clean weights, then writes clean + noise into the parameters
 //   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
 //   perturbed           clean + noise, or with noise_only the noise alone, as a new tensor
-//   restore_            writes the clean weights back, bit for bit
+//   restore_            writes the clean weights back, bit for bit; float32 ones rounded to 16-bit parameters
 // noise = +-noise_std * z(seed, draw, place, element, sample) * scale, z by csrc/math/noise.h, scale by
 // csrc/math/scale.h: 1, that of the element's row, or that of the clean element. Tests: test_ops_perturb.py,
 // test_ops_scale.py.

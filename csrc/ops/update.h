@@ -1,6 +1,7 @@
 // Operators that update clean weights from gradients.
 //   update_             weights <- update(weights, grads, momentum_buffers)
-//   update_and_perturb_ clean <- update(clean, grads, momentum_buffers); params <- clean + noise, one pass over memory
+//   update_and_perturb_ clean <- update(clean, grads, momentum_buffers); params <- clean + noise, one pass over memory.
+//                       With noise_std 0 no noise is made: params <- clean, rounded to their dtype
 //   project_            scales the stacked weights onto the Euclidean ball of a radius ([CLS] Theorem 4.4)
 // The update is csrc/math/update.h's. momentum_buffers is empty where momentum is 0. With found_inf (a float tensor of
 // one element, as torch.amp gives it) set to non-zero, nothing is written. Tests: test_ops_update.py.

@@ -344,6 +344,25 @@ TYPED_TEST(CudaOnHost, RestoreCopiesEveryBit) {
   }
 }
 
+TYPED_TEST(CudaOnHost, RoundMatchesTheCpuAndRespectsFoundInf) {
+  using master_t = typename TypeParam::master_t;
+  using model_t = typename TypeParam::model_t;
+  const float found_inf = 1.0F;
+  for (const int64_t n : kSizes) {
+    for (const int shift : {0, 1}) {
+      Memory<master_t> clean(n, 1, shift);
+      Memory<model_t> got(n, 2, shift), before(n, 2), expected(n, 3);
+      const std::vector list{contiguous<2>(n, {got.data(), clean.data()})};
+      walk_list<RoundBody<master_t, model_t>::template With, kLanesOwned<model_t>>(
+          list, RoundSettings{Number{&found_inf, false, 0.0}});
+      ASSERT_TRUE(same_bits(got, before)) << "n " << n;
+      walk_list<RoundBody<master_t, model_t>::template With, kLanesOwned<model_t>>(list, RoundSettings{});
+      cpu::kernels().round[TypeParam::pair](clean.data(), expected.data(), n);
+      ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift;
+    }
+  }
+}
+
 TEST(CudaAdvance, MovesTheDrawOnceAndNotWhereAStepIsSkipped) {
   int64_t generator[2] = {11, 41};
   const double set = 1.0, clear = 0.0;

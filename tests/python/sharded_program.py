@@ -86,13 +86,17 @@ def ssam(net: nn.Module, **options: Any) -> torch_ssam.SSAM:
     )
 
 
+def with_masters(net: nn.Module, **options: Any) -> torch_ssam.SSAM:
+    return ssam(net.bfloat16(), **{"master_dtype": torch.float32, "noise_std": 0.05, **options})
+
+
 def wrapped(net: nn.Module, **options: Any) -> torch_ssam.WrappedOptimizer:
     base = torch.optim.AdamW(net.parameters(), lr=0.05)
     return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
 
 
 def loss_of(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return (net(x) - y).square().mean()
+    return (net(x.to(next(net.parameters()).dtype)) - y).square().mean()
 
 
 def drive(way: str, opt: Any, net: nn.Module, todo: list[tuple[Tensor, Tensor]]) -> None:
@@ -357,6 +361,28 @@ def fsdp_in_bfloat16_gathers_the_noisy_weights() -> None:
         assert same_bits([net(x)], [noisy(x.bfloat16())])
 
 
+@check
+def masters_of_shards_are_those_of_one_process() -> None:
+    for options in ({}, {"keep_perturbed": True}, {"scale": "element"}):
+        net, whole = sharded_net(), whole_net()
+        opt, plain = with_masters(net, **options), with_masters(whole, **options)
+        way = "kept" if "keep_perturbed" in options else "perturb"
+        for k in range(3):
+            for one, model in ((opt, net), (plain, whole)):
+                drive(way, one, model, batches(1, first=k))
+                if k == 1:  # weights written behind its back
+                    one.eval()
+                    with torch.no_grad():
+                        next(model.parameters()).mul_(2)
+        for one in (opt, plain):
+            one.eval()
+        expect(net, whole, f"weights {options}")
+        expect_moved(net)
+        states = [one.state_dict()["state"] for one in (opt, plain)]
+        for name in ("master", "momentum_buffer"):
+            expect(*([state[key][name] for key in sorted(state)] for state in states), f"{name} {options}")
+
+
 class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -461,6 +487,8 @@ def zero_redundancy_trains_as_one_process_does() -> None:
 SAVED: dict[str, tuple[Callable[..., Any], str]] = {
     "ssam": (ssam, "perturb"),
     "ssam kept": (ssam, "kept"),
+    "masters": (with_masters, "perturb"),
+    "masters kept": (with_masters, "kept"),
     "wrap": (wrapped, "perturb"),
     "wrap kept": (wrapped, "kept"),
 }
@@ -478,6 +506,7 @@ def save_checkpoints(folder: Path) -> None:
         for entry in optimizer_state["state"].values():
             assert isinstance(entry.get("momentum_buffer", entry.get("exp_avg")), DTensor)
             assert way != "kept" or isinstance(entry["clean"], DTensor)
+            assert make is not with_masters or isinstance(entry["master"], DTensor)
         dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / name)
 
 

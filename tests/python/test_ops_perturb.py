@@ -199,6 +199,22 @@ def test_restore_gives_back_nan_payloads_infinities_and_negative_zeros() -> None
         assert same_bits(param, weights)
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
+def test_restore_rounds_float32_clean_weights_as_torch_does(dtype: torch.dtype) -> None:
+    exponents = torch.arange(-160, 140, dtype=torch.float64).exp2()  # subnormals of either type, and overflow
+    mantissas = torch.tensor([1.0, 1.5, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-23])
+    numbers = (exponents[:, None] * mantissas.double()).float().flatten()
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan")])
+    clean = torch.cat([numbers, -numbers, special, random(70000, torch.float32, seed=1)])
+    for n in (0, 1, 7, 8, 15, 16, 17, 31, 33, 65, 4097, clean.numel()):
+        for source, step in ((clean[:n], 1), (clean[: 2 * (n // 2)].view(-1, 2).t(), 2)):
+            param = torch.empty(source.numel() * step, dtype=dtype)[::step].view(source.shape)
+            ops.restore_([param], [source])
+            expected = source.to(dtype)
+            assert torch.equal(param.isnan(), expected.isnan())
+            assert same_bits(param.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize("flag_dtype", [torch.float32, torch.float64])
 def test_found_inf_leaves_parameters_and_generator_alone(flag_dtype: torch.dtype) -> None:
     clean, param = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)

@@ -179,6 +179,7 @@ def run_fused(
     places: list[int],
     kind: dict[str, Any],
     *noise: Any,
+    noise_std: float = STD,
     **more: Any,
 ) -> None:
     o = {
@@ -204,10 +205,23 @@ def run_fused(
         o["nesterov"],
         o["maximize"],
         o["first_step"],
-        STD,
+        noise_std,
         *noise,
         **more,
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("master", "model"), PAIRS)
+def test_without_noise_one_pass_updates_and_rounds(master: torch.dtype, model: torch.dtype, kind: str) -> None:
+    for n in SIZES if kind == "momentum" else SIZES[:-1]:
+        clean, grad, buffer = (random(n, t, seed=n + s) for s, t in enumerate((master, model, master)))
+        clean[::3], grad[::3] = -0.0, 0.0
+        expected = [clean.clone(), buffer.clone()]
+        run_update([expected[0]], [grad], [expected[1]], KINDS[kind])
+        params = torch.full((n,), 99.0, dtype=model)
+        run_fused([params], [clean], [grad], [buffer], [7], KINDS[kind], noise_std=0.0)
+        assert same_bits([clean, buffer, params], [*expected, expected[0].to(model)])
 
 
 Lists = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]

@@ -118,6 +118,14 @@ void scale_by_rows(const NoiseArgs& args, int64_t element, const float* noise, i
   }
 }
 
+template <typename master_t, typename model_t>
+void round(const void* clean_, void* params_, int64_t count) {
+  const auto* clean = static_cast<const master_t*>(clean_);
+  auto* params = static_cast<model_t*>(params_);
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) params[i] = math::round_stored<model_t>(clean[i]);
+}
+
 // Whether the noise is that of whole tensors, or of one run in them, without scales: what most calls ask for.
 bool is_plain(const NoiseArgs& args) { return args.scale == math::Scale::isotropic && args.shard == nullptr; }
 
@@ -255,13 +263,17 @@ void update_and_perturb(const UpdateArgs& args, const NoiseArgs& noise, Span spa
   const auto* g = static_cast<const model_t*>(grad);
   auto* v = static_cast<master_t*>(buffer);
   auto* out = static_cast<model_t*>(perturbed);
-  if (!is_plain(noise)) {
-    // Update, then noise, in pieces that stay in the first-level cache: still one pass over memory.
+  if (!is_plain(noise) || noise.noise_std == 0.0) {
+    // Update, then noise or rounding, in pieces that stay in the first-level cache: still one pass over memory.
     for (int64_t done = 0; done < span.count;) {
       const int64_t at = span.begin + done;
       const int64_t n = smaller(math::kRademacherBlock - at % math::kRademacherBlock, span.count - done);
       update<master_t, model_t>(args, Span{at, n}, w + done, g + done, v == nullptr ? v : v + done);
-      perturb_any<master_t, model_t>(noise, Span{at, n}, w + done, nullptr, out + done);
+      if (noise.noise_std == 0.0) {
+        round<master_t, model_t>(w + done, out + done, n);
+      } else {
+        perturb_any<master_t, model_t>(noise, Span{at, n}, w + done, nullptr, out + done);
+      }
       done += n;
     }
     return;
@@ -501,6 +513,7 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(perturb),
     TORCH_SSAM_EACH_PAIR(update),
     TORCH_SSAM_EACH_PAIR(update_and_perturb),
+    TORCH_SSAM_EACH_PAIR(round),
     TORCH_SSAM_EACH_PAIR(sum_of_squares),
     TORCH_SSAM_EACH_PAIR(scale),
     TORCH_SSAM_EACH_PAIR(diagonal_load),

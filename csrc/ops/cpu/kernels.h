@@ -61,9 +61,13 @@ struct Kernels {
   // weights <- update(weights, grad, momentum_buffer); momentum_buffer is null where momentum is 0.
   void (*update[kDtypePairs])(const UpdateArgs&, Span, void* weights, const void* grad, void* momentum_buffer);
 
-  // clean <- update(clean, grad, momentum_buffer); perturbed <- clean + noise: one pass over memory.
+  // clean <- update(clean, grad, momentum_buffer); perturbed <- clean + noise: one pass over memory. With noise_std 0
+  // no noise is made: perturbed <- clean, rounded.
   void (*update_and_perturb[kDtypePairs])(const UpdateArgs&, const NoiseArgs&, Span, void* clean, const void* grad,
                                           void* momentum_buffer, void* perturbed);
+
+  // params <- clean, each rounded to how parameters are stored.
+  void (*round[kDtypePairs])(const void* clean, void* params, int64_t count);
 
   // Sum of squares in a fixed order, and multiplication by a number: projection onto a ball.
   double (*sum_of_squares[kDtypePairs])(const void* weights, int64_t count);

@@ -64,8 +64,14 @@ Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noi
 void restore_cpu(std::vector<Tensor> params, std::vector<Tensor> clean) {
   const RestoreArgs args = check_restore(params, clean);
   const std::array<Operand, 2> operands{Operand{&args.params, Access::write}, Operand{&args.clean, Access::read}};
+  for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
+  const Kernels& k = kernels();
   for_each_segment(args.params, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
-    std::memcpy(p[0], p[1], static_cast<size_t>(span.count) * bytes_of(args.params[t].dtype));
+    if (args.clean[t].dtype == args.params[t].dtype) {
+      std::memcpy(p[0], p[1], static_cast<size_t>(span.count) * bytes_of(args.params[t].dtype));
+    } else {
+      k.round[static_cast<int>(dtype_pair(args.clean[t].dtype, args.params[t].dtype))](p[1], p[0], span.count);
+    }
   });
 }
 

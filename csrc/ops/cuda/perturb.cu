@@ -2,6 +2,30 @@
 #include "perturb_launch.h"
 
 namespace torch_ssam::cuda {
+
+namespace {
+
+// params <- clean, rounded, of the tensors that have one pair of dtypes.
+void round_chosen(const Launcher& launcher, const TensorViews& params, const TensorViews& clean, DtypePair pair,
+                  const std::vector<size_t>& chosen, const RoundSettings& settings) {
+  const auto tensors = list_tensors<2>({&params, &clean}, chosen, nullptr);
+  with_types(pair, [&]<typename T>(T) {
+    using master_t = typename T::master_t;
+    using model_t = typename T::model_t;
+    launcher.run_list<RoundBody<master_t, model_t>::template With, kLanesOwned<model_t>>(tensors, settings);
+  });
+}
+
+}  // namespace
+
+void round_list(const TensorViews& params, const TensorViews& clean, const Tensor& on_device,
+                const std::optional<Tensor>& found_inf) {
+  const Launcher launcher(on_device);
+  for_each_pair(clean, params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
+    round_chosen(launcher, params, clean, pair, chosen, {number_of(found_inf, 0.0)});
+  });
+}
+
 namespace {
 
 void perturb_list(const PerturbCall& call) {
@@ -55,7 +79,10 @@ void restore_cuda(std::vector<Tensor> params, std::vector<Tensor> clean) {
   const RestoreArgs args = check_restore(params, clean);
   if (params.empty()) return;
   const Launcher launcher(params[0]);
-  for_each_pair(args.clean, args.params, [&](DtypePair, const std::vector<size_t>& chosen) {
+  for_each_pair(args.clean, args.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
+    if (args.clean[chosen[0]].dtype != args.params[chosen[0]].dtype) {
+      return round_chosen(launcher, args.params, args.clean, pair, chosen, {});
+    }
     const auto tensors = list_tensors<2>({&args.params, &args.clean}, chosen, nullptr);
     const RestoreSettings settings{};
     switch (bytes_of(args.params[chosen[0]].dtype)) {

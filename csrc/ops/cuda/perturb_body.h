@@ -1,5 +1,5 @@
-// Bodies of the kernels in perturb.cu: clean + noise with or without saving the clean weights, copying clean weights
-// back, and the step of the generator. The arithmetic is csrc/math's. Tests: test_cuda_on_host.cpp, test_cuda.py.
+// Bodies of the kernels in perturb.cu: clean + noise with or without saving the clean weights, copying or rounding clean
+// weights back, and the step of the generator. The arithmetic is csrc/math's. Tests: test_cuda_on_host.cpp, test_cuda.py.
 #pragma once
 
 #include "list_body.h"
@@ -83,6 +83,42 @@ struct RestoreOp {
   }
 };
 
+struct RoundSettings {
+  Number found_inf;
+};
+
+// Operand 0 (params) from operand 1 (clean), rounded to how parameters are stored.
+template <typename master_t, typename model_t>
+struct RoundOp {
+  static constexpr int kOperands = 2;
+  static constexpr bool kNoise = false;
+  template <int kCount>
+  static constexpr int kAhead = 2;
+  using Settings = RoundSettings;
+  struct Local {};
+  template <int kCount>
+  struct Values {
+    master_t clean[kCount];
+  };
+
+  TORCH_SSAM_BODY bool prepare(const Settings& settings, Local&) { return read(settings.found_inf) == 0.0; }
+
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local&) {
+    load_operand(table, cursor, 1, values.clean);
+  }
+
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
+                              const Values<kCount>& values, const uint32_t (&)[kCount], const Local&) {
+    model_t rounded[kCount];
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < kCount; ++l) rounded[l] = math::round_stored<model_t>(values.clean[l]);
+    store_operand(table, cursor, 0, rounded);
+  }
+};
+
 template <typename master_t, typename model_t, bool kSave, math::Scale kScale = math::Scale::isotropic>
 struct PerturbBody {
   template <int kCount>
@@ -99,6 +135,12 @@ template <typename bits_t>
 struct RestoreBody {
   template <int kCount>
   using With = ListBody<RestoreOp<bits_t>, kCount>;
+};
+
+template <typename master_t, typename model_t>
+struct RoundBody {
+  template <int kCount>
+  using With = ListBody<RoundOp<master_t, model_t>, kCount>;
 };
 
 struct AdvanceBody {

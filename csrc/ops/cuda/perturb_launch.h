@@ -17,6 +17,10 @@ struct PerturbCall {
   std::optional<Tensor> found_inf;
 };
 
+// params <- clean, rounded to their dtype.
+void round_list(const TensorViews& params, const TensorViews& clean, const Tensor& on_device,
+                const std::optional<Tensor>& found_inf);
+
 template <math::Scale kScale>
 void launch_perturb(const PerturbCall& call) {
   using More = std::conditional_t<kScale == math::Scale::rows, RowScales, Nothing>;

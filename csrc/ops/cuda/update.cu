@@ -1,6 +1,6 @@
 // CUDA kernels of the operators in ../update.h. Bodies: update_body.h; launches: launch.h.
 #include "../update.h"
-#include "launch.h"
+#include "perturb_launch.h"
 #include "update_body.h"
 
 namespace torch_ssam::cuda {
@@ -91,7 +91,13 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
   check_whole(check_shards(shards, t.params));
   check_generator(generator);
   check_one_device(params, "params", generator, "generator");
-  if (!params.empty()) update_list(t, options, generator, &generator, noise, &places);
+  if (params.empty()) return;
+  if (noise_std == 0.0) {
+    update_list(t, options, generator, nullptr, {}, nullptr);
+    round_list(t.params, t.weights, generator, found_inf);
+  } else {
+    update_list(t, options, generator, &generator, noise, &places);
+  }
 }
 
 // Three kernels, the middle one a block of threads. The norm and the decision to scale stay on the device.

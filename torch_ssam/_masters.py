@@ -1,0 +1,67 @@
+"""master_dtype: the clean weights of 16-bit parameters in float32, kept from step to step ("master weights").
+
+A parameter with a master holds its rounding, or that of master + noise. What is smaller than half an ulp of the
+parameter counts in the master, where 16-bit weights would lose it (Micikevicius et al., arXiv 1710.03740, section
+3.1). Whatever others write to a clean parameter counts too. The arithmetic is csrc/math/stored.h's.
+Tests: test_masters.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._sharded import is_sharded, local_of, shard_of
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """The option of one parameter group of SSAM."""
+    dtype = group["master_dtype"]
+    if dtype is None:
+        return
+    if dtype is not torch.float32:
+        raise ValueError(
+            f"master_dtype is {dtype!r}; expected torch.float32, for bfloat16 and float16 parameters, or None."
+        )
+    if group["memory"] == "regenerate":
+        raise ValueError(
+            'memory="regenerate" with master_dtype: the masters are the clean weights, and are kept in any case. '
+            'Use memory="copy", which makes no further copy beside masters.'
+        )
+
+
+def check_parameters(params: list[Any], group: dict[str, Any]) -> None:
+    """Raises ValueError for parameters that masters would be coarser than."""
+    if group["master_dtype"] is None:
+        return
+    for i, p in enumerate(params):
+        if p.dtype == torch.float64:
+            raise ValueError(
+                f"master_dtype is {group['master_dtype']} and parameter {i} of the group is float64, which is finer; "
+                "expected bfloat16, float16 or float32 (which needs no master). Give it a group with "
+                "master_dtype=None."
+            )
+
+
+def take(param: Tensor, dtype: torch.dtype, known: Tensor | None) -> Tensor:
+    """The master of a clean parameter: `known` where the parameter still holds its rounding, else the parameter.
+
+    Element by element, so that an edit of some weights leaves the others as fine as they were, and loading the same
+    weights again changes nothing.
+    """
+    param = param.detach()
+    if known is None or known.shape != param.shape or known.dtype != dtype or not _alike(known, param):
+        return param.to(dtype)
+    if known.device != param.device:
+        known = known.to(param.device)
+    now, kept = local_of(param), local_of(known)  # nothing here may wait for other ranks
+    kept.copy_(torch.where(kept.to(now.dtype) == now, kept, now.to(dtype)))
+    return known
+
+
+def _alike(known: Tensor, param: Tensor) -> bool:
+    if not is_sharded(param):
+        return not is_sharded(known)
+    return is_sharded(known) and shard_of(known) == shard_of(param)
