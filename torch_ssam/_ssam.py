@@ -313,7 +313,9 @@ class SSAM(NoiseDriver):
                 lr_tensor,
                 *scaled,
             )
-        if first or (momenta and part.mastered):  # only now: an operator that refuses must leave no state behind
+        if first or (
+            momenta and part.mastered
+        ):  # only now: an operator that refuses must leave no state behind
             for p, momentum in zip(params, momenta, strict=True):
                 self.state[p]["momentum_buffer"] = momentum
         if noise_std is not None or not part.perturbed:

@@ -213,7 +213,9 @@ def run_fused(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("master", "model"), PAIRS)
-def test_without_noise_one_pass_updates_and_rounds(master: torch.dtype, model: torch.dtype, kind: str) -> None:
+def test_without_noise_one_pass_updates_and_rounds(
+    master: torch.dtype, model: torch.dtype, kind: str
+) -> None:
     for n in SIZES if kind == "momentum" else SIZES[:-1]:
         clean, grad, buffer = (random(n, t, seed=n + s) for s, t in enumerate((master, model, master)))
         clean[::3], grad[::3] = -0.0, 0.0

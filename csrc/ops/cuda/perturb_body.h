@@ -1,5 +1,6 @@
-// Bodies of the kernels in perturb.cu: clean + noise with or without saving the clean weights, copying or rounding clean
-// weights back, and the step of the generator. The arithmetic is csrc/math's. Tests: test_cuda_on_host.cpp, test_cuda.py.
+// Bodies of the kernels in perturb.cu: clean + noise with or without saving the clean weights, copying or rounding
+// clean weights back, and the step of the generator. The arithmetic is csrc/math's. Tests: test_cuda_on_host.cpp,
+// test_cuda.py.
 #pragma once
 
 #include "list_body.h"
