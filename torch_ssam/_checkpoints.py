@@ -7,6 +7,7 @@ ways to drive on this class. Tests: test_checkpoints.py, test_keep_perturbed.py,
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -50,7 +51,14 @@ class NoiseOptimizer(Optimizer):
         _options.check_caller()
         stream = _options.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
-        self._noise = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed), stream)
+        # Weakly, or only the garbage collector would free the copies of the weights.
+        myself = weakref.ref(self)
+
+        def groups() -> list[dict[str, Any]]:
+            optimizer = myself()
+            return [] if optimizer is None else optimizer.param_groups
+
+        self._noise = NoiseState(groups, _options.resolve_seed(seed), stream)
         self._inside_pass = False
         self._fresh = False
         self._training = False

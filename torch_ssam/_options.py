@@ -81,6 +81,12 @@ def check_noise(group: dict[str, Any]) -> None:
     if number("fisher_decay", group["fisher_decay"]) > 1.0:
         raise ValueError(f"fisher_decay is {group['fisher_decay']}; expected 0 <= fisher_decay <= 1.")
     number("fisher_factor", group["fisher_factor"])
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True: noise, restoring and the update write the weights in place, outside autograd; "
+            "expected False. To differentiate through training steps use torch.func on a function of the weights, with "
+            "torch_ssam.WeightNoise.noise for the noise."
+        )
     if scale != "isotropic" and group["memory"] == "regenerate":
         raise ValueError(
             f'memory="regenerate" with scale={scale!r}: the clean weights that the scale depends on are gone '
