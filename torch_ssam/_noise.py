@@ -253,6 +253,12 @@ class NoiseState:
         """Whether this tensor holds perturbed weights now."""
         return id(param) in self._applied
 
+    def all_or_none_applied(self, params: list[Tensor]) -> bool | None:
+        """Whether these tensors hold perturbed weights now; None where some do and some do not, or there are none."""
+        applied = self._applied
+        found = {key in applied for key in map(id, params)}
+        return found.pop() if len(found) == 1 else None
+
     def clean_of(self, param: Tensor) -> Tensor:
         """The clean weights: the saved copy while perturbed, else the tensor itself."""
         copy = self._applied.get(id(param))

@@ -233,6 +233,9 @@ class SSAM(NoiseDriver):
     def _split(
         self, group: dict[str, Any], members: Members, master_dtype: torch.dtype | None = None
     ) -> list[_Part]:
+        whole = self._whole(group, members) if master_dtype is None else None
+        if whole is not None:
+            return [whole]
         parts: dict[Any, _Part] = {}
         part, device, first, perturbed = None, None, False, False
         has_momentum = group["momentum"] != 0
@@ -265,6 +268,25 @@ class SSAM(NoiseDriver):
                     momentum = momentum.to(master_dtype)
                 momenta.append(momentum)
         return list(parts.values())
+
+    def _whole(self, group: dict[str, Any], members: Members) -> _Part | None:
+        """All members as one part where nothing sets them apart: nearly always, and cheaper than one by one."""
+        places, params = members
+        grads: list[Any] = [p.grad for p in params]
+        perturbed = self._noise.all_or_none_applied(params)
+        if perturbed is None or not all([grad is not None and grad.is_cpu for grad in grads]):
+            return None
+        momenta: list[Any] = []
+        if group["momentum"] != 0:
+            state = (
+                self.state
+            )  # in the order of params it serves without the tensors' hashes, which run Python
+            in_order = list(map(id, state)) == list(map(id, params))
+            entries = list(state.values()) if in_order else [state.get(p) for p in params]
+            momenta = [entry.get("momentum_buffer") if entry else None for entry in entries]
+            if not all([momentum is not None for momentum in momenta]):
+                return None
+        return _Part(params, places, grads, momenta, False, perturbed, False)
 
     def _hyperparameters(
         self, group: dict[str, Any], device: torch.device
