@@ -429,6 +429,7 @@ class NoiseDriver(NoiseOptimizer):
         self._hands_out_clean = True
         return hand_out_clean(model, self)
 
+    @untraced  # PyTorch 2.10's tracer cannot set an attribute of an optimizer
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's; the next `step()` then needs a new gradient at perturbed weights."""
         if set_to_none:
