@@ -66,6 +66,9 @@ NoiseStd::NoiseStd(View per_layer) : values_(per_layer.begin(), per_layer.end())
 }
 
 std::vector<double> NoiseStd::per_layer(std::int64_t depth) const {
+  if (depth < 1) {
+    throw bad_input("depth must be at least 1, got ", depth);
+  }
   if (values_.size() == 1) {
     return std::vector<double>(static_cast<std::size_t>(depth), values_.front());
   }
