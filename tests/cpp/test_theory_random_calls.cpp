@@ -1,6 +1,6 @@
 // Random wrong calls of every function of csrc/theory and of the simulator: a result or std::invalid_argument, nothing
 // else, and never a crash. What the messages say is in test_theory.cpp. 7,500 calls here, TORCH_SSAM_STRESS times as
-// many in `make stress`.
+// many where that is set.
 #include <gtest/gtest.h>
 
 #include <functional>
