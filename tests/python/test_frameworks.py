@@ -14,7 +14,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,63 @@ def test_lightning_resumes_from_its_checkpoint_in_the_same_bits(kept: bool, tmp_
     run(1, None, "part")
     assert front.same_bits(run(2, tmp_path / "part" / "end.ckpt", "rest"), whole)
     assert front.same_bits(whole, our_own(front.ssam, epochs=2))
+
+
+class Counted:
+    """A loader that knows where it is, as Lightning's protocol for stateful loaders wants it."""
+
+    def __init__(self) -> None:
+        self.batches = front.batches(4)
+        self.done = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self.done = self.done % len(self.batches), self.done % len(self.batches)
+        for batch in self.batches[first:]:
+            self.done += 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+@pytest.mark.parametrize("kept", [False, True])
+def test_lightning_resumes_in_the_middle_of_an_epoch(
+    kept: bool, kind: str, stateful: bool, tmp_path: Path
+) -> None:
+    """With a loader that has a state the bits are those of an undisturbed run; with torch's own, whose place Lightning
+    does not keep, those of our own loop over the batches that it hands out."""
+
+    def run(path: Path | None, folder: str) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        module = lightning_module(MAKERS[kind], keep_perturbed=kept)
+        seen: list[tuple[Tensor, Tensor]] = []
+        module.on_train_batch_start = lambda batch, batch_idx: seen.append(tuple(batch))
+        callbacks = [
+            lightning_checkpoint(tmp_path / folder, filename="{step}", every_n_train_steps=3, save_top_k=-1),
+            keep_perturbed(),
+        ]
+        trainer = lightning_trainer(tmp_path, callbacks=callbacks)
+        trainer.fit(module, Counted() if stateful else loader_of(), ckpt_path=path)
+        return front.snapshot(module.net), seen
+
+    whole, all_seen = run(None, "whole")
+    assert len(all_seen) == 8
+    rest, rest_seen = run(tmp_path / "whole" / "step=3.ckpt", "rest")
+    assert len(rest_seen) == 5
+    model = front.Net()
+    opt = MAKERS[kind](model)
+    front.by_perturb(opt, model, all_seen[:3])
+    assert front.same_bits(net_of(tmp_path / "whole" / "step=3.ckpt"), front.snapshot(model))
+    front.by_perturb(opt, model, rest_seen)
+    assert front.same_bits(rest, front.snapshot(model))
+    assert front.same_bits(rest, whole) or not stateful
 
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))
@@ -269,7 +326,9 @@ def hugging_face(root: Path, model: Any, opt: Any, **options: Any) -> Any:
             **options,
         },
     )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=Text(), optimizers=(opt, None))
+    return transformers.Trainer(
+        model=model, args=arguments, train_dataset=Text(), eval_dataset=Text(8), optimizers=(opt, None)
+    )
 
 
 def saved_by_hugging_face(root: Path, step: int) -> dict[str, Tensor]:
@@ -330,6 +389,42 @@ def test_hugging_face_trainer_evaluates_clean_weights_in_bf16_with_accumulation(
     after = front.snapshot(model)
     opt.eval()
     assert front.same_bits(front.snapshot(model), after), "evaluate() saw perturbed weights"
+
+
+@pytest.mark.parametrize("kind", ["ssam", "wrap"])
+def test_hugging_face_trainer_loads_the_best_model_at_the_end(kind: str, tmp_path: Path) -> None:
+    model = transformer()
+    opt = noise_on(model, kind)
+    for group in opt.param_groups:
+        group["lr"] *= 100.0  # so that the loss does not fall all the way
+    trainer = hugging_face(
+        tmp_path,
+        model,
+        opt,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    losses = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    best = min(losses, key=lambda step: losses[step])
+    assert best != max(losses), "the best checkpoint should not be the last one"
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    saved = saved_by_hugging_face(tmp_path, best)
+    own = dict(model.named_parameters())
+
+    assert trainer.evaluate()["eval_loss"] == losses[best]  # what was saved, and is evaluated again, is clean
+    assert front.same_bits(saved.values(), [own[name] for name in saved])
+    opt.train()
+    assert not any(torch.equal(saved[name], own[name]) for name in saved)
+    loss = model(input_ids=Text(4).rows, labels=Text(4).rows).loss  # and it trains on
+    loss.backward()
+    opt.step()
+    opt.eval()
+    assert not any(torch.equal(saved[name], own[name]) for name in saved)
 
 
 def test_hugging_face_trainer_makes_the_optimizer_from_class_and_options(tmp_path: Path) -> None:
