@@ -319,6 +319,13 @@ class NoiseState:
         applied = self._applied
         return [(applied.get(id(p)) or self._master_of(group, p)).clean for p in params]
 
+    def forget_masters(self, params: list[Tensor]) -> None:
+        """Of a group whose master_dtype is None now: what is no longer followed must not come back."""
+        if self._masters:
+            for p in params:
+                if id(p) not in self._applied:
+                    self._masters.pop(id(p), None)
+
     def masters(self) -> dict[Tensor, Tensor]:
         """All masters there are, as they were when they were last in use."""
         return {copy.param: copy.clean for copy in self._masters.values()}
@@ -434,7 +441,9 @@ class NoiseState:
         places, params = part
         generator, draw = self.generator(device)
         how = *_noise_of(group), sample, negate, draw + draw_offset
-        if self.keeps_masters and group["master_dtype"] is not None:
+        if self.keeps_masters and group["master_dtype"] is None:
+            self.forget_masters(params)
+        elif self.keeps_masters:
             self._perturb_masters(group, part.where(lambda p: self.has_master(group, p)), generator, how)
             part = places, params = part.where(lambda p: not self.is_applied(p))
             if not params:

@@ -221,6 +221,7 @@ class SSAM(NoiseDriver):
     def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
         """Members with a gradient, split by device, first step or later, perturbed or not, master or not: a call each."""
         if group["master_dtype"] is None:
+            self._noise.forget_masters(members.params)
             parts = self._split(group, members)
         else:
             with_master = members.where(lambda p: self._noise.has_master(group, p))

@@ -123,6 +123,51 @@ std::vector<at::Tensor> NoiseState::clean_of(const std::vector<at::Tensor>& para
   return clean;
 }
 
+// --- masters
+
+bool NoiseState::has_master(const at::Tensor& param, bool wanted) const {
+  const Slot* slot = find(param);
+  if (slot != nullptr && slot->applied) return slot->uses_master();
+  return wanted && param.scalar_type() != at::kFloat;
+}
+
+at::Tensor NoiseState::master_of(const at::Tensor& param) {
+  Slot& slot = slot_of(param);
+  if (slot.uses_master() || (slot.rounded && slot.is_as_we_left_it())) return slot.master;
+  const at::NoGradGuard no_grad;
+  const c10::InferenceMode normal(false);  // it outlives an InferenceMode around us
+  const at::Tensor now = param.detach();
+  if (!slot.master.defined() || slot.master.sizes() != now.sizes()) {
+    slot.master = now.to(at::kFloat);
+  } else {
+    if (slot.master.device() != now.device()) slot.master = slot.master.to(now.device());
+    const at::Tensor same = slot.master.to(now.scalar_type()) == now;
+    slot.master.copy_(at::where(same, slot.master, now.to(at::kFloat)));
+  }
+  slot.rounded = true;
+  slot.note();
+  return slot.master;
+}
+
+const at::Tensor& NoiseState::known_master(const at::Tensor& param) const {
+  static const at::Tensor none;
+  const Slot* slot = find(param);
+  return slot == nullptr ? none : slot->master;
+}
+
+void NoiseState::set_master(const at::Tensor& param, at::Tensor master) {
+  if (!master.defined() && find(param) == nullptr) return;
+  Slot& slot = slot_of(param);
+  slot.master = std::move(master);
+  slot.rounded = false;
+}
+
+void NoiseState::forget_masters(const std::vector<at::Tensor>& params) {
+  for (const at::Tensor& p : params) {
+    if (!is_applied(p)) set_master(p, {});
+  }
+}
+
 // --- noise on and off
 
 // What the operators are told of the group's noise; the scales of rows are computed from the clean weights.
@@ -157,7 +202,14 @@ void NoiseState::apply(const Members& members, const GroupNoise& group) {
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     (is_applied(members.params[i]) ? again : fresh).push_back(members.params[i], members.places[i]);
   }
-  for_each_device(fresh, [&](at::Device, const Members& part) {
+  Members with_master, without;
+  for (std::size_t i = 0; i < fresh.params.size(); ++i) {
+    const at::Tensor& p = fresh.params[i];
+    (has_master(p, group.masters) ? with_master : without).push_back(p, fresh.places[i]);
+  }
+  forget_masters(without.params);
+  for_each_device(with_master, [&](at::Device, const Members& part) { perturb_masters(part, group); });
+  for_each_device(without, [&](at::Device, const Members& part) {
     group.regenerate ? perturb_in_place(part, group.noise) : save_and_perturb(part, group);
   });
   apply_from_clean(again, group);
@@ -171,6 +223,17 @@ void NoiseState::save_and_perturb(const Members& members, const GroupNoise& grou
   }
   ops::perturb_(members.params, clean, generator(members.params[0].device()), members.places,
                 scaled(group, members.params, members.params));
+  note_applied(members);
+}
+
+// Master + noise: there is nothing to save.
+void NoiseState::perturb_masters(const Members& members, const GroupNoise& group) {
+  std::vector<at::Tensor> masters;
+  masters.reserve(members.params.size());
+  for (const at::Tensor& p : members.params) masters.push_back(master_of(p));
+  ops::perturb_from_clean_(members.params, masters, generator(members.params[0].device()), members.places,
+                           scaled(group, members.params, masters));
+  for (std::size_t i = 0; i < members.params.size(); ++i) slot_of(members.params[i]).clean = masters[i];
   note_applied(members);
 }
 
@@ -218,7 +281,10 @@ void NoiseState::written(const std::vector<at::Tensor>& params) {
   for (const at::Tensor& p : params) {
     p.unsafeGetTensorImpl()->bump_version();
     const auto found = index_.find(p.unsafeGetTensorImpl());
-    if (found != index_.end() && slots_[found->second].applied) slots_[found->second].note();
+    if (found == index_.end()) continue;
+    Slot& slot = slots_[found->second];
+    slot.rounded = !slot.applied && slot.master.defined();
+    if (slot.applied || slot.rounded) slot.note();
   }
 }
 
@@ -297,12 +363,14 @@ std::string NoiseState::restore_slots(const std::vector<Slot*>& slots) {
   for_each_device(ours, [&](at::Device, const Members& part) { ops::restore_(part.params, clean_of(part.params)); });
   for (Slot* slot : slots) {
     if (!slot->applied) continue;
+    if (slot->uses_master()) slot->clean.reset();
+    slot->rounded = false;
     slot->applied = false;
     slot->recipe.reset();
     --applied_;
   }
   if (!slots.empty()) ++changes_;
-  for (const at::Tensor& p : ours.params) p.unsafeGetTensorImpl()->bump_version();
+  written(ours.params);
   if (changed.empty()) return {};
   std::ostringstream text;
   text << "torch_ssam: parameter" << (changed.size() > 1 ? "s " : " ");

@@ -30,6 +30,7 @@ struct GroupNoise {
   ops::Noise noise;
   std::string scale = "isotropic";  // as the options name it
   bool regenerate = false;
+  bool masters = false;  // 16-bit tensors have Float clean weights that last
   double fisher_factor = 0;
   std::function<at::Tensor(const at::Tensor&)> fisher_of = {};  // F of a tensor's filters
 };
@@ -67,6 +68,15 @@ class NoiseState {
   // Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed.
   void written(const std::vector<at::Tensor>& params);
 
+  // Masters: Float clean weights of 16-bit tensors, which last. A tensor holds the rounding of its master, or of master
+  // + noise.
+  bool has_master(const at::Tensor& param, bool wanted) const;
+  // Taken from the tensor where there is none, and in each element that somebody else wrote.
+  at::Tensor master_of(const at::Tensor& param);
+  const at::Tensor& known_master(const at::Tensor& param) const;  // undefined where there is none
+  void set_master(const at::Tensor& param, at::Tensor master);
+  void forget_masters(const std::vector<at::Tensor>& params);  // of tensors that are to have none any more
+
   // Puts the exact clean bits back. Tensors that someone else wrote to keep what was written; these are named in the
   // result, which is empty where there are none.
   [[nodiscard]] std::string restore();
@@ -90,6 +100,9 @@ class NoiseState {
     std::uint32_t version = 0;
     const void* data = nullptr;
     at::Tensor row_scales;
+    at::Tensor master;     // `clean` is the same tensor while it is in use
+    bool rounded = false;  // clean, holding the rounding of the master as we left it
+    bool uses_master() const { return applied && master.defined() && clean.is_same(master); }
     void note();
     bool is_as_we_left_it() const;
     const at::Tensor& copy();  // `clean`, made to fit
@@ -100,6 +113,7 @@ class NoiseState {
   ops::Noise scaled(const GroupNoise& group, const std::vector<at::Tensor>& params,
                     const std::vector<at::Tensor>& clean);
   void save_and_perturb(const Members& members, const GroupNoise& group);
+  void perturb_masters(const Members& members, const GroupNoise& group);
   void perturb_in_place(const Members& members, ops::Noise noise);
   void note_applied(const Members& members);
   std::string restore_slots(const std::vector<Slot*>& slots);

@@ -47,7 +47,23 @@ void check_sgd(const SSAMOptions& o) {
   if (o.radius()) check_number("radius", *o.radius(), 0, /*open_low=*/true);
 }
 
+void check_masters(const SSAMOptions& o, const std::vector<at::Tensor>& params) {
+  if (!o.master_dtype()) return;
+  for (const at::Tensor& p : params) {
+    TORCH_CHECK_VALUE(p.scalar_type() != at::kDouble,
+                      "torch_ssam: master_dtype is Float and a parameter is Double, which is finer; expected BFloat16, "
+                      "Half or Float (which needs no master). Give it a group without master_dtype.");
+  }
+}
+
 void check_options(const SSAMOptions& o) {
+  TORCH_CHECK_VALUE(!o.master_dtype() || *o.master_dtype() == at::kFloat, "torch_ssam: master_dtype is ",
+                    o.master_dtype().value_or(at::kFloat),
+                    "; expected at::kFloat, for BFloat16 and Half parameters, or std::nullopt.");
+  TORCH_CHECK_VALUE(
+      !o.master_dtype() || o.memory() == "copy",
+      "torch_ssam: memory 'regenerate' with master_dtype: the masters are the clean weights, and are kept "
+      "in any case. Use memory 'copy', which makes no further copy beside masters.");
   check_noise(o.noise_std(), o.distribution(), o.scale(), o.memory());
   check_number("fisher_decay", o.fisher_decay());
   TORCH_CHECK_VALUE(o.fisher_decay() <= 1, "torch_ssam: fisher_decay is ", o.fisher_decay(),

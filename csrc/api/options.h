@@ -25,6 +25,9 @@ std::int64_t passes_of(const SSAMOptions& options);
 // memory "regenerate" takes dtypes in which two roundings a step are no more than those of SGD itself.
 void check_regenerated(const std::vector<at::Tensor>& params);
 
+// Float masters would be coarser than Double parameters.
+void check_masters(const SSAMOptions& options, const std::vector<at::Tensor>& params);
+
 // One seed serves all groups: a group may only repeat it.
 void check_group_seed(std::optional<std::int64_t> of_group, std::int64_t seed);
 

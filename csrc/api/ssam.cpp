@@ -81,6 +81,7 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
   if (!param_groups_.empty()) check_common(options, first_options());
   std::vector<at::Tensor> params = detail::check_params(param_group.params(), param_groups_);
   if (options.memory() == detail::kRegenerate) detail::check_regenerated(params);
+  detail::check_masters(options, params);
   Optimizer::add_param_group(OptimizerParamGroup(std::move(params)));
   // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
   param_groups_.back().set_options(std::make_unique<SSAMOptions>(options));
@@ -137,6 +138,7 @@ detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sampl
   return {{options.noise_std(), options.distribution(), sample, negate, draw_offset},
           options.scale(),
           options.memory() == detail::kRegenerate,
+          options.master_dtype().has_value(),
           options.fisher_factor(),
           [this](const at::Tensor& param) { return fisher(param); }};
 }

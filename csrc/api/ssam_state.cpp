@@ -12,7 +12,8 @@
 #include "pickled.h"
 #include "ssam_members.h"
 
-// Every option that is saved, once; `seed` is not: seed and draw are the optimizer's.
+// Every option that is saved, once. `seed` is not: seed and draw are the optimizer's; nor is `master_dtype`, which says
+// how this optimizer keeps what a checkpoint brings.
 #define TORCH_SSAM_EACH_OPTION(X) \
   X(lr)                           \
   X(noise_std)                    \
@@ -72,11 +73,12 @@ T option_from(const c10::IValue& value, const std::string& name) {
 void SSAMOptions::inherit(const SSAMOptions& defaults) {
   const SSAMOptions untouched;
   TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INHERIT)
+  TORCH_SSAM_INHERIT(master_dtype)
 }
 
 bool operator==(const SSAMOptions& a, const SSAMOptions& b) {
 #define TORCH_SSAM_SAME(name) a.name() == b.name()&&
-  return TORCH_SSAM_EACH_OPTION(TORCH_SSAM_SAME) a.seed() == b.seed();
+  return TORCH_SSAM_EACH_OPTION(TORCH_SSAM_SAME) a.master_dtype() == b.master_dtype() && a.seed() == b.seed();
 #undef TORCH_SSAM_SAME
 }
 
@@ -102,17 +104,19 @@ void SSAMParamState::serialize(torch::serialize::OutputArchive& archive) const {
   write_tensor(archive, "momentum_buffer", momentum_buffer_);
   write_tensor(archive, "clean", clean_);
   write_tensor(archive, "fisher", fisher_);
+  write_tensor(archive, "master", master_);
 }
 
 void SSAMParamState::serialize(torch::serialize::InputArchive& archive) {
   read_tensor(archive, "momentum_buffer", momentum_buffer_);
   read_tensor(archive, "clean", clean_);
   read_tensor(archive, "fisher", fisher_);
+  read_tensor(archive, "master", master_);
 }
 
 bool operator==(const SSAMParamState& a, const SSAMParamState& b) {
   return same_tensor(a.momentum_buffer(), b.momentum_buffer()) && same_tensor(a.clean(), b.clean()) &&
-         same_tensor(a.fisher(), b.fisher());
+         same_tensor(a.fisher(), b.fisher()) && same_tensor(a.master(), b.master());
 }
 
 // --- clean weights in the state
@@ -135,7 +139,18 @@ void SSAM::note_clean(bool regenerated_too) {
   }
 }
 
+// Names the masters in the state.
+void SSAM::note_masters() {
+  for (const auto& group : param_groups_) {
+    for (const at::Tensor& p : group.params()) {
+      const at::Tensor& master = drive_->noise.known_master(p);
+      if (master.defined() || state_.find(p.unsafeGetTensorImpl()) != state_.end()) state_of(p).master() = master;
+    }
+  }
+}
+
 void SSAM::note_clean_to_save() {
+  note_masters();
   if (!drive_->pending && drive_->noted != drive_->noise.changes()) note_clean(/*regenerated_too=*/true);
 }
 
@@ -189,12 +204,15 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
       const auto found = state_.find(p.unsafeGetTensorImpl());
       if (found == state_.end()) continue;
       SSAMParamState& state = state_of(p);
-      for (at::Tensor* tensor : {&state.momentum_buffer(), &state.clean()}) {
+      const bool mastered = drive_->noise.has_master(p, options_of(g).master_dtype().has_value());
+      if (!mastered) state.master().reset();
+      for (at::Tensor* tensor : {&state.momentum_buffer(), &state.clean(), &state.master()}) {
         if (!tensor->defined()) continue;
+        const at::ScalarType dtype = mastered && tensor != &state.clean() ? at::kFloat : p.scalar_type();
         TORCH_CHECK_VALUE(tensor->sizes() == p.sizes(), "torch_ssam: the saved state has shape ", tensor->sizes(),
                           " where the parameter has ", p.sizes(), "; expected a checkpoint of the same model.");
-        *tensor = tensor->to(p.device(), p.scalar_type());
-        if (tensor->strides() != p.strides()) *tensor = at::empty_like(p).copy_(*tensor);
+        *tensor = tensor->to(p.device(), dtype);
+        if (tensor->strides() != p.strides()) *tensor = at::empty_like(p, p.options().dtype(dtype)).copy_(*tensor);
       }
       pending |= state.clean().defined();
       if (state.fisher().defined()) {
@@ -208,6 +226,12 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
   }
   // A model loaded before its optimizer has written to weights that were kept perturbed: go on with those.
   (void)drive_->noise.restore();
+  for (const auto& group : param_groups_) {
+    for (const at::Tensor& p : group.params()) {
+      const auto found = state_.find(p.unsafeGetTensorImpl());
+      drive_->noise.set_master(p, found == state_.end() ? at::Tensor() : state_of(p).master());
+    }
+  }
   drive_->noted = drive_->noise.changes();
   drive_->training = false;
   drive_->pending = pending;
@@ -255,8 +279,8 @@ void SSAM::load(torch::serialize::InputArchive& archive) {
   backup.done = true;
 }
 
-// {"state": {place: {"momentum_buffer", "clean", "fisher"}}, "param_groups": [{options, "seed", "draw", "params":
-// places}]}
+// {"state": {place: {"momentum_buffer", "clean", "fisher", "master"}}, "param_groups": [{options, "seed", "draw",
+// "params": places}]}
 c10::IValue SSAM::state_dict() const {
   auto* self = const_cast<SSAM*>(this);
   self->note_clean_to_save();
@@ -269,6 +293,7 @@ c10::IValue SSAM::state_dict() const {
 #define TORCH_SSAM_INSERT(name) group.insert(#name, c10::IValue(options.name()));
     TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INSERT)
 #undef TORCH_SSAM_INSERT
+    group.insert("master_dtype", options.master_dtype() ? c10::IValue("float32") : c10::IValue());
     group.insert(kSeed, seed());
     group.insert(kDraw, draw());
     c10::impl::GenericList places(c10::AnyType::get());
@@ -281,6 +306,7 @@ c10::IValue SSAM::state_dict() const {
         if (own.momentum_buffer().defined()) entry.insert("momentum_buffer", own.momentum_buffer());
         if (own.clean().defined()) entry.insert("clean", own.clean());
         if (own.fisher().defined()) entry.insert("fisher", own.fisher());
+        if (own.master().defined()) entry.insert("master", own.master());
         if (!entry.empty()) state.insert(place, entry);
       }
       ++place;
@@ -332,10 +358,12 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
       const c10::IValue buffer = detail::value_of(fields, "momentum_buffer");
       const c10::IValue clean = detail::value_of(fields, "clean");
       const c10::IValue fisher = detail::value_of(fields, "fisher");
+      const c10::IValue master = detail::value_of(fields, "master");
       // Copies: the caller may go on to use the tensors that it passed.
       if (buffer.isTensor()) state_of(params[i]).momentum_buffer() = buffer.toTensor().clone();
       if (clean.isTensor()) state_of(params[i]).clean() = clean.toTensor().clone();
       if (fisher.isTensor()) state_of(params[i]).fisher() = fisher.toTensor().clone();
+      if (master.isTensor()) state_of(params[i]).master() = master.toTensor().clone();
     }
   }
   finish_load(seed, draw);

@@ -2,15 +2,17 @@
 // behind the operators; the order is that of Python's _ssam.py. Tests: tests/cpp/test_api_ssam.cpp.
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
 #include "options.h"
 #include "ssam_members.h"
 
 namespace torch_ssam {
 
-// Tensors that one operator call serves: one device, momentum started or not, perturbed or not.
+// Tensors that one operator call serves: one device, momentum started or not, perturbed or not, with a master or not.
 struct SSAM::Part {
   at::Device device;
-  bool first, applied;
+  bool first, applied, mastered;
   std::vector<at::Tensor> params, grads, momentum_buffers;
   std::vector<std::int64_t> places;
 };
@@ -59,8 +61,7 @@ void SSAM::observe(const SSAMOptions& options, const Members& with_grad) {
 
 // After the operator succeeded: a refused step must not leave momentum that looks started.
 void SSAM::keep_momentum(const Part& part) {
-  if (!part.first) return;
-  for (std::size_t i = 0; i < part.params.size(); ++i) {
+  for (std::size_t i = 0; i < part.momentum_buffers.size() && (part.first || part.mastered); ++i) {
     state_of(part.params[i]).momentum_buffer() = part.momentum_buffers[i];
   }
 }
@@ -73,11 +74,14 @@ std::vector<SSAM::Part> SSAM::alike(const Members& members, const SSAMOptions& o
     at::Tensor buffer = has_momentum ? momentum_buffer(p) : at::Tensor();
     const bool first = has_momentum && !buffer.defined();
     const bool applied = drive_->noise.is_applied(p);
+    const bool mastered = drive_->noise.has_master(p, options.master_dtype().has_value());
     const at::Device device = p.device();
-    auto part = parts.begin();
-    while (part != parts.end() && !(part->device == device && part->first == first && part->applied == applied)) ++part;
+    const auto serves = [&](const Part& part) {
+      return part.device == device && part.first == first && part.applied == applied && part.mastered == mastered;
+    };
+    auto part = std::find_if(parts.begin(), parts.end(), serves);
     if (part == parts.end()) {
-      part = parts.insert(part, Part{device, first, applied, {}, {}, {}, {}});
+      part = parts.insert(part, Part{device, first, applied, mastered, {}, {}, {}, {}});
       part->params.reserve(members.params.size());
       part->grads.reserve(members.params.size());
     }
@@ -85,7 +89,8 @@ std::vector<SSAM::Part> SSAM::alike(const Members& members, const SSAMOptions& o
     part->grads.push_back(p.grad());
     part->places.push_back(members.places[i]);
     if (has_momentum) {
-      part->momentum_buffers.push_back(first ? ops::empty_like(p).zero_() : std::move(buffer));
+      if (first) buffer = ops::empty_like(mastered ? drive_->noise.master_of(p) : p).zero_();
+      part->momentum_buffers.push_back(mastered ? buffer.to(at::kFloat) : std::move(buffer));
     }
   }
   return parts;
@@ -97,7 +102,14 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
   for (const Part& part : alike(with_grad, options)) {
     if (part.applied) {
       ops::update_(noise.clean_of(part.params), part.grads, part.momentum_buffers, update_of(options, part.first));
+    } else if (part.mastered) {  // the parameters get the rounding in the same pass over memory
+      std::vector<at::Tensor> masters;
+      for (const at::Tensor& p : part.params) masters.push_back(noise.master_of(p));
+      ops::update_and_perturb_(part.params, masters, part.grads, part.momentum_buffers, noise.generator(part.device),
+                               part.places, update_of(options, part.first), ops::Noise{});
+      noise.written(part.params);
     } else {
+      noise.forget_masters(part.params);
       ops::update_(part.params, part.grads, part.momentum_buffers, update_of(options, part.first));
       noise.written(part.params);
     }
@@ -107,22 +119,33 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
 
 // The same, with the projection onto the group's ball and the sums that scale "fisher" keeps.
 void SSAM::update_group(const SSAMOptions& options, const Members& members) {
-  Members with_grad;
-  std::vector<at::Tensor> stacked;
+  Members with_grad, stacked;
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     const at::Tensor& p = members.params[i];
     if (p.grad().defined()) with_grad.push_back(p, members.places[i]);
-    if (p.requires_grad()) stacked.push_back(p);
+    if (p.requires_grad()) stacked.push_back(p, members.places[i]);
   }
   update_parts(options, with_grad);
-  if (options.radius() && !stacked.empty()) {
-    detail::NoiseState& noise = drive_->noise;
-    ops::project_(noise.clean_of(stacked), *options.radius());
-    for (const at::Tensor& p : stacked) {
-      if (!noise.is_applied(p)) noise.written({p});
-    }
-  }
+  if (options.radius() && !stacked.params.empty()) project(options, stacked);
   observe(options, with_grad);
+}
+
+void SSAM::project(const SSAMOptions& options, const Members& stacked) {
+  detail::NoiseState& noise = drive_->noise;
+  std::vector<at::Tensor> clean, rounded, masters, written;
+  for (const at::Tensor& p : stacked.params) {
+    const bool applied = noise.is_applied(p);
+    const bool mastered = noise.has_master(p, options.master_dtype().has_value());
+    clean.push_back(mastered ? noise.master_of(p) : noise.clean_of(p));
+    if (applied) continue;
+    written.push_back(p);
+    if (!mastered) continue;
+    rounded.push_back(p);
+    masters.push_back(clean.back());
+  }
+  ops::project_(clean, *options.radius());
+  if (!rounded.empty()) ops::restore_(rounded, masters);
+  noise.written(written);
 }
 
 // One operator call checks all before it writes; of several (groups, devices, tensors whose momentum starts later),

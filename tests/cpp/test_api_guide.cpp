@@ -65,6 +65,7 @@ TEST(GuideTest, OtherWaysToDrive) {
   {
     const auto& loss = loss_of_part;
     SSAM by_filter({w}, SSAMOptions(0.1).noise_std(0.003).scale("filter"));
+    SSAM with_masters({w}, SSAMOptions(0.1).master_dtype(at::kFloat));
     { auto perturbed = by_filter.perturb(); EXPECT_FALSE(torch::equal(w, w.detach().round())); }
     SSAM opt({w}, SSAMOptions(0.1).memory("regenerate").samples(4));
     for (auto [x_k, y_k] : opt.perturbations(x, y)) loss(x_k, y_k).backward();

@@ -60,6 +60,11 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
         "kept",
         {"keep_perturbed": True, "scale": "fisher", "fisher_factor": 3.0, "momentum": 0.9},
     ),
+    "masters": ("perturb", {"master_dtype": "float32", "momentum": 0.9, "weight_decay": 0.01}),
+    "masters_passes": ("passes", {"master_dtype": "float32", "samples": 2, "antithetic": True}),
+    "masters_radius": ("closure", {"master_dtype": "float32", "radius": 2.0, "scale": "filter"}),
+    "masters_no_noise": ("plain", {"master_dtype": "float32", "noise_std": 0, "momentum": 0.9}),
+    "kept_masters": ("kept", {"master_dtype": "float32", "keep_perturbed": True, "momentum": 0.9}),
     "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
 }
 MODELS = ("mlp", "cnn", "diagonal")
@@ -79,6 +84,8 @@ def make_model(name: str) -> nn.Sequential:
 
 def make_optimizer(model: nn.Module, options: dict[str, Any]) -> torch_ssam.SSAM:
     params = list(model.parameters())
+    if "master_dtype" in options:
+        options = {**options, "master_dtype": getattr(torch, options["master_dtype"])}
     return torch_ssam.SSAM([{"params": params[:2]}, {"params": params[2:]}], **options)
 
 
@@ -88,14 +95,16 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def make_case(model_name: str, mode_name: str) -> dict[str, Any]:
     torch.manual_seed(len(model_name) + 100 * len(mode_name))
-    model = make_model(model_name)
     mode, options = MODES[mode_name]
+    dtype = torch.bfloat16 if "master_dtype" in options else torch.float32
+    model = make_model(model_name).to(dtype)
     x = torch.randn(10, 1, 6, 6) if model_name == "cnn" else torch.randn(10, 6)
     return {
         "model": "diagonal" if model_name == "own_noise" else model_name,
         "own_noise": model_name == "own_noise",
         "layer_seed": 31,
         "mode": mode,
+        "dtype": str(dtype).removeprefix("torch."),
         "options": {"lr": 0.05, "noise_std": 0.02, "seed": 2**62 + 17, **options},
         "steps": STEPS,
         "manual_seed": 5,
@@ -107,7 +116,8 @@ def make_case(model_name: str, mode_name: str) -> dict[str, Any]:
 
 
 def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
-    model = make_model(name)
+    dtype = getattr(torch, case["dtype"])
+    model = make_model(name).to(dtype)
     model.load_state_dict(case["weights"])
     torch.manual_seed(case["manual_seed"])
     opt = make_optimizer(model, case["options"])
@@ -117,7 +127,7 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
     losses: list[float] = []
 
     def backward(x_k: Tensor, y_k: Tensor) -> Tensor:
-        loss = nn.functional.cross_entropy(model(x_k), y_k)
+        loss = nn.functional.cross_entropy(model(x_k.to(dtype)).float(), y_k)
         loss.backward()
         return loss
 
@@ -249,7 +259,17 @@ def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], model: str, m
 
 
 @pytest.mark.parametrize(
-    "mode", ["nesterov", "kept", "kept_regenerate", "split_everything", "fisher", "kept_fisher"]
+    "mode",
+    [
+        "nesterov",
+        "kept",
+        "kept_regenerate",
+        "split_everything",
+        "fisher",
+        "kept_fisher",
+        "masters",
+        "kept_masters",
+    ],
 )
 def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
     consumer: Path, tmp_path: Path, mode: str
@@ -258,8 +278,10 @@ def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
     whole = run_in_python({**start, "steps": 2 * STEPS}, "mlp")
     python_first = run_in_python(start, "mlp")
     cpp_first = run_in_cpp(consumer, tmp_path, {"run": start})["run"]
-    # Other options than the checkpoint's, which must win; keep_perturbed is not one that may change.
+    # Other options than the checkpoint's, which must win; keep_perturbed is not one that may change, and master_dtype
+    # stays as constructed.
     fresh = {"lr": 9.0, "noise_std": 9.0, "seed": 1, "keep_perturbed": "kept" in mode}
+    fresh |= {name: value for name, value in start["options"].items() if name == "master_dtype"}
     resumed = {
         name: {**start, "options": fresh, "weights": first["weights"], "optimizer": first["optimizer"]}
         for name, first in (("from_python", python_first), ("from_cpp", cpp_first))

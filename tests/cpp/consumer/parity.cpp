@@ -81,6 +81,8 @@ torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& 
       defaults.keep_perturbed(value.toBool());
     else if (name == "memory")
       defaults.memory(value.toStringRef());
+    else if (name == "master_dtype")
+      defaults.master_dtype(torch::kFloat);
     else if (name == "seed")
       defaults.seed(value.toOptional<std::int64_t>());
     else
@@ -93,6 +95,12 @@ Dict run(const Dict& given) {
   const std::string mode = given.at("mode").toStringRef();
   torch::nn::Sequential model =
       make_model(given.at("model").toStringRef(), given.at("own_noise").toBool(), given.at("layer_seed").toInt());
+  const bool sixteen = given.at("dtype").toStringRef() == "bfloat16";
+  const torch::Dtype dtype = sixteen ? torch::kBFloat16 : torch::kFloat;
+  for (auto& p : model->parameters()) p.set_data(p.to(dtype));
+  for (auto& b : model->buffers()) {  // Module::to would make counters floating-point too
+    if (b.is_floating_point()) b.set_data(b.to(dtype));
+  }
   torch_ssam::load_state_dict(*model, given.at("weights"));
   torch::manual_seed(static_cast<std::uint64_t>(given.at("manual_seed").toInt()));
   torch_ssam::SSAM opt = make_optimizer(model, given.at("options").toGenericDict());
@@ -100,7 +108,7 @@ Dict run(const Dict& given) {
   const Tensor x = given.at("x").toTensor(), y = given.at("y").toTensor();
   std::vector<double> losses;
   const auto backward = [&](const Tensor& x_k, const Tensor& y_k) {
-    const Tensor loss = torch::nn::functional::cross_entropy(model->forward(x_k), y_k);
+    const Tensor loss = torch::nn::functional::cross_entropy(model->forward(x_k.to(dtype)).to(torch::kFloat), y_k);
     loss.backward();
     return loss;
   };

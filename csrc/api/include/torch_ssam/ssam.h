@@ -38,6 +38,7 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
     radiusBit,
     keep_perturbedBit,
     memoryBit,
+    master_dtypeBit,
     seedBit
   };
   std::uint32_t given_ = 0;
@@ -69,6 +70,10 @@ class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> 
   // "copy" of the clean weights: they come back exactly. "regenerate" holds none and draws the noise again to take it
   // off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double only.
   TORCH_SSAM_OPTION(std::string, memory) = "copy";
+  // at::kFloat keeps the clean weights and the momentum of BFloat16 and Half parameters in Float from step to step, so
+  // that updates and noise below half an ulp of a parameter count; parameters hold the rounding. What others write to a
+  // clean parameter counts, element by element. Stays as constructed, whatever a checkpoint says.
+  TORCH_SSAM_OPTION(std::optional<at::ScalarType>, master_dtype) = std::nullopt;
   TORCH_SSAM_OPTION(std::optional<std::int64_t>,
                     seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
 
@@ -94,14 +99,19 @@ class SSAMParamState : public torch::optim::OptimizerCloneableParamState<SSAMPar
   // With scale "fisher": F of each filter, Float.
   const at::Tensor& fisher() const noexcept { return fisher_; }
   at::Tensor& fisher() noexcept { return fisher_; }
-  bool empty() const noexcept { return !momentum_buffer_.defined() && !clean_.defined() && !fisher_.defined(); }
+  // With master_dtype: the clean weights of a 16-bit parameter, Float.
+  const at::Tensor& master() const noexcept { return master_; }
+  at::Tensor& master() noexcept { return master_; }
+  bool empty() const noexcept {
+    return !momentum_buffer_.defined() && !clean_.defined() && !fisher_.defined() && !master_.defined();
+  }
 
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
   friend bool operator==(const SSAMParamState& a, const SSAMParamState& b);
 
  private:
-  at::Tensor momentum_buffer_, clean_, fisher_;
+  at::Tensor momentum_buffer_, clean_, fisher_, master_;
 };
 
 class SSAM : public torch::optim::Optimizer {
@@ -190,7 +200,9 @@ class SSAM : public torch::optim::Optimizer {
   void update_and_perturb();
   std::vector<Part> alike(const Members& members, const SSAMOptions& options);
   void keep_momentum(const Part& part);
+  void project(const SSAMOptions& options, const Members& stacked);
   void settle();
+  void note_masters();
   void note_clean(bool regenerated_too = false);
   void note_clean_to_save();
   void forget_regenerated();

@@ -1,0 +1,222 @@
+// master_dtype in the C++ front: Float clean weights and momentum of 16-bit parameters. Checked against SSAM on Float
+// copies that the gradients of the 16-bit parameters drive; bits are compared with Python's in
+// tests/python/test_cpp_parity.py.
+#include <sstream>
+
+#include "api_testing.h"
+
+namespace torch_ssam {
+namespace {
+
+using namespace testing;
+
+const torch::Dtype kDtypes[] = {torch::kBFloat16, torch::kHalf};
+
+SSAMOptions options_of_test() {
+  return SSAMOptions(0.02).noise_std(0.05).momentum(0.9).weight_decay(0.01).seed(7).master_dtype(torch::kFloat);
+}
+
+void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
+  opt.zero_grad();
+  {
+    const auto pass = opt.perturb();
+    loss_of(params).backward();
+  }
+  opt.step();
+}
+
+void step_kept(SSAM& opt, const std::vector<Tensor>& params) {
+  opt.zero_grad();
+  loss_of(params).backward();
+  opt.step();
+}
+
+std::vector<Tensor> rounded(const std::vector<Tensor>& tensors, torch::Dtype dtype) {
+  std::vector<Tensor> result;
+  for (const Tensor& t : tensors) result.push_back(t.detach().to(dtype));
+  return result;
+}
+
+// The masters and momentum buffers that a checkpoint would have, parameter by parameter.
+std::vector<Tensor> saved(SSAM& opt, const char* name) {
+  const auto dict = opt.state_dict().toGenericDict();
+  const auto state = dict.at("state").toGenericDict();
+  std::vector<Tensor> result;
+  const auto count = static_cast<std::int64_t>(opt.param_groups()[0].params().size());
+  for (std::int64_t place = 0; place < count; ++place) {
+    if (!state.contains(place)) continue;
+    const auto entry = state.at(place).toGenericDict();
+    if (entry.contains(name)) result.push_back(entry.at(name).toTensor().clone());
+  }
+  return result;
+}
+
+void write(const std::vector<Tensor>& to, const std::vector<Tensor>& from) {
+  const torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < to.size(); ++i) Tensor(to[i]).copy_(from[i]);
+}
+
+// SSAM on Float copies; the 16-bit parameters get their roundings and give the gradients.
+std::vector<Tensor> float_copies(torch::Dtype dtype, SSAMOptions options, int steps) {
+  const auto params = parameters(dtype);
+  std::vector<Tensor> wide;
+  for (const Tensor& p : params) wide.push_back(parameter(p.detach().to(torch::kFloat)));
+  SSAM opt(wide, options.master_dtype(std::nullopt));
+  for (int k = 0; k < steps; ++k) {
+    {
+      const auto pass = opt.perturb();
+      write(params, wide);
+      for (const Tensor& p : params) p.mutable_grad().reset();
+      loss_of(params).backward();
+      for (std::size_t i = 0; i < wide.size(); ++i) wide[i].mutable_grad() = params[i].grad().to(torch::kFloat);
+    }
+    opt.step();
+  }
+  return copies(wide);
+}
+
+TEST(MastersTest, MastersHaveTheBitsOfFloatCopiesInBothForms) {
+  for (const torch::Dtype dtype : kDtypes) {
+    for (const auto& options :
+         {options_of_test(), options_of_test().momentum(0), options_of_test().radius(2.0),
+          options_of_test().noise_std(0), options_of_test().scale("filter"), options_of_test().scale("fisher"),
+          options_of_test().scale("element").distribution("rademacher")}) {
+      const auto expected = float_copies(dtype, options, 4);
+      for (const bool kept : {false, true}) {
+        const auto params = parameters(dtype);
+        SSAM opt(params, SSAMOptions(options).keep_perturbed(kept));
+        opt.train();
+        for (int k = 0; k < 4; ++k) kept ? step_kept(opt, params) : step_perturbed(opt, params);
+        opt.eval();
+        EXPECT_TRUE(same_bits(saved(opt, "master"), expected)) << dtype << " kept " << kept;
+        EXPECT_TRUE(same_bits(copies(params), rounded(expected, dtype))) << dtype << " kept " << kept;
+        for (const Tensor& buffer : saved(opt, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
+      }
+    }
+  }
+}
+
+TEST(MastersTest, UpdatesBelowHalfAnUlpAddUpWithMastersAndVanishWithout) {
+  for (const bool with : {false, true}) {
+    const Tensor w = torch::ones({65}, torch::kBFloat16).requires_grad_(true);
+    SSAMOptions options = SSAMOptions(1.0).noise_std(0);
+    if (with) options.master_dtype(torch::kFloat);
+    SSAM opt({w}, options);
+    for (int k = 0; k < 64; ++k) {
+      w.mutable_grad() = torch::full({65}, 0x1p-10, torch::kBFloat16);
+      opt.step();
+    }
+    EXPECT_TRUE((w == (with ? 0.9375 : 1.0)).all().item<bool>()) << with;
+  }
+}
+
+TEST(MastersTest, ACheckpointResumesBitForBitInEitherFormat) {
+  for (const bool kept : {false, true}) {
+    const SSAMOptions options = options_of_test().keep_perturbed(kept);
+    const auto params = parameters(torch::kBFloat16);
+    SSAM opt(params, options);
+    const auto steps = [&](SSAM& one, const std::vector<Tensor>& of, int count) {
+      one.train();
+      for (int k = 0; k < count; ++k) kept ? step_kept(one, of) : step_perturbed(one, of);
+    };
+    steps(opt, params, 3);
+    const auto weights = copies(params);  // noisy where kept: the checkpoint of the optimizer carries the clean ones
+    std::stringstream archive;
+    torch::save(opt, archive);
+    const c10::IValue dict = opt.state_dict().deepcopy();
+    steps(opt, params, 3);
+    opt.eval();
+    for (const bool pickled : {false, true}) {
+      const auto again = parameters(torch::kBFloat16);
+      SSAM other(again, SSAMOptions(options).seed(99));
+      steps(other, again, 1);  // something to be overwritten
+      other.eval();
+      if (pickled) {
+        other.load_state_dict(dict);
+      } else {
+        archive.seekg(0);
+        torch::load(other, archive);
+      }
+      write(again, weights);
+      steps(other, again, 3);
+      other.eval();
+      EXPECT_TRUE(same_bits(copies(again), copies(params))) << "kept " << kept << " pickled " << pickled;
+      EXPECT_TRUE(same_bits(saved(other, "master"), saved(opt, "master")));
+      EXPECT_TRUE(same_bits(saved(other, "momentum_buffer"), saved(opt, "momentum_buffer")));
+    }
+  }
+}
+
+TEST(MastersTest, ACheckpointWithoutMastersStartsThemAndTheOtherWayRound) {
+  const auto params = parameters(torch::kBFloat16);
+  SSAM plain(params, options_of_test().master_dtype(std::nullopt));
+  step_perturbed(plain, params);
+  SSAM opt(params, options_of_test());
+  opt.load_state_dict(plain.state_dict().deepcopy());
+  { const auto pass = opt.perturb(); }
+  EXPECT_TRUE(same_bits(saved(opt, "master"), rounded(params, torch::kFloat)));
+  step_perturbed(opt, params);
+  for (const Tensor& buffer : saved(opt, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
+  plain.load_state_dict(opt.state_dict().deepcopy());
+  step_perturbed(plain, params);
+  EXPECT_TRUE(saved(plain, "master").empty());
+  for (const Tensor& buffer : saved(plain, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kBFloat16);
+}
+
+TEST(MastersTest, WhatOthersWriteCountsElementByElement) {
+  const auto params = parameters(torch::kBFloat16);
+  SSAM opt(params, options_of_test());
+  for (int k = 0; k < 2; ++k) step_perturbed(opt, params);
+  auto expected = saved(opt, "master");
+  const auto held = copies(params);
+  {
+    const torch::NoGradGuard no_grad;
+    for (const Tensor& p : params) Tensor(p).zero_();
+    write(params, held);  // the same weights again
+    Tensor(params[1])[2].fill_(3.0);
+  }
+  expected[1][2].fill_(3.0);
+  { const auto pass = opt.perturb(); }
+  EXPECT_TRUE(same_bits(saved(opt, "master"), expected));
+  EXPECT_TRUE(same_bits(copies(params), rounded(expected, torch::kBFloat16)));
+}
+
+TEST(MastersTest, WritingToAPerturbedParameterIsNamed) {
+  const auto params = parameters(torch::kBFloat16);
+  SSAM opt(params, options_of_test());
+  step_perturbed(opt, params);
+  auto pass = opt.perturb();
+  {
+    const torch::NoGradGuard no_grad;
+    Tensor(params[0]).fill_(2.0);
+  }
+  EXPECT_THROW(pass.restore(), PerturbedWeightsChanged);
+  { const auto next = opt.perturb(); }
+  EXPECT_TRUE((saved(opt, "master")[0] == 2.0).all().item<bool>());
+}
+
+TEST(MastersTest, AGroupThatTurnsThemOffFollowsItsParameters) {
+  const auto params = parameters(torch::kBFloat16);
+  SSAM opt(params, options_of_test().momentum(0));
+  step_perturbed(opt, params);
+  auto& options = static_cast<SSAMOptions&>(opt.param_groups()[0].options());
+  options.master_dtype() = std::nullopt;
+  step_perturbed(opt, params);
+  const auto now = copies(params);
+  options.master_dtype() = torch::kFloat;
+  { const auto pass = opt.perturb(); }
+  EXPECT_TRUE(same_bits(copies(params), now));
+  EXPECT_TRUE(same_bits(saved(opt, "master"), rounded(now, torch::kFloat)));
+}
+
+TEST(MastersTest, WhatCannotBeIsRefused) {
+  const auto make = [](SSAMOptions options, torch::Dtype dtype = torch::kBFloat16) {
+    return SSAM(parameters(dtype), options);
+  };
+  EXPECT_MESSAGE(make(SSAMOptions(0.1).master_dtype(torch::kDouble)), "expected at::kFloat");
+  EXPECT_MESSAGE(make(SSAMOptions(0.1).master_dtype(torch::kFloat).memory("regenerate")), "Use memory 'copy'");
+  EXPECT_MESSAGE(make(SSAMOptions(0.1).master_dtype(torch::kFloat), torch::kDouble), "a parameter is Double");
+}
+
+}  // namespace
+}  // namespace torch_ssam
