@@ -606,6 +606,21 @@ def test_writing_to_a_perturbed_parameter_is_noticed_and_named(kept: bool) -> No
     assert front.same_bits([after[0], *after[2:]], [before[0], *before[2:]])
 
 
+@pytest.mark.parametrize("noise_std", [0.0, 0.05])
+def test_masters_that_a_group_turned_off_do_not_come_back(noise_std: float) -> None:
+    model, opt = trained(momentum=0.0, noise_std=noise_std)
+    opt.param_groups[0]["master_dtype"] = None
+    front.by_perturb(opt, model, front.batches(1, dtype=torch.bfloat16))
+    now = front.snapshot(model)
+    opt.param_groups[0]["master_dtype"] = torch.float32
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    opt.param_groups[0].update(noise_std=0.0, weight_decay=0.0)
+    opt.step()
+    assert front.same_bits(front.snapshot(model), now)
+    assert front.same_bits(masters(opt), [p.float() for p in now])
+
+
 def test_a_model_that_becomes_float32_needs_no_masters_any_more() -> None:
     model, opt = trained(momentum=0.0)
     model.float()
