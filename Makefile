@@ -26,10 +26,12 @@ demo: build                 ## the main job on real data: about 2 minutes
 
 test: test-cpp test-python  ## all tests, C++ then Python
 
-test-cpp: bootstrap
+build-cpp: bootstrap
 	@cmake -S . -B build/cpp -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
 	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
 	@rm -f build-cpp.log
+
+test-cpp: build-cpp
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
 	@[ ! -x build/cpp/count_instructions ] || $(PY) tools/check_instructions.py build/cpp/count_instructions
 
@@ -51,8 +53,9 @@ test-python: consumer
 
 # Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and over 900 kills.
 STRESS ?= 42
-stress: build               ## random walks, wrong calls, damaged checkpoints and kills, STRESS times as many as in the tests
+stress: build build-cpp     ## random walks, wrong calls, damaged checkpoints and kills, STRESS times as many as in the tests
 	TORCH_SSAM_STRESS=$(STRESS) $(PY) -m pytest -q -n $(JOBS) tests/python/test_state_machine.py tests/python/test_random_calls.py tests/python/test_fuzzed_state.py tests/python/test_killed.py
+	TORCH_SSAM_STRESS=$(STRESS) ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) -R RandomCalls
 
 lint: bootstrap             ## layout, types, names
 	$(PY) -m ruff check .

@@ -364,9 +364,10 @@ class SSAM(NoiseDriver):
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
-        if len(placed) == 1:
+        if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in ROWS:
             return
         for group, members in placed:
+            _options.check_noise(group)
             lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
             on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
             _options.check_sgd({**group, "lr": 0.0} if on_gpu else group)

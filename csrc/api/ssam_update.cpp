@@ -153,7 +153,7 @@ void SSAM::project(const SSAMOptions& options, const Members& stacked) {
 void SSAM::check_before_update() const {
   std::size_t place = 0;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
-    if (param_groups_.size() > 1) detail::check_sgd(options_of(g));
+    detail::check_options(options_of(g));
     for (const at::Tensor& p : param_groups_[g].params()) {
       TORCH_CHECK_VALUE(
           !p.grad().defined() || p.grad().layout() == at::kStrided, "torch_ssam: the gradient of parameter ", place,

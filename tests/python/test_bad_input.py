@@ -435,3 +435,20 @@ def test_weight_noise_refuses_a_wrong_state(state: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError), match=r"seed is|draw is"):
         noise.load_state_dict(state)
     assert noise.state_dict() == {"seed": 4, "draw": 0}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("option", "value"), [("radius", INF), ("radius", -1.0), ("noise_std", NAN)])
+def test_an_option_edited_to_nonsense_is_refused_before_the_update(keep: bool, option: str, value: float) -> None:
+    p = parameter()
+    opt = torch_ssam.SSAM([p], lr=0.1, noise_std=0.1, scale="filter", radius=10.0, keep_perturbed=keep, seed=1)
+    clean = p.detach().clone()
+    opt.train()
+    with contextlib.nullcontext() if keep else opt.perturb():
+        p.square().sum().backward()
+    opt.param_groups[0][option] = value
+    with pytest.raises(ValueError, match=f"{option} is"):
+        opt.step()
+    opt.param_groups[0][option] = 0.1
+    opt.eval()
+    assert torch.equal(p, clean)
