@@ -5,6 +5,7 @@ in test_checkpoints.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -439,9 +440,13 @@ def test_weight_noise_refuses_a_wrong_state(state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(("option", "value"), [("radius", INF), ("radius", -1.0), ("noise_std", NAN)])
-def test_an_option_edited_to_nonsense_is_refused_before_the_update(keep: bool, option: str, value: float) -> None:
+def test_an_option_edited_to_nonsense_is_refused_before_the_update(
+    keep: bool, option: str, value: float
+) -> None:
     p = parameter()
-    opt = torch_ssam.SSAM([p], lr=0.1, noise_std=0.1, scale="filter", radius=10.0, keep_perturbed=keep, seed=1)
+    opt = torch_ssam.SSAM(
+        [p], lr=0.1, noise_std=0.1, scale="filter", radius=10.0, keep_perturbed=keep, seed=1
+    )
     clean = p.detach().clone()
     opt.train()
     with contextlib.nullcontext() if keep else opt.perturb():

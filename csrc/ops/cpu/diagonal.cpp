@@ -65,8 +65,9 @@ struct Workspace {
 
 int64_t chunks_of(int64_t features, int64_t chunk) { return (features + chunk - 1) / chunk; }
 
-// At most kReadoutChunk coordinates; fewer where neither chunks nor row segments are enough for all threads. Rows are the
-// better split: half as wide a chunk reads rows in pieces that are too short for the prefetcher (1.7 times as long).
+// At most kReadoutChunk coordinates; fewer where neither chunks nor row segments are enough for all threads. Rows are
+// the better split: half as wide a chunk reads rows in pieces that are too short for the prefetcher (1.7 times as
+// long).
 int64_t chunk_size(const DiagonalShape& s, int64_t segments, int64_t elements) {
   const int64_t threads = elements > kGrain ? torch::stable::get_num_threads() : 1;
   if (segments >= threads) return kReadoutChunk;
