@@ -12,6 +12,7 @@ each other, on any number of processes. A checkpoint of two ranks resumes on fou
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,21 +63,7 @@ def batches(x: Tensor, y: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]
             yield x[batch[rank::world]], y[batch[rank::world]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--how", choices=("ddp", "fsdp2", "zero"), default="fsdp2")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--checkpoint", help="folder to save to when training is over (fsdp2)")
-    parser.add_argument("--resume", help="folder to go on from (fsdp2)")
-    args = parser.parse_args()
-    if args.how != "fsdp2" and (args.checkpoint or args.resume):
-        parser.error(
-            "--checkpoint and --resume are shown for --how fsdp2; ddp and zero save state_dict() by torch.save"
-        )
-
-    dist.init_process_group("gloo")
+def train(args: argparse.Namespace) -> None:
     digits = load_digits()
     x = torch.tensor(digits.data, dtype=torch.float32) / 16
     y = torch.tensor(digits.target)
@@ -108,6 +95,28 @@ def main() -> None:
     if args.checkpoint:
         model_state, optimizer_state = get_state_dict(model, opt)
         dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=args.checkpoint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--how", choices=("ddp", "fsdp2", "zero"), default="fsdp2")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--checkpoint", help="folder to save to when training is over (fsdp2)")
+    parser.add_argument("--resume", help="folder to go on from (fsdp2)")
+    args = parser.parse_args()
+    if args.how != "fsdp2" and (args.checkpoint or args.resume):
+        parser.error(
+            "--checkpoint and --resume are shown for --how fsdp2; ddp and zero save state_dict() by torch.save"
+        )
+
+    dist.init_process_group("gloo")
+    train(args)
+    # The DistributedDataParallel has to go before the process group does. Were it the last to let go of the group, it
+    # would wait for gloo's threads while it holds the interpreter's lock, and they for that lock: a hang at exit, now
+    # and then. train() has returned, and the collection frees what its first __init__ leaves in a reference cycle.
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
 

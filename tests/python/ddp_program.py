@@ -51,7 +51,6 @@ def train(way: str, opt: Any, net: nn.Module, todo: front.Batches) -> None:
 
 
 def rank_main(folder: Path) -> None:
-    dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     result: dict[str, list[Tensor]] = {}
     for way in WAYS:
@@ -70,13 +69,13 @@ def rank_main(folder: Path) -> None:
         result[way] = [*front.snapshot(model), *front.optimizer_bits(opt)]
         result["seed " + way] = [torch.tensor([opt.seed, opt.draw])]
     torch.save(result, folder / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     assert torch_ssam.SSAM is not None
+    dist.init_process_group("gloo")
     rank_main(Path(sys.argv[1]))
+    dist.barrier()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads may outlive the interpreter
+    os._exit(0)  # without destructors: gloo's threads may outlive the interpreter
