@@ -356,12 +356,13 @@ class NoiseState:
         """With scale="fisher": F <- beta F + sum of g^2, from the gradients of a step."""
         if group["scale"] != "fisher":
             return
+        # Checkpoint tools step with lr = 0 and gradients of zeros, to create the state that they then load into.
         lr = group.get("lr", 1.0)
-        if not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0:
-            return  # checkpoint tools step so, with gradients of zeros, to create state
+        counts = (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0
         for _, part in _by_device(_unplaced([p for p in group["params"] if p.grad is not None])):
             fisher = [self._fisher_of(p) for p in part.params]
-            ops.row_fisher_(fisher, [p.grad for p in part.params], float(group["fisher_decay"]))
+            if counts:
+                ops.row_fisher_(fisher, [p.grad for p in part.params], float(group["fisher_decay"]))
 
     def noise_of(self, group: Group, param: Tensor, place: int, sample: int) -> Tensor:
         """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""

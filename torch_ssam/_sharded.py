@@ -3,7 +3,8 @@
 Each operator gets a rule for DTensor (`torch.library.register_torch_dispatch`), so that fronts treat all parameters
 alike and plain ones pay nothing. A rule takes the local tensors, says where each lies in its whole tensor (the
 operators' `shards`, csrc/ops/shards.h) and calls the operator on them. A rank makes the noise of its own elements
-only, and nothing is communicated. Tests: test_sharded.py.
+only, and nothing is communicated; but norms of rows that several ranks hold parts of are those of the gathered tensor,
+one tensor at a time, so that they have the bits of one process. Tests: test_sharded.py.
 """
 
 from __future__ import annotations
@@ -20,12 +21,8 @@ from . import _library as _library
 
 NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
 ELEMENTWISE = ("restore_", "update_")
-# Those that add up over whole tensors, with the option that asks for them.
-SUMS = {
-    "project_": "radius",
-    "row_scales_": 'scale="filter", "tensor" or "fisher"',
-    "row_fisher_": 'scale="fisher"',
-}
+ROW_SUMS = ("row_scales_", "row_fisher_")  # sums over rows, which may lie on several ranks
+SUMS = ("project_",)  # sums over all tensors
 
 
 def _dtensor() -> Any:
@@ -70,18 +67,14 @@ def check_options(params: list[Any], group: dict[str, Any], noise_per_rank: bool
                 "different noise. It is for DistributedDataParallel, where each rank holds whole weights; expected "
                 "noise_per_rank=False."
             )
-        if is_split(p):
-            if group.get("radius") is not None:
-                raise _needs_sums("radius", i, p)
-            if group["scale"] not in ("isotropic", "element"):
-                raise _needs_sums(f"scale={group['scale']!r}", i, p)
+        if is_split(p) and group.get("radius") is not None:
+            raise _needs_sums(i, p)
 
 
-def _needs_sums(option: str, place: int, tensor: Any) -> ValueError:
+def _needs_sums(place: int, tensor: Any) -> ValueError:
     return ValueError(
-        f"{option} with a parameter that is split over ranks (number {place}, placements {tensor.placements}): its "
-        'sums go over whole tensors; expected radius=None and scale="isotropic" or "element", or parameters that '
-        "every rank holds whole."
+        f"radius with a parameter that is split over ranks (number {place}, placements {tensor.placements}): its norm "
+        "goes over all parameters of the group; expected radius=None, or parameters that every rank holds whole."
     )
 
 
@@ -180,7 +173,7 @@ def _local_list(name: str, tensors: list[Any], like: list[Any], written: bool) -
 
 
 def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """The rule of all operators that act element by element."""
+    """The rule of operators that act element by element."""
     arguments, name = func._schema.arguments, func._schema.name.removeprefix("torch_ssam::")
     first = [args[0]] if name == "perturbed" else args[0]
     named = dict(kwargs or {})
@@ -191,6 +184,11 @@ def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: d
         named |= dict(zip(names[place:], args[place:], strict=False))
         args = args[:place]
         named["shards"] = [number for tensor in first for number in shard_of(tensor)]
+        if "row_scales" in names:
+            scales = names.index("row_scales")
+            rows = args[scales] if len(args) > scales else named.pop("row_scales", None)
+            parts = rows and [_rows_here(values, tensor) for values, tensor in zip(rows, first, strict=True)]
+            args, named["row_scales"] = args[:scales], parts
     written: list[Tensor] = []
     locals_: list[Any] = []
     for argument, value in zip(arguments, args, strict=False):
@@ -229,19 +227,64 @@ def _drop_gathered() -> None:
             module.reshard()
 
 
+def _rows_here(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Of numbers for the rows of a whole tensor, those of the rows that this rank's part is in."""
+    if rows.numel() == 1 or not is_split(tensor):
+        return rows
+    start = shard_of(tensor)[tensor.dim()]
+    return rows.narrow(0, start, local_of(tensor).size(0))
+
+
+def _on_rows(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """The rule of sums over rows.
+
+    Fisher sums are whole on every rank. Row scales are of use for this rank's rows only, so where it holds them whole
+    (FSDP2 splits dimension 0) nothing is communicated.
+    """
+    rows, tensors, *rest = args
+    fisher = list(rest.pop(0)) if func._schema.name == "torch_ssam::row_scales_" else None
+
+    def call(places: list[int], out: list[Tensor], whole: list[Tensor], here: Callable[..., Tensor]) -> None:
+        middle = [] if fisher is None else [[here(fisher[i], tensors[i]) for i in places] if fisher else []]
+        func(out, whole, *middle, *rest, **(kwargs or {}))
+
+    def unchanged(values: Tensor, tensor: Tensor) -> Tensor:
+        return values
+
+    plain = [i for i, tensor in enumerate(tensors) if not is_split(tensor)]
+    if plain:
+        call(plain, [rows[i] for i in plain], [local_of(tensors[i]) for i in plain], unchanged)
+    for i, tensor in enumerate(tensors):
+        if not is_split(tensor) or tensor.device_mesh.get_coordinate() is None:
+            continue
+        if fisher is not None and rows[i].numel() > 1 and _holds_whole_rows(tensor):
+            call([i], [_rows_here(rows[i], tensor)], [local_of(tensor)], _rows_here)
+        else:
+            call([i], [rows[i]], [tensor.full_tensor()], unchanged)
+
+
+def _holds_whole_rows(tensor: Any) -> bool:
+    return all(
+        placement.is_replicate() or getattr(placement, "dim", None) == 0 for placement in tensor.placements
+    )
+
+
 def _on_whole(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """The rule of operators that add up over a tensor: refused where that would need the other ranks."""
-    name = func._schema.name.removeprefix("torch_ssam::")
-    for value in args:
-        for i, tensor in enumerate(value if isinstance(value, list | tuple) else ()):
-            if is_split(tensor):
-                raise _needs_sums(SUMS[name], i, tensor)
-    local = [[local_of(t) for t in v] if isinstance(v, list | tuple) else v for v in args]
-    return func(*local, **(kwargs or {}))
+    """The rule of operators that add up over all tensors: refused where that would need the other ranks."""
+    tensors, *rest = args
+    for i, tensor in enumerate(tensors):
+        if is_split(tensor):
+            raise _needs_sums(i, tensor)
+    return func([local_of(tensor) for tensor in tensors], *rest, **(kwargs or {}))
 
 
 @functools.cache
 def _register(kind: type) -> None:
-    for name in (*NOISY, *ELEMENTWISE, *SUMS):
-        rule: Callable[..., Any] = _on_whole if name in SUMS else _on_locals
-        torch.library.register_torch_dispatch(f"torch_ssam::{name}", kind, rule)
+    rules: dict[Callable[..., Any], tuple[str, ...]] = {
+        _on_locals: (*NOISY, *ELEMENTWISE),
+        _on_rows: ROW_SUMS,
+        _on_whole: SUMS,
+    }
+    for rule, names in rules.items():
+        for name in names:
+            torch.library.register_torch_dispatch(f"torch_ssam::{name}", kind, rule)

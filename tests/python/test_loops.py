@@ -342,14 +342,17 @@ def test_lazy_modules_are_perturbed_once_they_have_weights() -> None:
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 @pytest.mark.parametrize("kept", [False, True])
-def test_torch_distributed_checkpoint_resumes_in_the_same_bits(kind: str, kept: bool, tmp_path: Any) -> None:
+@pytest.mark.parametrize("scale", ["isotropic", "fisher"])
+def test_torch_distributed_checkpoint_resumes_in_the_same_bits(
+    kind: str, kept: bool, scale: str, tmp_path: Any
+) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     drive = front.by_stock_loop if kept else front.by_perturb
     todo = front.batches(5)
     model = front.Net()
-    opt = MAKERS[kind](model, keep_perturbed=kept)
+    opt = MAKERS[kind](model, keep_perturbed=kept, scale=scale)
     opt.attach(model)
     opt.train()
     drive(opt, model, todo[:3])
@@ -361,7 +364,7 @@ def test_torch_distributed_checkpoint_resumes_in_the_same_bits(kind: str, kept: 
     opt.eval()
 
     other = front.Net(seed=5)
-    resumed = MAKERS[kind](other, keep_perturbed=kept, seed=99)
+    resumed = MAKERS[kind](other, keep_perturbed=kept, scale=scale, seed=99)
     weights, state = get_state_dict(other, resumed)
     loaded = {"model": weights, "opt": state}
     dcp.load(loaded, checkpoint_id=str(tmp_path))
