@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 TORCH=${TORCH:-torch==2.13.0}
 PYTHON=${PYTHON:-python3}
 stamp=.venv/.bootstrapped
-signature="$(cat pyproject.toml tools/bootstrap.sh | cksum) $TORCH"
+signature="$(cat pyproject.toml tools/bootstrap.sh tools/extra.py | cksum) $TORCH"
 
 system_packages() {
   local missing=()
@@ -72,13 +72,7 @@ echo "bootstrap: installing the tools pinned in pyproject.toml"
 pin=$(.venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
 constraints=$(mktemp)
 echo "$pin" >"$constraints"
-.venv/bin/python - <<'PY' >.venv/requirements.txt
-import tomllib, pathlib
-p = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
-extras = p["project"]["optional-dependencies"]
-wanted = p["build-system"]["requires"] + sum((extras[name] for name in ("dev", "demo", "sharpness", "frameworks")), [])
-print("\n".join(wanted + [d for d in p["project"]["dependencies"] if not d.startswith("torch")]))
-PY
+.venv/bin/python tools/extra.py build-system dev demo sharpness frameworks dependencies >.venv/requirements.txt
 .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
 rm -f "$constraints"
 # BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning

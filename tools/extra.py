@@ -1,9 +1,18 @@
-"""Prints the requirements of extras of pyproject.toml, one a line: python tools/extra.py docs wheel"""
+"""Prints requirements of pyproject.toml, one a line: python tools/extra.py docs wheel
+
+A name is an extra, or `build-system`, or `dependencies`: those of the package, without torch, which is never ours to choose.
+"""
 
 import sys
 from pathlib import Path
 
-import tomllib
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 
-project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
-print("\n".join(line for name in sys.argv[1:] for line in project["optional-dependencies"][name]))
+pyproject = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+wanted = dict(pyproject["project"]["optional-dependencies"])
+wanted["build-system"] = pyproject["build-system"]["requires"]
+wanted["dependencies"] = [d for d in pyproject["project"]["dependencies"] if not d.startswith("torch")]
+print("\n".join(line for name in sys.argv[1:] for line in wanted[name]))
