@@ -329,7 +329,8 @@ def test_an_interrupt_of_our_code_leaves_gradients_enabled() -> None:
 
 
 SCRIPT = """
-import os, sys, torch, torch_ssam
+import os, signal, sys, torch, torch_ssam
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
 torch.manual_seed(0)
 model = torch.nn.Linear(300, 300)
 opt = torch_ssam.SSAM(model.parameters(), lr=0.0, noise_std=1.0)
@@ -361,8 +362,11 @@ def test_ctrl_c_in_a_running_program_leaves_the_clean_bits() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(random.Random().uniform(0.0, 0.2))
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(random.Random().uniform(0.0, 0.2))
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert (out, process.returncode) == ("clean\n", 0), error

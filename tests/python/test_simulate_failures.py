@@ -159,7 +159,10 @@ def test_an_exception_in_progress_stops_the_run() -> None:
 
 def test_ctrl_c_stops_it_and_raises_keyboard_interrupt() -> None:
     code = (
+        "import signal\n"
         "from torch_ssam.simulate import simulate\n"
+        # A shell that runs the tests in the background ignores it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
         "try:\n"
         "    simulate([1.0] * 100, 3, noise_std=0.1, lr=0.01, steps=2 * 10**9, record_every=10**9, "
@@ -170,10 +173,13 @@ def test_ctrl_c_stops_it_and_raises_keyboard_interrupt() -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert output == "interrupted\n"
     assert process.returncode == 0
 
