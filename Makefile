@@ -72,6 +72,7 @@ bench: build                ## ratios against peers, written to docs/benchmarks.
 	@$(PY) tools/extra.py bench | xargs $(PY) -m pip install -q --no-deps
 	$(PY) benchmarks/run.py
 	$(PY) -m benchmarks.scaling
+	$(PY) -m benchmarks.limits
 
 # LibTorch itself is not instrumented: ASan and UBSan see our code in it, ThreadSanitizer and valgrind run what needs none.
 SANITIZED = -G Ninja -DCMAKE_BUILD_TYPE=None -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR)
