@@ -69,7 +69,15 @@ for _name in (
     torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
 
 
+def _defined(**tensors: torch.Tensor | None) -> None:
+    """The dispatcher lets None through where a schema asks for a tensor."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            raise ValueError(f"torch_ssam: {name} is None; expected a tensor.")
+
+
 def _perturbed(weights: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
+    _defined(weights=weights)
     return torch.empty_like(weights)
 
 
@@ -81,6 +89,7 @@ def _diagonal(
     distribution: str = "gaussian",
     readout: bool = False,
 ) -> torch.Tensor:
+    _defined(input=input, weight=weight)
     return input.new_empty(input.shape[:-1] if readout else input.shape)
 
 
@@ -95,6 +104,7 @@ def _diagonal_backward(
     needs_input: bool,
     needs_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    _defined(grad_output=grad_output, input=input, weight=weight)
     return (
         input.new_empty(input.shape if needs_input else (0,)),
         weight.new_empty(weight.shape if needs_weight else (0,)),

@@ -283,23 +283,22 @@ double worst_case_sharpness(const Weights& weights, View target, double radius, 
     return 0;
   }
   Gain gain(weights, target);
-  std::vector<std::vector<double>> starts = one_coordinate_starts(weights, gain, radius);
+  double best = 0;
+  for (std::vector<double>& from : one_coordinate_starts(weights, gain, radius)) {
+    best = std::max(best, ascend(gain, std::move(from), radius));
+  }
   std::vector<double> start(weights.values().size(), 0.0);
   std::vector<double> gradient(start.size());
   gain.gradient(start, gradient);
   scale_to(gradient, radius);
-  starts.push_back(gradient);
+  best = std::max(best, ascend(gain, std::move(gradient), radius));
   std::mt19937_64 random(seed);
-  for (std::int64_t r = 0; r < restarts; ++r) {
+  for (std::int64_t r = 0; r < restarts; ++r) {  // one at a time: the memory does not grow with restarts
     for (double& value : start) {  // uniform in a cube, by its bits: the same on every platform
       value = std::ldexp(static_cast<double>(random() >> 11), -52) - 1;
     }
     scale_to(start, radius);
-    starts.push_back(start);
-  }
-  double best = 0;
-  for (std::vector<double>& from : starts) {
-    best = std::max(best, ascend(gain, std::move(from), radius));
+    best = std::max(best, ascend(gain, start, radius));
   }
   return best;
 }
