@@ -294,7 +294,7 @@ double worst_case_sharpness(const Weights& weights, View target, double radius, 
   best = std::max(best, ascend(gain, std::move(gradient), radius));
   std::mt19937_64 random(seed);
   for (std::int64_t r = 0; r < restarts; ++r) {  // one at a time: the memory does not grow with restarts
-    for (double& value : start) {  // uniform in a cube, by its bits: the same on every platform
+    for (double& value : start) {                // uniform in a cube, by its bits: the same on every platform
       value = std::ldexp(static_cast<double>(random() >> 11), -52) - 1;
     }
     scale_to(start, radius);
