@@ -123,6 +123,7 @@ cuda: build                 ## tests and benchmark on a GPU; fails where there i
 
 docs: build                 ## the site, in docs/_build
 	@$(PY) tools/extra.py docs | xargs $(PY) -m pip install -q
+	@command -v doxygen >/dev/null || { [ "$$(id -u)" != 0 ] || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq doxygen >/dev/null; }; }
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
 # The versions of PyTorch that the wheel is tried under: 2.14.1 and 2.10.0 bring CUDA 13's and 12.8's, 13 GB of downloads.

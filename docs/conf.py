@@ -1,7 +1,12 @@
 """Sphinx configuration: `make docs` builds the site into docs/_build, warnings are errors."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+
+import latex2mathml.converter
+from docutils import nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -17,13 +22,26 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "matplotlib.sphinxext.plot_directive",
+    "breathe",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
+
+plot_formats = [("png", 160)]
+plot_html_show_formats = plot_html_show_source_link = False
+plot_basedir = str(ROOT / "docs")
+
+breathe_projects = {"torch_ssam": str(ROOT / "docs" / "_build" / "doxygen" / "xml")}
+breathe_default_project = "torch_ssam"
+breathe_default_members = ("members",)
+suppress_warnings = [
+    "duplicate_declaration.cpp"
+]  # an option's name is that of its member and of its overloads
+html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures show them; the docstrings' Args say more
@@ -32,6 +50,8 @@ napoleon_google_docstring = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"torch_ssam {version}"
 html_theme_options = {"navigation_with_keys": True}
 
@@ -48,6 +68,26 @@ def skip(app, what, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def run_doxygen(app):
+    """The C++ reference is made of what doxygen reads out of the headers."""
+    if shutil.which("doxygen") is None:
+        raise SystemExit("docs: doxygen is missing. Run: sudo apt-get install -y doxygen")
+    (ROOT / "docs" / "_build").mkdir(exist_ok=True)
+    subprocess.run(["doxygen", "-q", "Doxyfile"], cwd=ROOT / "docs", check=True)
+
+
+def as_mathml(self, node, display):
+    """Formulas as MathML, which browsers draw themselves: nothing is loaded from elsewhere."""
+    self.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer(
+        "mathml",
+        (lambda self, node: as_mathml(self, node, "inline"), None),
+        (lambda self, node: as_mathml(self, node, "block"), None),
+    )
+    app.connect("builder-inited", run_doxygen)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", escape)
