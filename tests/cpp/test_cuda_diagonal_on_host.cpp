@@ -163,7 +163,7 @@ void check_backward(const Case& c, bool readout, bool needs_input, bool needs_we
     if (row > 0) s.k.diagonal_add[pair](total.data(), sum.data(), features);
   }
   if (needs_weight) {
-    s.k.diagonal_weight_gradient[pair](c.depth, features, total.data(), s.layers_cpu.data(), scratch.data(),
+    s.k.diagonal_weight_gradient[pair](c.depth, features, total.data(), s.layers_cpu.data(), features, scratch.data(),
                                        grad_weight_cpu.data(), features);
   }
 

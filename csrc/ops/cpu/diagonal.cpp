@@ -26,6 +26,9 @@ struct Problem {
            (row * shape.features + feature) * static_cast<int64_t>(input_bytes);
   }
   const char* weight_data() const { return static_cast<const char*>(weight.data_ptr()); }
+
+  // Whether the weights can be read where they lie: no noise, and in opmath already.
+  bool plain() const { return !args.noisy && weight_bytes == math_bytes; }
 };
 
 Problem make_problem(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator,
@@ -49,11 +52,11 @@ Problem make_problem(const Tensor& input, const Tensor& weight, const std::optio
 }
 
 // Buffers of one thread for one chunk, in opmath: layers (depth, chunk), product, sum, total (chunk), and the scratch
-// of the weight gradient (1 + depth, chunk).
+// of the weight gradient (depth, chunk).
 struct Workspace {
   Workspace(const Problem& p, int64_t chunk)
       : bytes(static_cast<size_t>(chunk) * p.math_bytes),
-        memory(new char[bytes * static_cast<size_t>(2 * p.shape.depth + 4)]) {}
+        memory(new char[bytes * static_cast<size_t>(2 * p.shape.depth + 3)]) {}
   size_t bytes;
   std::unique_ptr<char[]> memory;
   char* product() { return memory.get(); }
@@ -116,7 +119,7 @@ Tensor diagonal_cpu(Tensor input, Tensor weight, std::optional<Tensor> generator
       const int64_t c = task / groups;
       const int64_t group = task % groups;
       const Span span{c * chunk, std::min(chunk, features - c * chunk)};
-      k.diagonal_load[pair](p.args, span, p.weight_data(), w.layers(), w.product());
+      k.diagonal_load[pair](p.args, span, p.weight_data(), p.args.noisy ? w.layers() : nullptr, w.product());
       for (int64_t row = rows * group / groups; row < rows * (group + 1) / groups; ++row) {
         const char* x = p.input_at(row, span.begin);
         if (readout) {
@@ -185,7 +188,9 @@ std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor inpu
 
   const auto finish_chunk = [&](Workspace& w, Span span) {
     char* target = static_cast<char*>(grad_weight.data_ptr()) + span.begin * static_cast<int64_t>(p.weight_bytes);
-    k.diagonal_weight_gradient[pair](depth, features, w.total(), w.layers(), w.scratch(depth), target, span.count);
+    const void* layers = p.plain() ? p.weight_data() + span.begin * math_bytes : w.layers();
+    k.diagonal_weight_gradient[pair](depth, features, w.total(), layers, p.plain() ? features : span.count,
+                                     w.scratch(depth), target, span.count);
   };
 
   run_tasks(chunks * groups, elements, [&](int64_t first, int64_t last) {
@@ -195,7 +200,10 @@ std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor inpu
       const int64_t group = task % groups;
       const Span span{c * chunk, std::min(chunk, features - c * chunk)};
       const auto span_bytes = static_cast<size_t>(span.count * math_bytes);
-      k.diagonal_load[pair](p.args, span, p.weight_data(), w.layers(), needs_input ? w.product() : nullptr);
+      char* layers = p.plain() ? nullptr : w.layers();
+      if (needs_input || layers != nullptr) {
+        k.diagonal_load[pair](p.args, span, p.weight_data(), layers, needs_input ? w.product() : nullptr);
+      }
       for (int64_t s = segments * group / groups; s < segments * (group + 1) / groups; ++s) {
         const int64_t row = s * kBatchSegment;
         const int64_t n = std::min(kBatchSegment, rows - row);
@@ -221,7 +229,7 @@ std::tuple<Tensor, Tensor> diagonal_backward_cpu(Tensor grad_output, Tensor inpu
       Workspace w(p, chunk);
       for (int64_t c = first; c < last; ++c) {
         const Span span{c * chunk, std::min(chunk, features - c * chunk)};
-        k.diagonal_load[pair](p.args, span, p.weight_data(), w.layers(), nullptr);
+        if (!p.plain()) k.diagonal_load[pair](p.args, span, p.weight_data(), w.layers(), nullptr);
         for (int64_t s = 0; s < segments; ++s) {
           const char* sum = sums.data() + (s * features + span.begin) * math_bytes;
           if (s == 0) {

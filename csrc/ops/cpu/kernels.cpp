@@ -311,6 +311,20 @@ void scale(double factor, void* weights_, int64_t count) {
     weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
 }
 
+// product <- product * layer, or the first layer itself.
+template <typename math_t, typename layer_t>
+void extend_product(math_t* __restrict product, const layer_t* __restrict layer, int64_t count, bool first) {
+  if (first) {
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) product[i] = load_scalar(layer[i]);
+  } else {
+    TORCH_SSAM_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i) {
+      product[i] = math::diagonal_extend(product[i], static_cast<math_t>(load_scalar(layer[i])));
+    }
+  }
+}
+
 template <typename master_t, typename model_t>
 void diagonal_load(const DiagonalArgs& args, Span span, const void* weight_, void* layers_, void* product_) {
   using math_t = opmath_t<master_t>;
@@ -321,7 +335,7 @@ void diagonal_load(const DiagonalArgs& args, Span span, const void* weight_, voi
   for (int64_t layer = 0; layer < args.layers; ++layer) {
     const int64_t first = layer * args.features + span.begin;
     const master_t* source = weight + first;
-    math_t* target = layers + layer * span.count;
+    math_t* target = layers == nullptr ? nullptr : layers + layer * span.count;
     if (args.noisy) {
       with_noise(args.noise.stream, args.noise.distribution, Span{first, span.count},
                  [=](const float* noise, int64_t offset, int64_t n) {
@@ -332,17 +346,15 @@ void diagonal_load(const DiagonalArgs& args, Span span, const void* weight_, voi
                          load_scalar(math::perturb_stored<master_t>(source[offset + i], noise_std, noise[i]));
                    }
                  });
-    } else {
+    } else if (layers != nullptr) {
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < span.count; ++i) target[i] = load_scalar(source[i]);
     }
     if (product == nullptr) continue;
-    if (layer == 0) {
-      TORCH_SSAM_INDEPENDENT
-      for (int64_t i = 0; i < span.count; ++i) product[i] = target[i];
+    if (layers != nullptr) {
+      extend_product(product, target, span.count, layer == 0);
     } else {
-      TORCH_SSAM_INDEPENDENT
-      for (int64_t i = 0; i < span.count; ++i) product[i] = math::diagonal_extend(product[i], target[i]);
+      extend_product(product, source, span.count, layer == 0);
     }
   }
 }
@@ -466,37 +478,56 @@ void diagonal_add(void* total_, const void* sum_, int64_t count) {
   for (int64_t i = 0; i < count; ++i) total[i] += sum[i];
 }
 
+// One layer of it: the gradient, and the prefix of the next layer. The first layer has no prefix and the last no
+// suffix, which stand for 1; the last needs no further prefix.
+template <bool kFirst, bool kLast, typename master_t, typename math_t>
+inline __attribute__((always_inline)) void layer_gradient(const math_t* prefix_before, const math_t* __restrict suffix,
+                                                          const math_t* __restrict total, const math_t* __restrict w,
+                                                          math_t* prefix, master_t* __restrict target, int64_t count) {
+  TORCH_SSAM_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) {
+    const math_t before = kFirst ? math_t(1) : prefix_before[i];
+    const math_t after = kLast ? math_t(1) : suffix[i];
+    target[i] = Store<master_t>::from(math::diagonal_layer_gradient(before, after, total[i]));
+    if (!kFirst && !kLast) prefix[i] = math::diagonal_extend(before, w[i]);
+  }
+}
+
 template <typename master_t, typename model_t>
-void diagonal_weight_gradient(int64_t depth, int64_t features, const void* total_, void* layers_, void* scratch_,
-                              void* grad_weight_, int64_t count) {
+void diagonal_weight_gradient(int64_t depth, int64_t features, const void* total_, const void* layers_,
+                              int64_t layer_stride, void* scratch_, void* grad_weight_, int64_t count) {
   using math_t = opmath_t<master_t>;
   const auto* total = static_cast<const math_t*>(total_);
-  auto* layers = static_cast<math_t*>(layers_);
+  const auto* layers = static_cast<const math_t*>(layers_);
   auto* prefix = static_cast<math_t*>(scratch_);            // (count)
-  auto* suffixes = static_cast<math_t*>(scratch_) + count;  // (depth, count)
+  auto* suffixes = static_cast<math_t*>(scratch_) + count;  // (depth - 2, count): those of two layers and more
   auto* grad_weight = static_cast<master_t*>(grad_weight_);
-  // Suffix products, from the last layer down.
-  math_t* last = suffixes + (depth - 1) * count;
-  for (int64_t i = 0; i < count; ++i) last[i] = math_t(1);
-  for (int64_t layer = depth - 2; layer >= 0; --layer) {
-    const math_t* above = suffixes + (layer + 1) * count;
-    const math_t* w = layers + (layer + 1) * count;
+  const int64_t last = depth - 1;
+  if (depth == 1) {
+    layer_gradient<true, true, master_t, math_t>(nullptr, nullptr, total, layers, nullptr, grad_weight, count);
+    return;
+  }
+  // Suffix products, from the last layer down; that of the layer before the last is the last layer itself.
+  const auto suffix_of = [&](int64_t layer) {
+    return layer == last - 1 ? layers + last * layer_stride : suffixes + layer * count;
+  };
+  for (int64_t layer = last - 2; layer >= 0; --layer) {
+    const math_t* above = suffix_of(layer + 1);
+    const math_t* w = layers + (layer + 1) * layer_stride;
     math_t* target = suffixes + layer * count;
     TORCH_SSAM_INDEPENDENT
     for (int64_t i = 0; i < count; ++i) target[i] = math::diagonal_extend(above[i], w[i]);
   }
-  // Prefix products, from the first layer up, and the gradients.
-  for (int64_t i = 0; i < count; ++i) prefix[i] = math_t(1);
-  for (int64_t layer = 0; layer < depth; ++layer) {
-    const math_t* suffix = suffixes + layer * count;
-    const math_t* w = layers + layer * count;
-    master_t* target = grad_weight + layer * features;
-    TORCH_SSAM_INDEPENDENT
-    for (int64_t i = 0; i < count; ++i) {
-      target[i] = Store<master_t>::from(math::diagonal_layer_gradient(prefix[i], suffix[i], total[i]));
-      prefix[i] = math::diagonal_extend(prefix[i], w[i]);
-    }
+  // Prefix products, from the first layer up, and the gradients; the prefix of the second layer is the first.
+  layer_gradient<true, false, master_t, math_t>(nullptr, suffix_of(0), total, layers, nullptr, grad_weight, count);
+  const math_t* before = layers;
+  for (int64_t layer = 1; layer < last; ++layer) {
+    layer_gradient<false, false, master_t, math_t>(before, suffix_of(layer), total, layers + layer * layer_stride,
+                                                   prefix, grad_weight + layer * features, count);
+    before = prefix;
   }
+  layer_gradient<false, true, master_t, math_t>(before, nullptr, total, nullptr, nullptr, grad_weight + last * features,
+                                                count);
 }
 
 #define TORCH_SSAM_EACH_PAIR(kernel)           \

@@ -74,7 +74,7 @@ struct Kernels {
   void (*scale[kDtypePairs])(double factor, void* weights, int64_t count);
 
   // One chunk of coordinates [begin, begin + count) of the diagonal product. `layers` and the other buffers hold
-  // opmath values: (layers, count) and (count). `product` may be null.
+  // opmath values: (layers, count) and (count). `product` may be null, and without noise `layers`.
   void (*diagonal_load[kDtypePairs])(const DiagonalArgs&, Span, const void* weight, void* layers, void* product);
   void (*diagonal_multiply[kDtypePairs])(const void* product, const void* input, void* output, int64_t count);
   void (*diagonal_spread[kDtypePairs])(const void* product, const void* grad_row, void* output, int64_t count);
@@ -88,9 +88,9 @@ struct Kernels {
                                               void* output, int64_t row_stride, int64_t rows, int64_t count,
                                               const void* product, void* sum);
   void (*diagonal_add[kDtypePairs])(void* total, const void* sum, int64_t count);
-  // `scratch` takes a prefix and the suffix products: (1 + depth, count).
-  void (*diagonal_weight_gradient[kDtypePairs])(int64_t depth, int64_t features, const void* total, void* layers,
-                                                void* scratch, void* grad_weight, int64_t count);
+  // Layers are opmath values, layer_stride apart. `scratch` takes a prefix and suffix products: (depth, count).
+  void (*diagonal_weight_gradient[kDtypePairs])(int64_t depth, int64_t features, const void* total, const void* layers,
+                                                int64_t layer_stride, void* scratch, void* grad_weight, int64_t count);
 };
 
 // Null where the build has no such variant.
