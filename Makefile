@@ -104,9 +104,9 @@ coverage: build consumer    ## lines of Python and C++ that the tests run, in bu
 	  --cov-report=html:build/coverage/python --ignore=tests/python/test_signals.py
 	cmake -S . -B build/coverage/cpp $(SANITIZED) "-DCMAKE_CXX_FLAGS=-O1 --coverage -fprofile-update=atomic"
 	cmake --build build/coverage/cpp --parallel $(JOBS)
-	ctest --test-dir build/coverage/cpp --output-on-failure --parallel $(JOBS)
+	ctest --test-dir build/coverage/cpp --output-on-failure --parallel $(JOBS) -LE consumer
 	mkdir -p build/coverage/lines
-	$(PY) -m gcovr --root . --filter csrc/ --txt - --html-details build/coverage/lines/index.html build/coverage/cpp
+	$(PY) -m gcovr --root . --filter csrc/ --merge-lines --txt - --html-details build/coverage/lines/index.html build/coverage/cpp
 
 pre-commit: bootstrap       ## the hooks of .pre-commit-config.yaml over all files
 	$(PY) -m pre_commit run --all-files
