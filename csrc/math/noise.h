@@ -30,25 +30,34 @@ TORCH_SSAM_BODY NoiseStream make_noise_stream(int64_t seed, int64_t draw, int64_
           static_cast<uint32_t>(sample), static_cast<uint32_t>(d),       static_cast<uint32_t>(d >> 32)};
 }
 
-// The four words of one counter (or of a bundle), given as two halves so that lanes need no 64-bit integers.
+// The part of the key that a stream fixes, in words as wide as are needed.
 template <typename word_t>
-TORCH_SSAM_BODY Words<word_t> noise_words(const NoiseStream& stream, word_t counter_low, word_t counter_high) {
-  return threefry4x32<word_t>({stream.seed_low, stream.seed_high, stream.place, stream.sample},
-                              {counter_low, counter_high, word_t(stream.draw_low), word_t(stream.draw_high)});
+TORCH_SSAM_BODY KeySchedule<word_t> noise_key(const NoiseStream& stream) {
+  return make_key_schedule<word_t>(Words4{stream.seed_low, stream.seed_high, stream.place, stream.sample});
+}
+
+// The four words of one counter (or of a bundle), given as two halves so that lanes need no 64-bit integers.
+template <typename word_t, typename key_word_t>
+TORCH_SSAM_BODY Words<word_t> noise_words(const KeySchedule<key_word_t>& key, const NoiseStream& stream,
+                                          word_t counter_low, word_t counter_high) {
+  return threefry4x32<word_t>(key, {counter_low, counter_high, word_t(stream.draw_low), word_t(stream.draw_high)});
 }
 TORCH_SSAM_BODY Words4 noise_words(const NoiseStream& stream, uint32_t counter_low, uint32_t counter_high) {
-  return noise_words<uint32_t>(stream, counter_low, counter_high);
+  return noise_words<uint32_t>(noise_key<uint32_t>(stream), stream, counter_low, counter_high);
 }
 
 // -2 ln(u) for u = ((word >> 1) | 1) / 2^31, in (0, 1]: exponent and mantissa apart, f in [sqrt(1/2), sqrt(2)),
-// -2 ln f = -2 t + t^2 P(t) with t = f - 1, relative error below 2^-23.
-TORCH_SSAM_BODY float minus_two_log(uint32_t word) {
-  const float u = static_cast<float>(static_cast<int32_t>((word >> 1) | 1U));  // u 2^31, rounded to 24 bits
-  const uint32_t shifted = float_to_bits(u) - 0x3f3504f3U;                     // bits of sqrt(1/2)
-  const int32_t exponent = (static_cast<int32_t>(shifted) >> 23) - 31;
-  const float t = bits_to_float((shifted & 0x007fffffU) + 0x3f3504f3U) - 1.0F;
+// -2 ln f = -2 t + t^2 P(t) with t = f - 1, relative error below 2^-23. Integer operations and additions where they
+// give the bits of a multiplication: the units that multiply are the busiest of a vector processor here. word_t and
+// float_t are uint32_t and float, or bundles of them with the same operators (noise_blocks.h).
+template <typename float_t, typename word_t>
+TORCH_SSAM_BODY float_t minus_two_log(const word_t& word) {
+  const float_t u = signed_to_float((word >> 1) | 1U);    // u 2^31, rounded to 24 bits
+  const word_t shifted = float_to_bits(u) - 0x4eb504f3U;  // bits of 2^31 sqrt(1/2)
+  const float_t exponent = signed_to_float(shift_right_signed(shifted, 23));
+  const float_t t = bits_to_float((shifted & 0x007fffffU) + 0x3f3504f3U) - 1.0F;
 
-  float p = 0x1.37a546p-3F;
+  float_t p = float_t(0x1.37a546p-3F);
   p = fused_multiply_add(p, t, -0x1.08b288p-2F);
   p = fused_multiply_add(p, t, 0x1.0f4146p-2F);
   p = fused_multiply_add(p, t, -0x1.2254bep-2F);
@@ -57,36 +66,44 @@ TORCH_SSAM_BODY float minus_two_log(uint32_t word) {
   p = fused_multiply_add(p, t, 0x1.000438p-1F);
   p = fused_multiply_add(p, t, -0x1.55554ep-1F);
   p = fused_multiply_add(p, t, 0x1.fffff8p-1F);
-  const float mantissa_part = fused_multiply_add(t * t, p, -2.0F * t);
-  return fused_multiply_add(static_cast<float>(exponent), -0x1.62e430p+0F, mantissa_part);  // -2 ln 2
+  const float_t mantissa_part = fused_multiply_add(t * t, p, -(t + t));
+  return fused_multiply_add(exponent, float_t(-0x1.62e430p+0F), mantissa_part);  // -2 ln 2
 }
+TORCH_SSAM_BODY float minus_two_log(uint32_t word) { return minus_two_log<float>(word); }
 
-struct GaussianPair {
-  float first, second;
+template <typename float_t>
+struct PairOf {
+  float_t first, second;
 };
+using GaussianPair = PairOf<float>;
 
 // Box-Muller. The angle is pi x / 2 with x in [-1, 1] from the word's 32 bits, which covers the right half circle; the
 // word's lowest bit (not used by x, which takes it as 1) mirrors the cosine to the left half.
-TORCH_SSAM_BODY GaussianPair gaussian_pair(uint32_t radius_word, uint32_t angle_word) {
-  const float radius = square_root(minus_two_log(radius_word));
-  const float x = static_cast<float>(static_cast<int32_t>(angle_word | 1U)) * 0x1p-31F;
-  const float z = x * x;
+template <typename float_t, typename word_t>
+TORCH_SSAM_BODY PairOf<float_t> gaussian_pair(const word_t& radius_word, const word_t& angle_word) {
+  const float_t radius = square_root(minus_two_log<float_t>(radius_word));
+  const float_t odd = signed_to_float(angle_word | 1U);
+  const float_t x = bits_to_float(float_to_bits(odd) - (31U << 23));  // odd 2^-31; it is never 0
+  const float_t z = x * x;
 
-  float s = 0x1.4701dep-13F;
+  float_t s = float_t(0x1.4701dep-13F);
   s = fused_multiply_add(s, z, -0x1.32e974p-8F);
   s = fused_multiply_add(s, z, 0x1.466f3ep-4F);
   s = fused_multiply_add(s, z, -0x1.4abbf0p-1F);
   s = fused_multiply_add(s, z, 0x1.921fb6p+0F);
 
-  float c = 0x1.8bd856p-16F;
+  float_t c = float_t(0x1.8bd856p-16F);
   c = fused_multiply_add(c, z, -0x1.d4786ep-11F);
   c = fused_multiply_add(c, z, 0x1.472a76p-6F);
   c = fused_multiply_add(c, z, -0x1.de9e60p-3F);
   c = fused_multiply_add(c, z, 1.0F);
-  const float cosine = fused_multiply_add(-x, x, 1.0F) * c;
+  const float_t cosine = fused_multiply_add(-x, x, 1.0F) * c;
 
-  const float first = radius * cosine;
+  const float_t first = radius * cosine;
   return {bits_to_float(float_to_bits(first) ^ (angle_word << 31)), radius * (x * s)};
+}
+TORCH_SSAM_BODY GaussianPair gaussian_pair(uint32_t radius_word, uint32_t angle_word) {
+  return gaussian_pair<float>(radius_word, angle_word);
 }
 
 struct Noise4 {
@@ -103,7 +120,7 @@ TORCH_SSAM_BODY Noise4 gaussian4(const NoiseStream& stream, uint32_t counter_low
 
 // +1 or -1 from bit k of a word: a set bit is -1.
 TORCH_SSAM_BODY float rademacher(uint32_t word, int k) {
-  return bits_to_float(0x3f800000U | (((word >> k) & 1U) << 31));
+  return bits_to_float(0x3f800000U | ((word << (31 - k)) & 0x80000000U));
 }
 
 // The contract in one function: the noise of one element, at the price of a whole counter. For places where neighbours

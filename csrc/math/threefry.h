@@ -34,43 +34,60 @@ TORCH_SSAM_BODY void threefry_two_rounds(Words<word_t>& w, int a0, int a1, int b
   w.x1 = rotate_left(w.x1, b1) ^ w.x2;
 }
 
-// Key injection after every fourth round; the last word also takes the number of the injection.
+// What is added to the words before the first round and after every fourth: the words of the key in turn, the last one
+// with the number of the injection. The same for all counters, so that wide words are spread over their lanes once.
 template <typename word_t>
-TORCH_SSAM_BODY void threefry_inject(Words<word_t>& w, uint32_t a, uint32_t b, uint32_t c, uint32_t d,
-                                     uint32_t number) {
-  w.x0 += a;
-  w.x1 += b;
-  w.x2 += c;
-  w.x3 += d + number;
+struct KeySchedule {
+  word_t added[6][4];
+};
+
+template <typename word_t>
+TORCH_SSAM_BODY KeySchedule<word_t> make_key_schedule(const Words4& key) {
+  const uint32_t k[5] = {key.x0, key.x1, key.x2, key.x3, 0x1bd11bdaU ^ key.x0 ^ key.x1 ^ key.x2 ^ key.x3};
+  KeySchedule<word_t> schedule;
+  TORCH_SSAM_UNROLL
+  for (int number = 0; number < 6; ++number) {
+    TORCH_SSAM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      schedule.added[number][i] = word_t(k[(number + i) % 5] + static_cast<uint32_t>(i == 3 ? number : 0));
+    }
+  }
+  return schedule;
 }
 
-template <typename word_t>
-TORCH_SSAM_BODY Words<word_t> threefry4x32(const Words4& key, Words<word_t>&& counter) {
-  const uint32_t k0 = key.x0, k1 = key.x1, k2 = key.x2, k3 = key.x3;
-  const uint32_t k4 = 0x1bd11bdaU ^ k0 ^ k1 ^ k2 ^ k3;
+template <typename word_t, typename added_t>
+TORCH_SSAM_BODY void threefry_inject(Words<word_t>& w, const added_t (&added)[4]) {
+  w.x0 += added[0];
+  w.x1 += added[1];
+  w.x2 += added[2];
+  w.x3 += added[3];
+}
+
+template <typename word_t, typename added_t>
+TORCH_SSAM_BODY Words<word_t> threefry4x32(const KeySchedule<added_t>& key, Words<word_t>&& counter) {
   Words<word_t> w = counter;
-  threefry_inject(w, k0, k1, k2, k3, 0);
+  threefry_inject(w, key.added[0]);
 
   threefry_two_rounds(w, 10, 26, 11, 21);
   threefry_two_rounds(w, 13, 27, 23, 5);
-  threefry_inject(w, k1, k2, k3, k4, 1);
+  threefry_inject(w, key.added[1]);
   threefry_two_rounds(w, 6, 20, 17, 11);
   threefry_two_rounds(w, 25, 10, 18, 20);
-  threefry_inject(w, k2, k3, k4, k0, 2);
+  threefry_inject(w, key.added[2]);
   threefry_two_rounds(w, 10, 26, 11, 21);
   threefry_two_rounds(w, 13, 27, 23, 5);
-  threefry_inject(w, k3, k4, k0, k1, 3);
+  threefry_inject(w, key.added[3]);
   threefry_two_rounds(w, 6, 20, 17, 11);
   threefry_two_rounds(w, 25, 10, 18, 20);
-  threefry_inject(w, k4, k0, k1, k2, 4);
+  threefry_inject(w, key.added[4]);
   threefry_two_rounds(w, 10, 26, 11, 21);
   threefry_two_rounds(w, 13, 27, 23, 5);
-  threefry_inject(w, k0, k1, k2, k3, 5);
+  threefry_inject(w, key.added[5]);
   return w;
 }
 
 TORCH_SSAM_BODY Words4 threefry4x32(const Words4& key, const Words4& counter) {
-  return threefry4x32<uint32_t>(key, Words4(counter));
+  return threefry4x32<uint32_t>(make_key_schedule<uint32_t>(key), Words4(counter));
 }
 
 }  // namespace torch_ssam::math

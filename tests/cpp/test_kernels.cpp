@@ -4,6 +4,7 @@
 // A variant that this processor lacks is skipped, and says so.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -283,6 +284,64 @@ TEST_P(VariantTest, PerturbHasTheBitsOfThePlainVariant) {
         ASSERT_NO_FATAL_FAILURE(
             expect_same(Outputs(*kernels_plain(), pair_, offset, size).perturb(d, 0.01).perturb(d, -0.5),
                         Outputs(*table_, pair_, offset, size).perturb(d, 0.01).perturb(d, -0.5), label(offset, size)));
+      }
+    }
+  }
+}
+
+// The bytes of `source` where the address is `shift` beyond a multiple of 64; between guards that must stay as they
+// are.
+class Placed {
+ public:
+  Placed(const Bytes& source, size_t shift) : size_(source.size()), memory_(source.size() + 256 + shift, 0xa5) {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    begin_ = 64 + (64 - address % 64) % 64 + shift;
+    std::memcpy(data(), source.data(), size_);
+  }
+  unsigned char* data() { return memory_.data() + begin_; }
+  Bytes bytes() { return Bytes(data(), data() + size_); }
+  bool guards_hold() const {
+    const auto is_guard = [](unsigned char c) { return c == 0xa5; };
+    return std::all_of(memory_.begin(), memory_.begin() + static_cast<std::ptrdiff_t>(begin_), is_guard) &&
+           std::all_of(memory_.begin() + static_cast<std::ptrdiff_t>(begin_ + size_), memory_.end(), is_guard);
+  }
+
+ private:
+  size_t size_;
+  Bytes memory_;
+  size_t begin_;
+};
+
+TEST_P(VariantTest, StreamedStoresGiveTheSameBits) {
+  const PairSizes size = sizes_of(pair_);
+  const auto pair = static_cast<size_t>(pair_);
+  for (const int64_t offset : {0, 1, 100}) {
+    for (const int64_t count : {1, 63, 64, 65, 2049, 4097}) {
+      for (const size_t shift : {size_t{0}, size.model}) {  // aligned as tensors are, and not
+        const Bytes weights = random_values(count, pair_, size.master, 1);
+        const Bytes grad = random_values(count, pair_, size.model, 2);
+        const Bytes momentum = random_values(count, pair_, size.master, 3);
+        const auto run = [&](bool streams, Distribution d) {
+          NoiseArgs noise{kStream, d, 0.125};
+          noise.streams = streams;
+          const Span span{offset, count};
+          Placed clean(weights, 0), buffer(momentum, 0), kept(Bytes(grad.size()), shift);
+          table_->update_and_perturb[pair](update_args_of(0), noise, span, clean.data(), grad.data(), buffer.data(),
+                                           kept.data());
+          Placed source(weights, 0), saved(Bytes(weights.size()), shift), perturbed(Bytes(grad.size()), 0);
+          table_->perturb[pair](noise, span, source.data(), saved.data(), perturbed.data());
+          EXPECT_TRUE(kept.guards_hold() && saved.guards_hold() && perturbed.guards_hold());
+          EXPECT_TRUE(std::memcmp(saved.data(), weights.data(), static_cast<size_t>(count) * size.master) == 0);
+          Bytes all;
+          for (Placed* part : {&clean, &buffer, &kept, &saved, &perturbed}) {
+            const Bytes bytes = part->bytes();
+            all.insert(all.end(), bytes.begin(), bytes.end());
+          }
+          return all;
+        };
+        for (const Distribution d : kDistributions) {
+          ASSERT_TRUE(run(true, d) == run(false, d)) << label(offset, count) << " shift " << shift;
+        }
       }
     }
   }

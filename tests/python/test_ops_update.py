@@ -262,6 +262,17 @@ def test_mixed_lists_give_each_tensor_the_bits_it_gets_alone_for_any_thread_coun
         assert same_bits(buffers, alone[3])
 
 
+def test_beyond_the_caches_each_tensor_has_the_bits_it_gets_alone() -> None:
+    # A pass over more than 128 MiB stores past the caches (csrc/ops/cpu/stream.h); one tensor alone is below that.
+    n = 3_000_001
+    lists = tuple([random(n, torch.float32, seed=10 * k + i) for i in range(3)] for k in range(4))
+    alone = tuple([t.clone() for t in part] for part in lists)
+    for i in range(3):
+        run_fused(*([part[i]] for part in alone), [i], KINDS["momentum"])  # type: ignore[arg-type]
+    run_fused(*lists, [0, 1, 2], KINDS["momentum"])
+    assert all(same_bits(a, b) for a, b in zip(lists, alone, strict=True))
+
+
 @pytest.mark.parametrize("value", [1.0, float("inf"), float("nan")])
 def test_found_inf_writes_nothing(value: float) -> None:
     flag = torch.tensor([value])

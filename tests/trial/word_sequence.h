@@ -36,10 +36,10 @@ class WordSequence {
   void refill() {
     position_ = 0;
     if (order_[0] == 'e') {  // elements 64 t, ... of one tensor
-      math::block_words(math::make_noise_stream(kSeed, 3, 0, 0), time_++, words_);
+      math::BlockWords(math::make_noise_stream(kSeed, 3, 0, 0)).generate(time_++, words_);
     } else if (order_[0] == 't') {  // a draw after a draw: five places of 64 elements, two samples
       const int64_t place = time_ % 5, sample = time_ / 5 % 2, draw = time_ / 10;
-      math::block_words(math::make_noise_stream(kSeed, draw, place, sample), 0, words_);
+      math::BlockWords(math::make_noise_stream(kSeed, draw, place, sample)).generate(0, words_);
       ++time_;
     } else {  // the four words of counter 0 of each stream in turn
       for (size_t i = 0; i < kSize; i += 4, ++time_) {

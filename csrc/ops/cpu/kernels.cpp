@@ -10,6 +10,7 @@
 #include "../../math/noise_blocks.h"
 #include "../../math/reduce.h"
 #include "../../math/stored.h"
+#include "stream.h"
 
 #define TORCH_SSAM_CONCAT_(a, b) a##b
 #define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
@@ -167,7 +168,17 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
   if (!is_plain(args)) {
     perturb_any(args, span, weights, saved, perturbed);
   } else if (saved != nullptr) {
+    const bool streams = args.streams;
     with_noise(args.stream, args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
+      if (streams) fetch_ahead<true>(perturbed + offset);
+      if (streams && n == kGaussianBlock && can_stream(saved + offset)) {
+        stream_block(saved + offset, weights + offset);
+        TORCH_SSAM_INDEPENDENT
+        for (int64_t i = 0; i < kGaussianBlock; ++i) {
+          perturbed[offset + i] = math::perturb_stored<model_t>(weights[offset + i], noise_std, noise[i]);
+        }
+        return;
+      }
       TORCH_SSAM_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
         const master_t clean = weights[offset + i];
@@ -175,6 +186,7 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
         perturbed[offset + i] = math::perturb_stored<model_t>(clean, noise_std, noise[i]);
       }
     });
+    if (streams) end_of_stream();
   } else {
     with_noise(args.stream, args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
       TORCH_SSAM_INDEPENDENT
@@ -249,11 +261,25 @@ void update_and_perturb_loop(const UpdateArgs& args, const NoiseArgs& noise_args
   const auto p = update_params<math_t>(args);
   const auto noise_std = static_cast<math_t>(noise_args.noise_std);
   const Span of_whole{noise_args.origin + span.begin, span.count};
+  const bool streams = noise_args.streams;
   with_noise(noise_args.stream, noise_args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
-    update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset,
-                                                 kMomentum != math::Momentum::none ? buffer + offset : nullptr,
+    if (streams) {
+      fetch_ahead<true>(clean + offset);
+      fetch_ahead<false>(grad + offset);
+      if (kMomentum != math::Momentum::none) fetch_ahead<true>(buffer + offset);
+    }
+    master_t* own_buffer = kMomentum != math::Momentum::none ? buffer + offset : nullptr;
+    if (streams && n == kGaussianBlock && can_stream(perturbed + offset)) {
+      alignas(64) model_t values[kGaussianBlock];
+      update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, kGaussianBlock, clean + offset, grad + offset,
+                                                   own_buffer, values);
+      stream_block(perturbed + offset, values);
+      return;
+    }
+    update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset, own_buffer,
                                                  perturbed + offset);
   });
+  if (streams) end_of_stream();
 }
 
 template <typename master_t, typename model_t>

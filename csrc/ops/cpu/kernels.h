@@ -29,6 +29,7 @@ struct NoiseArgs {
   int64_t origin = 0;
   const math::Shard* shard = nullptr;
   bool noise_only = false;  // by element: writes what it would add to the weights
+  bool streams = false;     // what is only written goes past the caches (stream.h); a matter of speed alone
 };
 
 struct UpdateArgs {

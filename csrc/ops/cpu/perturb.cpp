@@ -14,10 +14,12 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
   // Where the clean weights are saved, the parameters are the source; else the clean weights are.
   const std::array<Operand, 2> operands{Operand{&args.params, save ? Access::read_write : Access::write},
                                         Operand{&args.clean, save ? Access::write : Access::read}};
+  const bool streams = exceeds_caches(operands);
   for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
     const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
     NoiseArgs noise = noise_args(args.noise, state, places, args.shards, t);
     noise.noise_only = noise_only;
+    noise.streams = streams && args.clean[t].contiguous;
     if (noise.scale == math::Scale::rows) {
       noise.row_scales = args.row_scales[t].data;
       noise.row_length = args.row_scales[t].length;

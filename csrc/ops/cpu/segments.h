@@ -72,6 +72,21 @@ inline void copy_strided(const TensorView& view, Span span, char* buffer, bool g
   }
 }
 
+// Bytes of a pass from which nothing that it wrote first is still in a cache for the next reader. The systems of
+// virtual machines misreport caches (256 MiB where a core reaches 32), so it is a number: above what most processors
+// have.
+inline constexpr size_t kBeyondCaches = size_t{1} << 27;
+
+template <size_t kOperands>
+bool exceeds_caches(const std::array<Operand, kOperands>& operands) {
+  size_t bytes = 0;
+  for (const Operand& o : operands) {
+    if (o.views == nullptr) continue;
+    for (const TensorView& view : *o.views) bytes += static_cast<size_t>(view.numel) * bytes_of(view.dtype);
+  }
+  return bytes > kBeyondCaches;
+}
+
 // Elements below which a second thread costs more than it brings: about 10 microseconds of noise.
 inline constexpr int64_t kGrain = 1 << 14;
 

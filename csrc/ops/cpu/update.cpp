@@ -51,10 +51,12 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
   const std::array<Operand, 4> operands{Operand{&t.weights, Access::read_write}, Operand{&t.grads, Access::read},
                                         Operand{present(t.momentum_buffers), Access::read_write},
                                         Operand{&t.params, Access::write}};
+  const bool streams = exceeds_caches(operands);
   for_each_segment(t.weights, operands, kGrain, [&](size_t i, Span span, const std::array<void*, 4>& p) {
     const auto pair = dtype_pair(t.weights[i].dtype, t.params[i].dtype);
-    k.update_and_perturb[static_cast<int>(pair)](args, noise_args(noise, state, places, parts, i), span, p[0], p[1],
-                                                 p[2], p[3]);
+    NoiseArgs own = noise_args(noise, state, places, parts, i);
+    own.streams = streams && t.params[i].contiguous;
+    k.update_and_perturb[static_cast<int>(pair)](args, own, span, p[0], p[1], p[2], p[3]);
   });
 }
 
