@@ -170,7 +170,7 @@ class NoiseState:
         self.seed = seed
         self.stream = stream
         self._draw = 0
-        self._generators: dict[torch.device, Tensor] = {}
+        self._generators: dict[torch.device | str, Tensor] = {}
         # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
         self._copies: dict[int, _Copy] = {}
         self._applied: dict[int, _Copy] = {}  # of the tensors that are perturbed now
@@ -183,16 +183,16 @@ class NoiseState:
     @property
     def draw(self) -> int:
         """The draw in use while perturbed, else the next one. Read where it may move alone (in a CUDA graph)."""
-        for device, generator in self._generators.items():
-            if device.type != "cpu":
+        for generator in self._generators.values():
+            if not generator.is_cpu:
                 return int(generator[1].item())
         return self._draw
 
     def set_generator(self, seed: int, draw: int) -> None:
         """Continues with this seed and draw."""
         self.seed, self._draw = seed, draw
-        for device, generator in self._generators.items():
-            generator.copy_(self._new_generator(device, draw))
+        for generator in self._generators.values():
+            generator.copy_(self._new_generator(generator.device, draw))
 
     def _new_generator(self, device: torch.device, draw: int) -> Tensor:
         seed = (self.seed + self.stream + 2**63) % 2**64 - 2**63
@@ -204,13 +204,15 @@ class NoiseState:
         A CPU's stays at draw 0 and is never written: an operator call for each step would cost more than the
         addition. A GPU's moves on the GPU, where a replayed CUDA graph moves it too.
         """
-        generator = self._generators.get(device)
+        on_cpu = device.type == "cpu"
+        key = "cpu" if on_cpu else device  # a string's hash costs less
+        generator = self._generators.get(key)
         if generator is None:
             _require_kernels(device)
             with torch.inference_mode(False):
                 generator = self._new_generator(device, self.draw)
-            self._generators[device] = generator
-        return generator, self._draw if device.type == "cpu" else 0
+            self._generators[key] = generator
+        return generator, self._draw if on_cpu else 0
 
     def drop_buffers(self) -> None:
         """Frees the memory of clean copies that are not in use."""
@@ -219,8 +221,8 @@ class NoiseState:
 
     def advance(self) -> None:
         """Moves on to the next draw."""
-        for device, generator in self._generators.items():
-            if device.type != "cpu":
+        for generator in self._generators.values():
+            if not generator.is_cpu:
                 ops.advance_(generator, 1)
         self._draw += 1
 
@@ -255,8 +257,10 @@ class NoiseState:
 
     def all_or_none_applied(self, params: list[Tensor]) -> bool | None:
         """Whether these tensors hold perturbed weights now; None where some do and some do not, or there are none."""
-        applied = self._applied
-        found = {key in applied for key in map(id, params)}
+        applied, keys = self._applied, list(map(id, params))
+        if keys and keys == list(applied):
+            return True
+        found = {key in applied for key in keys}
         return found.pop() if len(found) == 1 else None
 
     def clean_of(self, param: Tensor) -> Tensor:

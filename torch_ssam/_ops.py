@@ -30,11 +30,11 @@ NAMES = (
 def _without_grad(operator: Callable[..., None]) -> Callable[..., None]:
     enabled, enable = torch.is_grad_enabled, torch._C._set_grad_enabled
 
-    def call(*args: Any) -> None:
+    def call(*args: Any, **kwargs: Any) -> None:
         before = enabled()
         try:
             enable(False)
-            operator(*args)
+            operator(*args, **kwargs)
         finally:
             enable(before)
 
