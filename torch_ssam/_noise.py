@@ -258,7 +258,7 @@ class NoiseState:
     def all_or_none_applied(self, params: list[Tensor]) -> bool | None:
         """Whether these tensors hold perturbed weights now; None where some do and some do not, or there are none."""
         applied, keys = self._applied, list(map(id, params))
-        if keys and keys == list(applied):
+        if keys and len(keys) == len(applied) and keys == list(applied):
             return True
         found = {key in applied for key in keys}
         return found.pop() if len(found) == 1 else None

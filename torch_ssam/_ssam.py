@@ -322,13 +322,13 @@ class SSAM(NoiseDriver):
         else:
             generator, draw = noise.generator(device)
             # An argument costs half a microsecond, the schema's defaults nothing.
-            more: dict[str, Any] = {"draw_offset": draw + 1}
+            others: dict[str, Any] = {"draw_offset": draw + 1}
             if group["distribution"] != "gaussian":
-                more["distribution"] = group["distribution"]
+                others["distribution"] = group["distribution"]
             if group["scale"] != "isotropic" and noise_std != 0.0:
-                more["scale"] = group["scale"]
+                others["scale"] = group["scale"]
             if lr_tensor is not None:
-                more["lr_tensor"] = lr_tensor
+                others["lr_tensor"] = lr_tensor
             ops.update_and_perturb_(
                 params,
                 clean,
@@ -339,7 +339,7 @@ class SSAM(NoiseDriver):
                 *options,
                 first,
                 noise_std,
-                **more,
+                **others,
             )
         if first or (
             momenta and part.mastered

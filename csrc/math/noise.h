@@ -48,12 +48,12 @@ TORCH_SSAM_BODY Words4 noise_words(const NoiseStream& stream, uint32_t counter_l
 
 // -2 ln(u) for u = ((word >> 1) | 1) / 2^31, in (0, 1]: exponent and mantissa apart, f in [sqrt(1/2), sqrt(2)),
 // -2 ln f = -2 t + t^2 P(t) with t = f - 1, relative error below 2^-23. Integer operations and additions where they
-// give the bits of a multiplication: the units that multiply are the busiest of a vector processor here. word_t and
+// give the bits of a multiplication: the units that multiply are a CPU's busiest here. word_t and
 // float_t are uint32_t and float, or bundles of them with the same operators (noise_blocks.h).
 template <typename float_t, typename word_t>
 TORCH_SSAM_BODY float_t minus_two_log(const word_t& word) {
-  const float_t u = signed_to_float((word >> 1) | 1U);    // u 2^31, rounded to 24 bits
-  const word_t shifted = float_to_bits(u) - 0x4eb504f3U;  // bits of 2^31 sqrt(1/2)
+  const float_t scaled_u = signed_to_float((word >> 1) | 1U);    // u 2^31, rounded to 24 bits
+  const word_t shifted = float_to_bits(scaled_u) - 0x4eb504f3U;  // bits of 2^31 sqrt(1/2)
   const float_t exponent = signed_to_float(shift_right_signed(shifted, 23));
   const float_t t = bits_to_float((shifted & 0x007fffffU) + 0x3f3504f3U) - 1.0F;
 

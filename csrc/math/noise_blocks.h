@@ -7,7 +7,7 @@
 
 #include "noise.h"
 
-#if defined(__x86_64__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -64,7 +64,7 @@ struct WideFloat {
   float_vector_t part[kVectors];
 
   WideFloat() = default;
-  __attribute__((always_inline)) explicit WideFloat(float value) {
+  __attribute__((always_inline)) explicit WideFloat(float value) {  // -0 becomes 0
     TORCH_SSAM_UNROLL
     for (int i = 0; i < kVectors; ++i) part[i] = float_vector_t{} + value;
   }
@@ -75,55 +75,53 @@ struct WideFloat {
   }
 };
 
-// result.part[i] = expression, which names i, for every vector of the bundle.
-#define TORCH_SSAM_WIDE(result_t, expression)                  \
-  {                                                            \
-    result_t r;                                                \
-    TORCH_SSAM_UNROLL                                          \
-    for (int i = 0; i < kVectors; ++i) r.part[i] = expression; \
-    return r;                                                  \
-  }
+// Returns a bundle whose every vector i is `expression`.
+#define TORCH_SSAM_WIDE(result_t, expression)                     \
+  result_t result;                                                \
+  TORCH_SSAM_UNROLL                                               \
+  for (int i = 0; i < kVectors; ++i) result.part[i] = expression; \
+  return result
 #define TORCH_SSAM_INLINE inline __attribute__((always_inline))
-TORCH_SSAM_INLINE WideWord operator+(const WideWord& a, const WideWord& b)
-    TORCH_SSAM_WIDE(WideWord, a.part[i] + b.part[i]) TORCH_SSAM_INLINE WideWord operator^(const WideWord& a,
-                                                                                          const WideWord& b)
-        TORCH_SSAM_WIDE(WideWord, a.part[i] ^ b.part[i]) TORCH_SSAM_INLINE WideWord operator|(const WideWord& a,
-                                                                                              const WideWord& b)
-            TORCH_SSAM_WIDE(WideWord, a.part[i] | b.part[i]) TORCH_SSAM_INLINE WideWord operator+(const WideWord& a,
-                                                                                                  uint32_t b)
-                TORCH_SSAM_WIDE(WideWord, a.part[i] + b) TORCH_SSAM_INLINE
-    WideWord operator-(const WideWord& a, uint32_t b)
-        TORCH_SSAM_WIDE(WideWord, a.part[i] - b) TORCH_SSAM_INLINE WideWord operator&(const WideWord& a, uint32_t b)
-            TORCH_SSAM_WIDE(WideWord, a.part[i] & b) TORCH_SSAM_INLINE WideWord operator|(const WideWord& a, uint32_t b)
-                TORCH_SSAM_WIDE(WideWord, a.part[i] | b) TORCH_SSAM_INLINE WideWord operator<<(const WideWord& a, int b)
-                    TORCH_SSAM_WIDE(WideWord, a.part[i] << b) TORCH_SSAM_INLINE WideWord operator>>(const WideWord& a,
-                                                                                                    int b)
-                        TORCH_SSAM_WIDE(WideWord,
-                                        a.part[i] >> b) TORCH_SSAM_INLINE WideWord& operator+=(WideWord& a,
-                                                                                               const WideWord& b) {
-  return a = a + b;
+
+TORCH_SSAM_INLINE WideWord operator+(const WideWord& a, const WideWord& b) {
+  TORCH_SSAM_WIDE(WideWord, a.part[i] + b.part[i]);
+}
+TORCH_SSAM_INLINE WideWord operator^(const WideWord& a, const WideWord& b) {
+  TORCH_SSAM_WIDE(WideWord, a.part[i] ^ b.part[i]);
+}
+TORCH_SSAM_INLINE WideWord operator|(const WideWord& a, const WideWord& b) {
+  TORCH_SSAM_WIDE(WideWord, a.part[i] | b.part[i]);
+}
+TORCH_SSAM_INLINE WideWord operator+(const WideWord& a, uint32_t b) { TORCH_SSAM_WIDE(WideWord, a.part[i] + b); }
+TORCH_SSAM_INLINE WideWord operator-(const WideWord& a, uint32_t b) { TORCH_SSAM_WIDE(WideWord, a.part[i] - b); }
+TORCH_SSAM_INLINE WideWord operator&(const WideWord& a, uint32_t b) { TORCH_SSAM_WIDE(WideWord, a.part[i] & b); }
+TORCH_SSAM_INLINE WideWord operator|(const WideWord& a, uint32_t b) { TORCH_SSAM_WIDE(WideWord, a.part[i] | b); }
+TORCH_SSAM_INLINE WideWord operator<<(const WideWord& a, int b) { TORCH_SSAM_WIDE(WideWord, a.part[i] << b); }
+TORCH_SSAM_INLINE WideWord operator>>(const WideWord& a, int b) { TORCH_SSAM_WIDE(WideWord, a.part[i] >> b); }
+TORCH_SSAM_INLINE WideWord& operator+=(WideWord& a, const WideWord& b) { return a = a + b; }
+
+TORCH_SSAM_INLINE WideFloat operator+(const WideFloat& a, const WideFloat& b) {
+  TORCH_SSAM_WIDE(WideFloat, a.part[i] + b.part[i]);
+}
+TORCH_SSAM_INLINE WideFloat operator*(const WideFloat& a, const WideFloat& b) {
+  TORCH_SSAM_WIDE(WideFloat, a.part[i] * b.part[i]);
+}
+TORCH_SSAM_INLINE WideFloat operator-(const WideFloat& a, float b) { TORCH_SSAM_WIDE(WideFloat, a.part[i] - b); }
+TORCH_SSAM_INLINE WideFloat operator-(const WideFloat& a) { TORCH_SSAM_WIDE(WideFloat, -a.part[i]); }
+
+TORCH_SSAM_INLINE WideFloat bits_to_float(const WideWord& a) { TORCH_SSAM_WIDE(WideFloat, (float_vector_t)a.part[i]); }
+TORCH_SSAM_INLINE WideWord float_to_bits(const WideFloat& a) { TORCH_SSAM_WIDE(WideWord, (vector_t)a.part[i]); }
+TORCH_SSAM_INLINE WideFloat signed_to_float(const WideWord& a) {
+  TORCH_SSAM_WIDE(WideFloat, __builtin_convertvector((signed_vector_t)a.part[i], float_vector_t));
+}
+TORCH_SSAM_INLINE WideWord shift_right_signed(const WideWord& a, int b) {
+  TORCH_SSAM_WIDE(WideWord, (vector_t)((signed_vector_t)a.part[i] >> b));
 }
 
-TORCH_SSAM_INLINE WideFloat operator+(const WideFloat& a, const WideFloat& b)
-    TORCH_SSAM_WIDE(WideFloat, a.part[i] + b.part[i]) TORCH_SSAM_INLINE WideFloat operator*(const WideFloat& a,
-                                                                                            const WideFloat& b)
-        TORCH_SSAM_WIDE(WideFloat, a.part[i] * b.part[i]) TORCH_SSAM_INLINE WideFloat operator-(const WideFloat& a,
-                                                                                                float b)
-            TORCH_SSAM_WIDE(WideFloat, a.part[i] - b) TORCH_SSAM_INLINE WideFloat operator-(const WideFloat& a)
-                TORCH_SSAM_WIDE(WideFloat, -a.part[i])
-
-                    TORCH_SSAM_INLINE WideFloat bits_to_float(const WideWord& a)
-                        TORCH_SSAM_WIDE(WideFloat, (float_vector_t)a.part[i]) TORCH_SSAM_INLINE WideWord
-    float_to_bits(const WideFloat& a) TORCH_SSAM_WIDE(WideWord, (vector_t)a.part[i]) TORCH_SSAM_INLINE WideFloat
-    signed_to_float(const WideWord& a)
-        TORCH_SSAM_WIDE(WideFloat,
-                        __builtin_convertvector((signed_vector_t)a.part[i], float_vector_t)) TORCH_SSAM_INLINE WideWord
-    shift_right_signed(const WideWord& a, int b) TORCH_SSAM_WIDE(WideWord, (vector_t)((signed_vector_t)a.part[i] >> b))
-
-        TORCH_SSAM_INLINE float_vector_t fused_multiply_add(float_vector_t a, float_vector_t b, float_vector_t c) {
+TORCH_SSAM_INLINE float_vector_t fused_multiply_add(float_vector_t a, float_vector_t b, float_vector_t c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
 #else
   for (int l = 0; l < kVectorLanes; ++l) a[l] = __builtin_fmaf(a[l], b[l], c[l]);
@@ -142,17 +140,18 @@ TORCH_SSAM_INLINE float_vector_t square_root(float_vector_t a) {
   return a;
 #endif
 }
-TORCH_SSAM_INLINE WideFloat fused_multiply_add(const WideFloat& a, const WideFloat& b, const WideFloat& c)
-    TORCH_SSAM_WIDE(WideFloat, fused_multiply_add(a.part[i], b.part[i], c.part[i])) TORCH_SSAM_INLINE WideFloat
-    fused_multiply_add(const WideFloat& a, const WideFloat& b, float c)
-        TORCH_SSAM_WIDE(WideFloat,
-                        fused_multiply_add(a.part[i], b.part[i], float_vector_t{} + c)) TORCH_SSAM_INLINE WideFloat
-    square_root(const WideFloat& a) TORCH_SSAM_WIDE(WideFloat, square_root(a.part[i]))
+TORCH_SSAM_INLINE WideFloat fused_multiply_add(const WideFloat& a, const WideFloat& b, const WideFloat& c) {
+  TORCH_SSAM_WIDE(WideFloat, fused_multiply_add(a.part[i], b.part[i], c.part[i]));
+}
+TORCH_SSAM_INLINE WideFloat fused_multiply_add(const WideFloat& a, const WideFloat& b, float c) {
+  TORCH_SSAM_WIDE(WideFloat, fused_multiply_add(a.part[i], b.part[i], float_vector_t{} + c));
+}
+TORCH_SSAM_INLINE WideFloat square_root(const WideFloat& a) { TORCH_SSAM_WIDE(WideFloat, square_root(a.part[i])); }
 #undef TORCH_SSAM_INLINE
 #undef TORCH_SSAM_WIDE
 
-    // One word in every lane of one vector: what all counters share.
-    struct SpreadWord {
+// One word in every lane of one vector: what all counters share.
+struct SpreadWord {
   vector_t part;
 
   SpreadWord() = default;

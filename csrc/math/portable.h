@@ -53,7 +53,7 @@ TORCH_SSAM_BODY float bits_to_float(uint32_t bits) {
 #endif
 }
 
-// Of the word as a signed integer, rounded to nearest.
+// The word as a signed integer: as a float, rounded to nearest, and shifted right with its sign.
 TORCH_SSAM_BODY float signed_to_float(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
 TORCH_SSAM_BODY uint32_t shift_right_signed(uint32_t word, int count) {
   return static_cast<uint32_t>(static_cast<int32_t>(word) >> count);

@@ -317,7 +317,7 @@ TEST_P(VariantTest, StreamedStoresGiveTheSameBits) {
   const auto pair = static_cast<size_t>(pair_);
   for (const int64_t offset : {0, 1, 100}) {
     for (const int64_t count : {1, 63, 64, 65, 2049, 4097}) {
-      for (const size_t shift : {size_t{0}, size.model}) {  // aligned as tensors are, and not
+      for (const size_t shift : {0, 1, 4, 8}) {  // elements off the alignment of tensors
         const Bytes weights = random_values(count, pair_, size.master, 1);
         const Bytes grad = random_values(count, pair_, size.model, 2);
         const Bytes momentum = random_values(count, pair_, size.master, 3);
@@ -325,10 +325,11 @@ TEST_P(VariantTest, StreamedStoresGiveTheSameBits) {
           NoiseArgs noise{kStream, d, 0.125};
           noise.streams = streams;
           const Span span{offset, count};
-          Placed clean(weights, 0), buffer(momentum, 0), kept(Bytes(grad.size()), shift);
+          Placed clean(weights, 0), buffer(momentum, 0), kept(Bytes(grad.size()), shift * size.model);
           table_->update_and_perturb[pair](update_args_of(0), noise, span, clean.data(), grad.data(), buffer.data(),
                                            kept.data());
-          Placed source(weights, 0), saved(Bytes(weights.size()), shift), perturbed(Bytes(grad.size()), 0);
+          Placed source(weights, 0), saved(Bytes(weights.size()), shift * size.master),
+              perturbed(Bytes(grad.size()), 0);
           table_->perturb[pair](noise, span, source.data(), saved.data(), perturbed.data());
           EXPECT_TRUE(kept.guards_hold() && saved.guards_hold() && perturbed.guards_hold());
           EXPECT_TRUE(std::memcmp(saved.data(), weights.data(), static_cast<size_t>(count) * size.master) == 0);
@@ -343,6 +344,19 @@ TEST_P(VariantTest, StreamedStoresGiveTheSameBits) {
           ASSERT_TRUE(run(true, d) == run(false, d)) << label(offset, count) << " shift " << shift;
         }
       }
+    }
+  }
+}
+
+TEST_P(VariantTest, StreamCopyCopiesEveryByteAndNoOther) {
+  const Bytes source = random_values(1200, static_cast<int>(DtypePair::f32), 4, 9);
+  for (const size_t bytes : {0, 1, 31, 63, 64, 255, 256, 257, 1000, 4097}) {
+    for (const size_t shift : {0, 1, 4, 60}) {
+      Placed target(Bytes(bytes + 1), shift);
+      table_->stream_copy(target.data(), source.data(), static_cast<int64_t>(bytes));
+      EXPECT_TRUE(target.guards_hold());
+      EXPECT_EQ(target.data()[bytes], 0);
+      EXPECT_EQ(std::memcmp(target.data(), source.data(), bytes), 0) << bytes << " bytes, shift " << shift;
     }
   }
 }

@@ -29,6 +29,10 @@ using math::NoiseStream;
 using math::opmath_t;
 using math::Store;
 
+// Of one block of noise, as stored.
+template <typename scalar_t>
+constexpr int64_t kBytes = kGaussianBlock * static_cast<int64_t>(sizeof(scalar_t));
+
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Calls body(noise, offset, n): n values of noise for the elements begin + offset, ...; n is 64 but at the two ends.
@@ -127,6 +131,24 @@ void round(const void* clean_, void* params_, int64_t count) {
   for (int64_t i = 0; i < count; ++i) params[i] = math::round_stored<model_t>(clean[i]);
 }
 
+constexpr int64_t kStreamBlock = 256;  // bytes at a time
+
+void stream_copy(void* target_, const void* source_, int64_t bytes) {
+  auto* target = static_cast<char*>(target_);
+  const auto* source = static_cast<const char*>(source_);
+  int64_t done = 0;
+  while (done < bytes && !can_stream(target + done)) {
+    target[done] = source[done];
+    ++done;
+  }
+  for (; done + kStreamBlock <= bytes; done += kStreamBlock) {
+    fetch_ahead<kStreamBlock>(source + done);
+    stream_block<kStreamBlock>(target + done, source + done);
+  }
+  __builtin_memcpy(target + done, source + done, static_cast<size_t>(bytes - done));
+  end_of_stream();
+}
+
 // Whether the noise is that of whole tensors, or of one run in them, without scales: what most calls ask for.
 bool is_plain(const NoiseArgs& args) { return args.scale == math::Scale::isotropic && args.shard == nullptr; }
 
@@ -170,9 +192,9 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
   } else if (saved != nullptr) {
     const bool streams = args.streams;
     with_noise(args.stream, args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
-      if (streams) fetch_ahead<true>(perturbed + offset);
+      if (streams) fetch_ahead<kBytes<model_t>>(perturbed + offset);
       if (streams && n == kGaussianBlock && can_stream(saved + offset)) {
-        stream_block(saved + offset, weights + offset);
+        stream_block<kBytes<master_t>>(saved + offset, weights + offset);
         TORCH_SSAM_INDEPENDENT
         for (int64_t i = 0; i < kGaussianBlock; ++i) {
           perturbed[offset + i] = math::perturb_stored<model_t>(weights[offset + i], noise_std, noise[i]);
@@ -264,16 +286,16 @@ void update_and_perturb_loop(const UpdateArgs& args, const NoiseArgs& noise_args
   const bool streams = noise_args.streams;
   with_noise(noise_args.stream, noise_args.distribution, of_whole, [=](const float* noise, int64_t offset, int64_t n) {
     if (streams) {
-      fetch_ahead<true>(clean + offset);
-      fetch_ahead<false>(grad + offset);
-      if (kMomentum != math::Momentum::none) fetch_ahead<true>(buffer + offset);
+      fetch_ahead<kBytes<master_t>>(clean + offset);
+      fetch_ahead<kBytes<model_t>>(grad + offset);
+      if (kMomentum != math::Momentum::none) fetch_ahead<kBytes<master_t>>(buffer + offset);
     }
     master_t* own_buffer = kMomentum != math::Momentum::none ? buffer + offset : nullptr;
     if (streams && n == kGaussianBlock && can_stream(perturbed + offset)) {
       alignas(64) model_t values[kGaussianBlock];
       update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, kGaussianBlock, clean + offset, grad + offset,
                                                    own_buffer, values);
-      stream_block(perturbed + offset, values);
+      stream_block<kBytes<model_t>>(perturbed + offset, values);
       return;
     }
     update_and_perturb_block<kMomentum, kScaled>(p, noise_std, noise, n, clean + offset, grad + offset, own_buffer,
@@ -571,6 +593,7 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(update),
     TORCH_SSAM_EACH_PAIR(update_and_perturb),
     TORCH_SSAM_EACH_PAIR(round),
+    stream_copy,
     TORCH_SSAM_EACH_PAIR(sum_of_squares),
     TORCH_SSAM_EACH_PAIR(scale),
     TORCH_SSAM_EACH_PAIR(diagonal_load),

@@ -29,7 +29,9 @@ struct NoiseArgs {
   int64_t origin = 0;
   const math::Shard* shard = nullptr;
   bool noise_only = false;  // by element: writes what it would add to the weights
-  bool streams = false;     // what is only written goes past the caches (stream.h); a matter of speed alone
+  // Saved copies, and parameters that an update leaves perturbed, go past the caches (stream.h): a matter of speed
+  // alone, and followed where noise is plain.
+  bool streams = false;
 };
 
 struct UpdateArgs {
@@ -69,6 +71,9 @@ struct Kernels {
 
   // params <- clean, each rounded to how parameters are stored.
   void (*round[kDtypePairs])(const void* clean, void* params, int64_t count);
+
+  // target <- source, past the caches: for more than they hold (segments.h says when).
+  void (*stream_copy)(void* target, const void* source, int64_t bytes);
 
   // Sum of squares in a fixed order, and multiplication by a number: projection onto a ball.
   double (*sum_of_squares[kDtypePairs])(const void* weights, int64_t count);

@@ -14,7 +14,7 @@ void perturb_loop(const PerturbArgs& args, const Tensor& generator, const std::v
   // Where the clean weights are saved, the parameters are the source; else the clean weights are.
   const std::array<Operand, 2> operands{Operand{&args.params, save ? Access::read_write : Access::write},
                                         Operand{&args.clean, save ? Access::write : Access::read}};
-  const bool streams = exceeds_caches(operands);
+  const bool streams = save && exceeds_caches(operands);
   for_each_segment(args.params, operands, kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
     const auto pair = dtype_pair(args.clean[t].dtype, args.params[t].dtype);
     NoiseArgs noise = noise_args(args.noise, state, places, args.shards, t);
@@ -68,9 +68,13 @@ void restore_cpu(std::vector<Tensor> params, std::vector<Tensor> clean) {
   const std::array<Operand, 2> operands{Operand{&args.params, Access::write}, Operand{&args.clean, Access::read}};
   for (size_t t = 0; t < params.size(); ++t) (void)dtype_pair(args.clean[t].dtype, args.params[t].dtype);
   const Kernels& k = kernels();
+  const bool streams = exceeds_caches(operands);
   for_each_segment(args.params, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
-    if (args.clean[t].dtype == args.params[t].dtype) {
-      std::memcpy(p[0], p[1], static_cast<size_t>(span.count) * bytes_of(args.params[t].dtype));
+    const size_t bytes = static_cast<size_t>(span.count) * bytes_of(args.params[t].dtype);
+    if (args.clean[t].dtype == args.params[t].dtype && streams && args.params[t].contiguous) {
+      k.stream_copy(p[0], p[1], static_cast<int64_t>(bytes));
+    } else if (args.clean[t].dtype == args.params[t].dtype) {
+      std::memcpy(p[0], p[1], bytes);
     } else {
       k.round[static_cast<int>(dtype_pair(args.clean[t].dtype, args.params[t].dtype))](p[1], p[0], span.count);
     }
