@@ -38,6 +38,7 @@ plot_basedir = str(ROOT / "docs")
 breathe_projects = {"torch_ssam": str(ROOT / "docs" / "_build" / "doxygen" / "xml")}
 breathe_default_project = "torch_ssam"
 breathe_default_members = ("members",)
+breathe_show_include = False  # a program includes torch_ssam/torch_ssam.h or torch_ssam/theory.h
 suppress_warnings = [
     "duplicate_declaration.cpp"
 ]  # an option's name is that of its member and of its overloads
@@ -56,9 +57,16 @@ html_title = f"torch_ssam {version}"
 html_theme_options = {"navigation_with_keys": True}
 
 
+def hide_colons(app, what, name, obj, options, lines):
+    """Keeps napoleon from reading what stands before the colon of an attribute's text as its type."""
+    if what == "attribute":
+        lines[:] = [line.replace(": ", "\ue000 ") for line in lines]
+
+
 def escape(app, what, name, obj, options, lines):
     """Docstrings give formulas in plain text, where |w| and w* are no markup."""
     for i, line in enumerate(lines):
+        lines[i] = line = line.replace("\ue000", ":")
         if not line.lstrip().startswith((">>>", "...", ".. ")) and "``" not in line and ":math:" not in line:
             lines[i] = line.replace("|", r"\|").replace("w*", r"w\*")
 
@@ -78,7 +86,10 @@ def run_doxygen(app):
 
 def as_mathml(self, node, display):
     """Formulas as MathML, which browsers draw themselves: nothing is loaded from elsewhere."""
-    self.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    # both bars of one height
+    tex = node.astext().replace(r"\lvert", r"\left|").replace(r"\rvert", r"\right|")
+    formula = latex2mathml.converter.convert(tex, display=display)
+    self.body.append(f'<div class="formula">{formula}</div>' if display == "block" else formula)
     raise nodes.SkipNode
 
 
@@ -90,4 +101,5 @@ def setup(app):
     )
     app.connect("builder-inited", run_doxygen)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", hide_colons, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", escape)

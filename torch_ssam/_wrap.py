@@ -130,8 +130,9 @@ def wrap(
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
-        keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`. There is no master_dtype: the base updates the
-            parameters themselves.
+        keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`.
+
+    There is no master_dtype: the base updates the parameters themselves.
 
     Returns:
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.

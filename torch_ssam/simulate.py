@@ -109,7 +109,7 @@ def simulate(
     batch_size: int | None = None,
 ) -> Simulation:
     """Simulates S-SAM on a diagonal linear network: W_{k+1} = W_k - lr_k grad O(W_k + xi_k) ([CLS],
-    THEORY.md).
+    docs/simulator.md).
 
     The noise of layer l, replicate r and coordinate h at step k is the library's noise of draw k, place l,
     element r * d + h: what `torch_ssam.SSAM` draws for `depth` float64 parameters of shape (replicates, d).

@@ -1,4 +1,4 @@
-"""The theory of S-SAM on diagonal linear networks: every formula of THEORY.md as a function.
+"""The theory of S-SAM on diagonal linear networks: every formula of docs/theory.md as a function.
 
 [CLS] is G. Clara, S. Langer, J. Schmidt-Hieber, "Training Diagonal Linear Networks with Stochastic
 Sharpness-Aware Minimization", arXiv 2503.11891; (D) marks what is derived beyond it. Notation: depth L,

@@ -1,6 +1,8 @@
 """An honest comparison of SGD, SAM, S-SAM and AdamW: `python -m torch_ssam.compare`.
 
-    compare             runs settings: tuning over grids of one size, then seeds on the test split; resumes
+What it has::
+
+    compare             tunes over grids of one size, then runs seeds on the test split; resumes
     Setting, SETTINGS   data, model, budget, grids and seeds; those that have names
     Method, METHODS     what is compared
     Data                what a function of the user's that makes data returns

@@ -1,11 +1,13 @@
 """Sharpness of any model under any loss and data: how much the loss rises when the weights move.
 
-    average           E L(w + xi) - L(w) by Monte Carlo over WeightNoise, with a confidence interval
-    worst_case        max_{|xi| <= radius} L(w + xi) - L(w) by projected ascent, from below
-    hessian_trace     Hutchinson's estimator over curvlinops' products; top_eigenvalue(s) by Lanczos
-    layer_balance     squared norms of the layers, and the traces of their Hessian blocks
-    landscape         the loss on a line or a square, filter-normalised, with its plot
-    compare           a report that sets checkpoints side by side; also `python -m torch_ssam.sharpness`
+What it has::
+
+    average       E L(w + xi) - L(w) by Monte Carlo over WeightNoise, with a confidence interval
+    worst_case    the largest L(w + xi) - L(w) for xi within a radius, by projected ascent, from below
+    hessian_trace Hutchinson's estimator over curvlinops' products; top_eigenvalue(s) by Lanczos
+    layer_balance squared norms of the layers, and the traces of their Hessian blocks
+    landscape     the loss on a line or a square, filter-normalised, with its plot
+    compare       a report that sets checkpoints side by side; also python -m torch_ssam.sharpness
 
 All take (model, loss_fn, data) with loss_fn(outputs, targets) the mean loss of a batch, and data an iterable
 of (inputs, targets) batches that can be read again, such as a DataLoader. Weights, buffers, flags and `.grad`
