@@ -42,7 +42,7 @@ for version in "${versions[@]}"; do
   consumer=$work/consumer-$version
   prefixes=$(cd "$work" && "$py" -c "import torch, torch_ssam as t; print(t.cmake_prefix_path, torch.utils.cmake_prefix_path, sep=';', end='')")
   toolkit=()
-  nvrtc=$(find "$venv"/lib/python*/site-packages/nvidia -name 'libnvrtc.so.*' 2>/dev/null | head -1)
+  nvrtc=$(find "$venv" -path '*/site-packages/nvidia/*' -name 'libnvrtc.so.*' -print -quit)  # none beside a CPU build
   if [ -n "$nvrtc" ] && command -v nvcc >/dev/null; then
     top=$(nvcc --dryrun -c /dev/null.cu 2>&1 | sed -n 's/^#\$ TOP=//p') || true
     toolkit=("-DCUDA_TOOLKIT_ROOT_DIR=$(realpath "${top:-/usr/local/cuda}")" "-DCUDA_nvrtc_LIBRARY=$nvrtc")
