@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import _library, _masters, _options
+from ._copies import Copy, Together
 from ._ops import ops
-from ._regenerate import Recipe, add, recipe, without
-from ._sharded import is_sharded, local_of, shard_of
+from ._regenerate import Recipe, add, recipe
+from ._sharded import local_of
 
 Group = dict[str, Any]
 
@@ -45,80 +46,6 @@ ROWS = ("tensor", "filter", "fisher")  # the scales with one number for each row
 def rows_of(param: Tensor) -> int:
     """The filters of a tensor: dimension 0, or the whole tensor where it has less than two."""
     return 1 if param.dim() < 2 else param.size(0)
-
-
-OURS = -1  # the version while we are about to write: whatever is found until `left()` is ours
-
-
-class _Copy:
-    """The clean copy of a tensor, and the tensor's version and address as we left it, while it is perturbed.
-
-    With memory="regenerate" there is none; a recipe says what noise to take off again.
-    """
-
-    __slots__ = ("_clean", "address", "param", "place", "recipe", "row_scales", "version")
-
-    def __init__(
-        self, param: Tensor, clean: Tensor | None, place: int = -1, how: Recipe | None = None
-    ) -> None:
-        self.param, self._clean = param, clean
-        self.place, self.recipe = place, how
-        self.row_scales: Tensor | None = None
-        self.version, self.address = OURS, 0
-
-    @property
-    def clean(self) -> Tensor:
-        """The clean weights; without a copy a new tensor."""
-        if self._clean is None:
-            assert self.recipe is not None
-            return without(self.param, self.place, self.recipe)
-        return self._clean
-
-    def left(self) -> None:
-        # Writes in place move the version, `param.data = other` moves the address.
-        self.address = self.param.data_ptr()
-        self.version = self.param._version
-
-    def changed(self) -> bool:
-        """Whether somebody else wrote to the tensor."""
-        version = self.version
-        return version >= 0 and (version != self.param._version or self.address != self.param.data_ptr())
-
-    def fits(self, param: Tensor) -> bool:
-        clean = self._clean
-        return (
-            clean is not None
-            and param.shape == clean.shape
-            and param.dtype == clean.dtype
-            and param.device == clean.device
-        )
-
-
-class _ShardedCopy(_Copy):
-    """The same of a DTensor, which has no memory of its own, and a version beside that of its local tensor."""
-
-    __slots__ = ()
-
-    def _version_of(self) -> int:
-        return self.param._version + local_of(self.param)._version
-
-    def left(self) -> None:
-        self.address = local_of(self.param).data_ptr()
-        self.version = self._version_of()
-
-    def changed(self) -> bool:
-        version = self.version
-        return version >= 0 and (
-            version != self._version_of() or self.address != local_of(self.param).data_ptr()
-        )
-
-    def fits(self, param: Tensor) -> bool:
-        return super().fits(param) and shard_of(param) == shard_of(self.clean)
-
-
-def _make_copy(param: Tensor, clean: Tensor | None, place: int = -1, how: Recipe | None = None) -> _Copy:
-    kind = _ShardedCopy if is_sharded(param) else _Copy
-    return kind(param, clean, place, how)
 
 
 def _holds_noise(
@@ -172,10 +99,10 @@ class NoiseState:
         self._draw = 0
         self._generators: dict[torch.device | str, Tensor] = {}
         # By id(tensor), whose hash costs less than a tensor's; a copy keeps its tensor alive.
-        self._copies: dict[int, _Copy] = {}
-        self._applied: dict[int, _Copy] = {}  # of the tensors that are perturbed now
+        self._copies: dict[int, Copy] = {}
+        self._applied: dict[int, Copy] = {}  # of the tensors that are perturbed now
         self.keeps_masters = False  # whether groups have the option master_dtype
-        self._masters: dict[int, _Copy] = {}  # clean copies that last, of tensors with a master
+        self._masters: dict[int, Copy] = {}  # clean copies that last, of tensors with a master
         self._fisher: dict[int, tuple[Tensor, Tensor]] = {}  # tensors and their F, one number for each filter
 
     # -- seed and draw ---------------------------------------------------------------------------------------
@@ -270,19 +197,30 @@ class NoiseState:
 
     def all_clean_of(self, params: list[Tensor]) -> list[Tensor]:
         """The clean weights of tensors that are perturbed now."""
+        together = self._together(list(map(id, params)))
+        if together is not None and together.saved is not None:
+            return together.saved
         applied = self._applied
         return [applied[id(p)].clean for p in params]
+
+    def _together(self, keys: list[int]) -> Together | None:
+        """What is known of these tensors, by id, if they were last written together."""
+        copy = (self._applied.get(keys[0]) or self._masters.get(keys[0])) if keys else None
+        together = None if copy is None else copy.together
+        return together if together is not None and together.keys == keys else None
 
     def applied_clean(self) -> dict[Tensor, Tensor]:
         """Clean copies of all tensors that are perturbed now."""
         return {copy.param: copy.clean for copy in self._applied.values()}
 
-    def _copy_of(self, param: Tensor) -> _Copy:
+    def _copy_of(self, param: Tensor) -> Copy:
         """Memory for the clean weights of a tensor."""
         copy = self._copies.get(id(param))
         if copy is None or not copy.fits(param):
+            if copy is not None:
+                copy.leave()
             with torch.inference_mode(False):  # it outlives an inference_mode block around us
-                copy = _make_copy(param, torch.empty_like(param, requires_grad=False))
+                copy = Copy(param, torch.empty_like(param, requires_grad=False))
             self._copies[id(param)] = copy
         return copy
 
@@ -291,13 +229,17 @@ class NoiseState:
 
         That is, perturbed ones and those with a master.
         """
-        applied = self._applied if not self._masters else {**self._masters, **self._applied}
-        ours = [copy for copy in map(applied.get, map(id, params)) if copy is not None]
-        for copy in ours:  # all before the version moves: a signal anywhere here must not blame others
-            copy.version = OURS
+        together = self._together(list(map(id, params)))
+        if together is None:
+            applied = self._applied if not self._masters else {**self._masters, **self._applied}
+            ours = [copy for copy in map(applied.get, map(id, params)) if copy is not None]
+            together = Together(ours) if ours else None
+        if together is None:
+            _tell_torch(params)
+            return
+        together.expect_writes()  # before any version moves
         _tell_torch(params)
-        for copy in ours:
-            copy.left()
+        together.note()
 
     # -- masters ---------------------------------------------------------------------------------------------
 
@@ -308,14 +250,16 @@ class NoiseState:
             return copy is self._masters.get(id(param))
         return group["master_dtype"] is not None and param.dtype != group["master_dtype"]
 
-    def _master_of(self, group: Group, param: Tensor) -> _Copy:
+    def _master_of(self, group: Group, param: Tensor) -> Copy:
         """The master of a tensor that is clean, taken from it where there is none or where others wrote."""
         copy, dtype = self._masters.get(id(param)), group["master_dtype"]
-        if copy is None or copy.version == OURS or copy.changed() or copy.clean.dtype != dtype:
+        if copy is None or not copy.noted or copy.changed() or copy.clean.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():
                 master = _masters.take(param, dtype, None if copy is None else copy.clean)
-            copy = self._masters[id(param)] = _make_copy(param, master)
-            copy.left()
+            if copy is not None:
+                copy.leave()
+            copy = self._masters[id(param)] = Copy(param, master)
+            Together([copy]).note()
         return copy
 
     def masters_of(self, group: Group, params: list[Tensor]) -> list[Tensor]:
@@ -327,8 +271,8 @@ class NoiseState:
         """Of a group whose master_dtype is None now: what is no longer followed must not come back."""
         if self._masters:
             for p in params:
-                if id(p) not in self._applied:
-                    self._masters.pop(id(p), None)
+                if id(p) not in self._applied and id(p) in self._masters:
+                    self._masters.pop(id(p)).leave()
 
     def masters(self) -> dict[Tensor, Tensor]:
         """All masters there are, as they were when they were last in use."""
@@ -336,7 +280,7 @@ class NoiseState:
 
     def set_masters(self, masters: dict[Tensor, Tensor]) -> None:
         """Continues with these, where the parameters then hold their roundings."""
-        self._masters = {id(p): _make_copy(p, master) for p, master in masters.items()}
+        self._masters = {id(p): Copy(p, master) for p, master in masters.items()}
 
     # -- scales ----------------------------------------------------------------------------------------------
 
@@ -372,13 +316,13 @@ class NoiseState:
         """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""
         with torch.no_grad():
             clean = self.clean_of(param).detach()
-            scaled = self._scaled(group, [_Copy(param, clean)], [clean])
+            scaled = self._scaled(group, [Copy(param, clean)], [clean])
             generator, draw_offset = self.generator(param.device)
             how = place, *_noise_of(group), sample, False, draw_offset, *scaled
             noise: Tensor = torch.ops.torch_ssam.perturbed(clean, generator, *how, noise_only=True)
             return noise
 
-    def _scaled(self, group: Group, copies: list[_Copy], clean: list[Tensor]) -> Scaled:
+    def _scaled(self, group: Group, copies: list[Copy], clean: list[Tensor]) -> Scaled:
         """What the operators are told of the group's scale; row scales are computed from the clean weights."""
         scale = group["scale"]
         if scale == "isotropic":
@@ -460,8 +404,7 @@ class NoiseState:
         buffers = [copy.clean for copy in copies]
         scaled = self._scaled(group, copies, params)
         noted = {id(copy.param): copy for copy in copies}
-        for copy in copies:
-            copy.version = OURS
+        _expect_writes(copies)
         try:
             ops.perturb_(params, buffers, generator, places, *how, *scaled)
             self._applied.update(noted)
@@ -483,8 +426,7 @@ class NoiseState:
         masters = [copy.clean for copy in copies]
         scaled = self._scaled(group, copies, masters)
         noted = {id(copy.param): copy for copy in copies}
-        for copy in copies:
-            copy.version = OURS
+        _expect_writes(copies)
         last = (None, *scaled) if scaled else ()  # found_inf comes before
         try:
             ops.perturb_from_clean_(params, masters, generator, places, *how, *last)
@@ -527,11 +469,11 @@ class NoiseState:
     def _perturb_in_place(self, part: Members, how: Recipe) -> None:
         places, params = part
         _options.check_regenerated(params)
-        noted = {id(p): _make_copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
+        noted = {id(p): Copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
         add(params, places, how, lambda: self._applied.update(noted))
         self.written(params)
 
-    def _restore_in_place(self, copies: list[_Copy]) -> None:
+    def _restore_in_place(self, copies: list[Copy]) -> None:
         """Takes the noise of one recipe off and forgets it."""
         how = copies[0].recipe
         assert how is not None
@@ -543,6 +485,8 @@ class NoiseState:
 
         params, places = [copy.param for copy in copies], [copy.place for copy in copies]
         add(params, places, how.mirrored(), forget)
+        for copy in copies:
+            copy.leave()
         _tell_torch(params)
 
     def _is_regenerated(self, param: Tensor) -> bool:
@@ -555,12 +499,12 @@ class NoiseState:
         Raises PerturbedWeightsChanged, after putting all clean weights back, if someone else wrote to
         perturbed tensors.
         """
-        special = []
-        for copy in self._applied.values():
-            if copy.changed():
-                self.restore()
-            if copy.recipe is not None or not copy.param.requires_grad:
-                special.append(copy.param)
+        copies = self._applied.values()
+        written = {copy.together for copy in copies}
+        changed = any([together is not None and together.changed() for together in written])
+        if changed and any([copy.changed() for copy in copies]):  # not only tensors restored since
+            self.restore()
+        special = [copy.param for copy in copies if copy.recipe is not None or not copy.param.requires_grad]
         if special:
             self.restore(special)
 
@@ -590,7 +534,7 @@ class NoiseState:
         if changed:
             kept = {id(copy.param) for copy in changed}
             copies = [copy for copy in copies if id(copy.param) not in kept]
-        by_recipe: dict[int, list[_Copy]] = {}
+        by_recipe: dict[int, list[Copy]] = {}
         for copy in copies:
             if copy.recipe is not None:
                 by_recipe.setdefault(id(copy.recipe), []).append(copy)
@@ -640,12 +584,12 @@ class NoiseState:
         self._generators = {}
         self.keeps_masters = state.get("keeps_masters", False)
         self.set_masters(dict(state.get("masters", ())))
-        applied = {id(p): _make_copy(p, clean) for p, clean in state["applied"]}
+        applied = {id(p): Copy(p, clean) for p, clean in state["applied"]}
         self._applied = {key: self._masters.get(key, copy) for key, copy in applied.items()}
         self._copies = {key: copy for key, copy in self._applied.items() if key not in self._masters}
         self.set_fisher_sums(dict(state.get("fisher", ())))
-        for copy in self._applied.values():
-            copy.left()
+        if self._applied:
+            Together(list(self._applied.values())).note()
 
     def bind(self, groups: Callable[[], list[Group]]) -> None:
         """Reads groups from here on from this callable (after unpickling)."""
@@ -655,6 +599,16 @@ class NoiseState:
 def _unplaced(params: list[Tensor]) -> Members:
     """Tensors whose places nobody reads."""
     return Members([0] * len(params), params)
+
+
+def _expect_writes(copies: list[Copy]) -> None:
+    """From here until the tensors are noted as written, whatever is found in them is ours."""
+    together = copies[0].together if copies else None
+    if together is not None and together.keys == [id(copy.param) for copy in copies]:
+        together.expect_writes()
+    else:
+        for copy in copies:
+            copy.leave()
 
 
 def _by_device(members: Members) -> list[tuple[torch.device, Members]]:
