@@ -43,7 +43,7 @@ def main() -> None:
         "# Benchmarks",
         "",
         f"Written by `make bench` on {datetime.date.today()}: {harness.machine()}.",
-        "Every figure is a ratio of medians of alternating rounds in one run; fp32, momentum 0.9.",
+        "Every figure is the median of the ratios of alternating rounds in one run; fp32, momentum 0.9.",
         "",
     ]
     for name in args.only.split(","):

@@ -2,7 +2,7 @@
 
 Autograd of the operators is registered here; the backward of the backward is written in plain torch
 operations, so it differentiates to any order. Under torch.func transforms and forward-mode AD, which
-operators do not see, the same product is written out. Formulas: THEORY.md, P_i = prod_{k != i} w_k. Tests:
+operators do not see, the same product is written out. Formulas: docs/theory.md, P_i = prod_{k != i} w_k. Tests:
 tests/python/test_diagonal_linear.py.
 """
 

@@ -197,6 +197,7 @@ def check_parameters(params: list[Any], others: list[torch.Tensor]) -> None:
 
 
 def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
+    """Raises where two tensors certainly share memory; two with gaps may pass each other by and are let through."""
     spans = []
     for i, t in enumerate(tensors):
         # Fake tensors and sharded ones have no memory of their own to ask for.
@@ -207,8 +208,14 @@ def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
                 whole = reach == t.numel()  # without gaps, in which another tensor might lie
                 spans.append((str(t.device), begin, begin + reach * t.element_size(), whole, i))
     spans.sort(key=lambda span: span[:3])
-    for (device, begin, end, whole, i), (device2, begin2, _, whole2, k) in pairwise(spans):
-        if i != k and device == device2 and (begin == begin2 or (begin2 < end and whole and whole2)):
+    reaching: list[tuple[str, int, int, bool, int]] = []  # that end beyond the present one's beginning
+    for span in spans:
+        device2, begin2, end2, whole2, k = span
+        reaching = [earlier for earlier in reaching if earlier[0] == device2 and earlier[2] > begin2]
+        for _, begin, end, whole, i in reaching:
+            # The later one's first element, or the earlier one's last, lies in the other.
+            if begin != begin2 and not whole and not (whole2 and end <= end2):
+                continue
             a, b = (f"parameter {j - known} of the group" if j >= known else f"parameter {j}" for j in (i, k))
             if tensors[i] is tensors[k]:
                 raise ValueError(f"{a} and {b} are the same tensor in two groups; expected it in one.")
@@ -217,6 +224,7 @@ def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
                 f"one. "
                 "Tie weights by using the same Parameter under both names."
             )
+        reaching.append(span)
 
 
 # How a step is driven is one thing for the whole optimizer.

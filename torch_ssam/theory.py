@@ -70,7 +70,7 @@ __all__ = [
 
 
 def loss(weights: Any, target: Any, covariance: Any = None) -> Any:
-    """Squared loss O(W) = (w* - p)^T Sigma (w* - p) [CLS].
+    """Squared loss O(W) = (w* - p)^T Sigma (w* - p) [CLS], (D) for the covariance.
 
     Args: weights (..., depth, features); target (..., features); covariance None, (features,) or (features,
     features).
@@ -84,9 +84,10 @@ def loss(weights: Any, target: Any, covariance: Any = None) -> Any:
 
 
 def regularizer(weights: Any, noise_std: Any, covariance: Any = None) -> Any:
-    """What noise adds to the loss: R(W) = sum_h Sigma_hh [prod_l (w_lh^2 + eta_l^2) - p_h^2] [CLS].
+    """What noise adds to the loss: R(W) = sum_h Sigma_hh [prod_l (w_lh^2 + eta_l^2) - p_h^2].
 
-    Only the diagonal of the covariance enters. R bounds the weights: |W|^2 <= R(W) / eta^(2(L-1)).
+    [CLS], (D) for the covariance and noise that differs by layer. Only the diagonal of the covariance enters.
+    On whitened data, with one eta, R bounds the weights: |W|^2 <= R(W) / eta^(2(L-1)).
     Args: weights (..., depth, features); noise_std a number or (depth,); covariance as in `loss`.
     Returns: shape (...), >= 0.
 
@@ -116,7 +117,8 @@ def regularized_loss(weights: Any, target: Any, noise_std: Any, covariance: Any 
 def regularized_gradient(weights: Any, target: Any, noise_std: Any, covariance: Any = None) -> Any:
     """Gradient of O_R, the expected step direction of S-SAM.
 
-    g_ih = -2 [Sigma (w* - p)]_h P_i + 2 Sigma_hh (w_i A_i - p P_i); whitened, -2 w* P_i + 2 w_i A_i [CLS].
+    g_ih = -2 [Sigma (w* - p)]_h P_i + 2 Sigma_hh (w_i A_i - p P_i); whitened, -2 w* P_i + 2 w_i A_i.
+    [CLS], (D) for the covariance and noise that differs by layer.
     Args: as `regularized_loss`. Returns: the shape of weights (with leading dimensions broadcast).
 
     >>> regularized_gradient([[1.0], [1.0]], [3.0], 0.5)
@@ -133,7 +135,7 @@ def regularized_hessian(weights: Any, target: Any, noise_std: Any, covariance: A
     """Hessian of O_R.
 
     Whitened: H_ii = 2 A_i, H_ij = 4 w_i w_j A_ij - 2 w* P_ij within a coordinate, 0 between coordinates
-    [CLS].
+    [CLS]; (D) for a covariance and noise that differs by layer.
     Args: as `regularized_loss`.
     Returns: the blocks (..., features, depth, depth) where covariance is None or a diagonal; with a full
     covariance all of it, (..., depth, features, depth, features), entry [i, h, j, k] for w_ih and w_jk.
@@ -325,8 +327,9 @@ def limit_product(target: Any, noise_std: Any, depth: int, covariance: Any = Non
 
 
 def existence_threshold(noise_std: Any, depth: int) -> float:
-    """Smallest |w*| for which O_R has a non-zero minimum.
+    """|w*| from which O_R has non-zero critical points, of which it then has a minimum; for L = 2, above which.
 
+    At the threshold itself the two that appear are one, and the Hessian there is singular.
     eta^L (2(L-1)/L)^(L/2) (2(L-1)/(L-2))^((L-2)/2) ([CLS] Theorem 3.1b); L = 2: eta^2. The smallest double at
     or above that number, so that for L >= 3 `abs(target) >= existence_threshold(...)` says exactly where
     `limit_product` is non-zero. Per-layer noise: prod eta_l in place of eta^L.

@@ -30,6 +30,13 @@ void for_each_device(const Members& members, const std::function<void(at::Device
   for (const auto& [device, part] : parts) visit(device, part);
 }
 
+void warn_quietly(const std::string& message) noexcept {
+  try {
+    TORCH_WARN(message);
+  } catch (...) {
+  }
+}
+
 void throw_changed(const std::string& message) {
   throw PerturbedWeightsChanged({__func__, __FILE__, static_cast<std::uint32_t>(__LINE__)}, message);
 }

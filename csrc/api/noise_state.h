@@ -132,6 +132,9 @@ void for_each_device(const Members& members, const std::function<void(at::Device
 
 [[noreturn]] void throw_changed(const std::string& message);
 
+// A warning where nothing may be thrown, as a program's own handler of warnings might.
+void warn_quietly(const std::string& message) noexcept;
+
 // What an optimizer and the passes that it hands out share; outlives either.
 struct Drive {
   explicit Drive(std::int64_t seed) : noise(seed) {}

@@ -120,6 +120,12 @@ struct Span {
   const char *begin, *end;
   bool whole;
   std::size_t place;
+
+  // Whether it certainly shares memory with one that begins no later: this one's first element, or that one's last,
+  // lies in the other. Two with gaps may pass each other by and are let through.
+  bool shares_with(const Span& earlier) const {
+    return begin == earlier.begin || (begin < earlier.end && (earlier.whole || (whole && earlier.end <= end)));
+  }
 };
 
 // Memory that two tensors share would be perturbed twice.
@@ -134,13 +140,16 @@ void check_memory(const std::vector<at::Tensor>& tensors) {
     spans.push_back({begin, begin + reach * static_cast<std::int64_t>(t.element_size()), reach == t.numel(), i});
   }
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  for (std::size_t k = 1; k < spans.size(); ++k) {
-    const Span &a = spans[k - 1], &b = spans[k];
-    const bool shared = a.begin == b.begin || (b.begin < a.end && a.whole && b.whole);
-    TORCH_CHECK_VALUE(
-        !shared, "torch_ssam: parameters ", std::min(a.place, b.place), " and ", std::max(a.place, b.place),
-        " are two tensors in the same memory, which would be perturbed twice; expected one. Tie weights by "
-        "registering the same tensor under both names.");
+  std::vector<Span> reaching;  // earlier ones that end beyond the present one's beginning; nearly always none
+  for (const Span& b : spans) {
+    std::erase_if(reaching, [&](const Span& a) { return a.end <= b.begin; });
+    for (const Span& a : reaching) {
+      TORCH_CHECK_VALUE(
+          !b.shares_with(a), "torch_ssam: parameters ", std::min(a.place, b.place), " and ", std::max(a.place, b.place),
+          " are two tensors in the same memory, which would be perturbed twice; expected one. Tie weights by "
+          "registering the same tensor under both names.");
+    }
+    reaching.push_back(b);
   }
 }
 

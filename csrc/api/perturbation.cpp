@@ -55,11 +55,12 @@ void Perturbation::restore_in_destructor() noexcept {
   try {
     restore();
   } catch (const c10::Error& error) {
-    TORCH_WARN(error.what_without_backtrace());
     // An exception on its way matters more; otherwise the next step() or perturb() reports this one.
     if (!unwinding) drive->changed = error.what_without_backtrace();
+    detail::warn_quietly(error.what_without_backtrace());
   } catch (const std::exception& error) {
-    TORCH_WARN("torch_ssam: the clean weights could not be put back (", error.what(), "); call eval() to try again.");
+    detail::warn_quietly(std::string("torch_ssam: the clean weights could not be put back (") + error.what() +
+                         "); call eval() to try again.");
   }
 }
 
@@ -151,9 +152,9 @@ Perturbations::~Perturbations() {
     loop_->pass.reset();
     loop_->finish();
   } catch (const c10::Error& error) {
-    TORCH_WARN(error.what_without_backtrace());
+    detail::warn_quietly(error.what_without_backtrace());
   } catch (const std::exception& error) {
-    TORCH_WARN("torch_ssam: the end of perturbations() failed: ", error.what());
+    detail::warn_quietly(std::string("torch_ssam: the end of perturbations() failed: ") + error.what());
   }
 }
 

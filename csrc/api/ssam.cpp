@@ -48,9 +48,9 @@ SSAM::~SSAM() {
   drive_->owner = nullptr;
   if (!drive_->training) return;
   try {
-    if (const std::string changed = drive_->noise.restore(); !changed.empty()) TORCH_WARN(changed);
+    if (const std::string changed = drive_->noise.restore(); !changed.empty()) detail::warn_quietly(changed);
   } catch (const std::exception& error) {
-    TORCH_WARN("torch_ssam: the clean weights could not be put back: ", error.what());
+    detail::warn_quietly(std::string("torch_ssam: the clean weights could not be put back: ") + error.what());
   }
 }
 
@@ -243,7 +243,7 @@ at::Tensor SSAM::step_kept(const LossClosure& closure) {
     drive_->training = false;
     const std::string changed = drive_->noise.restore();
     note_clean();
-    if (!changed.empty()) TORCH_WARN(changed);
+    if (!changed.empty()) detail::warn_quietly(changed);  // what is on its way matters more
     throw;
   }
   return loss;
@@ -329,7 +329,7 @@ void SSAM::train(bool mode) {
   try {
     apply_noise(0, false);
   } catch (...) {
-    if (const std::string changed = drive_->noise.restore(); !changed.empty()) TORCH_WARN(changed);
+    if (const std::string changed = drive_->noise.restore(); !changed.empty()) detail::warn_quietly(changed);
     throw;
   }
   drive_->training = true;

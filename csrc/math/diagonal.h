@@ -1,8 +1,8 @@
 // The diagonal product y = x * w_1 * ... * w_L of one coordinate, forward and backward, without a division:
 // the gradient of layer i is (sum over the batch of g x) times the product of the other layers, built from a prefix
 // going up and a suffix going down, so zeros, negative zeros and any depth >= 1 come out right.
-// Layers are visited through a stride, so that a body sees neither layout nor tensor. THEORY.md: P_i = prod_{k!=i} w_k.
-// Tests: tests/cpp/test_math.cpp, tests/python/test_ops_diagonal.py.
+// Layers are visited through a stride, so that a body sees neither layout nor tensor. docs/theory.md: P_i = prod_{k!=i}
+// w_k. Tests: tests/cpp/test_math.cpp, tests/python/test_ops_diagonal.py.
 #pragma once
 
 #include "portable.h"

@@ -30,6 +30,11 @@ TORCH_SSAM_BODY NoiseStream make_noise_stream(int64_t seed, int64_t draw, int64_
           static_cast<uint32_t>(sample), static_cast<uint32_t>(d),       static_cast<uint32_t>(d >> 32)};
 }
 
+// The draw `by` draws on; draws wrap at 2^64.
+TORCH_SSAM_BODY int64_t later_draw(int64_t draw, int64_t by) {
+  return static_cast<int64_t>(static_cast<uint64_t>(draw) + static_cast<uint64_t>(by));
+}
+
 // The part of the key that a stream fixes, in words as wide as are needed.
 template <typename word_t>
 TORCH_SSAM_BODY KeySchedule<word_t> noise_key(const NoiseStream& stream) {

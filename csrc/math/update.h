@@ -13,6 +13,10 @@ namespace torch_ssam::math {
 
 enum class Momentum : int { none = 0, heavy_ball = 1, nesterov = 2 };
 
+TORCH_SSAM_BODY Momentum momentum_kind(bool has_buffer, bool nesterov) {
+  return !has_buffer ? Momentum::none : (nesterov ? Momentum::nesterov : Momentum::heavy_ball);
+}
+
 template <typename opmath_t>
 struct UpdateParams {
   opmath_t lr;

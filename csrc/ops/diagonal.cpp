@@ -13,6 +13,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
 }
 
 DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator) {
+  check_strided(input, "input");
+  check_strided(weight, "weight");
   const TensorView w = view_parameter(weight, "weight", 0, Use::reads);
   TORCH_SSAM_CHECK(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w),
                    "; expected (depth, features), depth >= 1.");
@@ -34,10 +36,15 @@ DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const st
 }
 
 void check_diagonal_grad(const Tensor& grad_output, const Tensor& input, bool readout) {
+  check_strided(grad_output, "grad_output");
   const int64_t dim = input.dim() - (readout ? 1 : 0);
   bool same = grad_output.dim() == dim && grad_output.scalar_type() == input.scalar_type();
   for (int64_t d = 0; same && d < dim; ++d) same = grad_output.size(d) == input.size(d);
-  TORCH_SSAM_CHECK(same, "grad_output does not have the shape and dtype of the output.");
+  TORCH_SSAM_CHECK(same, "grad_output has shape ", shape_of(grad_output), " and dtype ",
+                   dtype_name(grad_output.scalar_type()), ", and input has ", shape_of(input), " and ",
+                   dtype_name(input.scalar_type()), "; expected those of the output, which are the input's",
+                   readout ? " without the last dimension." : ".");
+  check_one_device({grad_output}, "grad_output", input, "input");
 }
 
 }  // namespace torch_ssam

@@ -1,5 +1,5 @@
 // Opens the dispatcher namespace `torch_ssam` and defines the operators that say which inner loops are in use.
-// The other operators are defined beside their checks: perturb.cpp, update.cpp, diagonal.cpp.
+// The other operators are defined beside their checks: perturb.cpp, scale.cpp, update.cpp, diagonal.cpp.
 #include "cpu/kernels.h"
 #include "tensors.h"
 

@@ -63,18 +63,30 @@ bool elements_overlap(const TensorView& view) {
   return false;
 }
 
-std::string item(const char* name, size_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+std::string item(const char* name, std::optional<size_t> index) {
+  return index ? std::string(name) + "[" + std::to_string(*index) + "]" : name;
+}
 
 }  // namespace
 
 std::string shape_of(const TensorView& view) { return list_text(view.sizes, view.dim); }
 
-TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use) {
+std::string shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return list_text(sizes.data(), static_cast<int64_t>(sizes.size()));
+}
+
+void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index) {
+  TORCH_SSAM_CHECK(tensor.defined(), item(name, index), " is None; expected a tensor.");
   int32_t layout = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   TORCH_SSAM_CHECK(
       layout == aoti_torch_layout_strided(), item(name, index),
       " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
+}
+
+TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use) {
+  check_strided(tensor, name, index);
   int32_t code = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   ScalarType dtype = ScalarType::Undefined;
@@ -135,6 +147,7 @@ void check_one_device(const std::vector<Tensor>& tensors, const char* name, cons
 }
 
 void check_generator(const Tensor& generator) {
+  check_strided(generator, "generator");
   TORCH_SSAM_CHECK(generator.scalar_type() == ScalarType::Long && generator.numel() == 2 && generator.is_contiguous(),
                    "generator has dtype ", dtype_name(generator.scalar_type()), " and ", generator.numel(),
                    " elements; expected a contiguous int64 tensor of two, (seed, draw).");
@@ -151,6 +164,7 @@ void check_places(const std::vector<int64_t>& places, size_t count) {
 void check_number(const std::optional<Tensor>& number, const char* name, const std::vector<Tensor>& beside,
                   const char* beside_name) {
   if (!number) return;
+  check_strided(*number, name);
   const ScalarType dtype = number->scalar_type();
   TORCH_SSAM_CHECK(number->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
                    number->numel(), " elements and dtype ", dtype_name(dtype),

@@ -53,10 +53,15 @@ using TensorViews = std::vector<TensorView>;
 
 TORCH_SSAM_EXPORT const char* dtype_name(ScalarType dtype);
 TORCH_SSAM_EXPORT std::string shape_of(const TensorView& view);
+TORCH_SSAM_EXPORT std::string shape_of(const Tensor& tensor);
 
 enum class Use { reads, writes };
 
-// Strided and real floating point; without overlapping elements if it is written. `name` and `index` are for messages.
+// Given (the dispatcher lets None through where a schema asks for a tensor) and dense. `name` and `index` are for
+// messages, here and below.
+TORCH_SSAM_EXPORT void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index = {});
+
+// Strided and real floating point; without overlapping elements if it is written.
 TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use);
 TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
 

@@ -31,20 +31,19 @@ UpdateOptions check_update_options(double lr, double momentum, double dampening,
 }
 
 UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
-                           const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& params,
+                           const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>* params,
                            const UpdateOptions& options, const std::optional<Tensor>& lr_tensor,
                            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   UpdateTensors t{view_parameters(weights, "weights", Use::writes),
                   view_parameters(grads, "grads", Use::reads),
                   view_parameters(momentum_buffers, "momentum_buffers", Use::writes),
-                  view_parameters(params, "params", Use::writes),
+                  params != nullptr ? view_parameters(*params, "params", Use::writes) : TensorViews{},
                   grad_scale,
                   found_inf,
                   lr_tensor};
-  const bool has_params = !params.empty();
   // float32 clean weights may go with 16-bit gradients: the loops name the pairs that they have.
   check_matches(t.grads, "grads", t.weights, "weights", /*any_dtype=*/true);
-  if (has_params) {
+  if (params != nullptr) {
     check_matches(t.params, "params", t.weights, "weights", /*any_dtype=*/true);
     check_matches(t.grads, "grads", t.params, "params");
   }
@@ -56,7 +55,7 @@ UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector
     check_one_device(weights, "weights", weights[0], "weights[0]");
     check_one_device(grads, "grads", weights[0], "weights[0]");
     check_one_device(momentum_buffers, "momentum_buffers", weights[0], "weights[0]");
-    check_one_device(params, "params", weights[0], "weights[0]");
+    if (params != nullptr) check_one_device(*params, "params", weights[0], "weights[0]");
   }
   check_number(lr_tensor, "lr", weights, "weights[0]");
   check_number(grad_scale, "grad_scale", weights, "weights[0]");

@@ -27,9 +27,10 @@ struct UpdateTensors {
   std::optional<Tensor> grad_scale, found_inf, lr_tensor;
 };
 
+// `params` is null for update_.
 TORCH_SSAM_EXPORT UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
                                              const std::vector<Tensor>& momentum_buffers,
-                                             const std::vector<Tensor>& params, const UpdateOptions& options,
+                                             const std::vector<Tensor>* params, const UpdateOptions& options,
                                              const std::optional<Tensor>& lr_tensor,
                                              const std::optional<Tensor>& grad_scale,
                                              const std::optional<Tensor>& found_inf);

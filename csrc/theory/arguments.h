@@ -1,7 +1,7 @@
 // What the functions of the theory take: layers as a (depth, features) array, noise levels, covariances, targets.
 // Plain views over doubles, so any C++ program can call them. Every precondition on a value is checked here, once:
 // a bad one throws std::invalid_argument that says what came, what was expected, and what to do.
-// Notation of THEORY.md: depth is L, features is d, noise_std is eta, covariance is Sigma.
+// Notation of docs/theory.md: depth is L, features is d, noise_std is eta, covariance is Sigma.
 // Tests: tests/cpp/test_theory.cpp, tests/python/test_theory_arguments.py.
 #pragma once
 

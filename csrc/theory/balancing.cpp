@@ -1,5 +1,5 @@
 // The formulas of balancing.h, pair by pair and coordinate by coordinate.
-// Notation of THEORY.md: A_ij and P_ij leave out layers i and j.
+// Notation of docs/theory.md: A_ij and P_ij leave out layers i and j.
 // Tests: tests/python/test_theory_balancing.py, tests/cpp/test_theory.cpp.
 #include "theory/balancing.h"
 

@@ -1,5 +1,5 @@
 // How noise balances the layers: the gaps w_i^2 - w_j^2, the rate at which the gradient flow of O_R closes them, and
-// the exact factor of one step of gradient descent. THEORY.md, "Balancing": [CLS] Theorem 3.1a and (D).
+// the exact factor of one step of gradient descent. docs/theory.md, "The layers balance": [CLS] Theorem 3.1a and (D).
 // These laws need the same noise_std in every layer; with different ones no gap obeys an equation of its own.
 // Tests: tests/python/test_theory_balancing.py (SciPy's ODE solver, steps of descent), tests/cpp/test_theory.cpp.
 #pragma once

@@ -1,6 +1,5 @@
-// The formulas of loss.h. Notation of THEORY.md: P_i, P_ij are products of all layers but i (and j), A_i and A_ij the
-// same of w^2 + eta^2; u = Sigma (w* - p).
-// Tests: tests/python/test_theory_loss.py, tests/cpp/test_theory.cpp.
+// The formulas of loss.h. Notation of docs/theory.md: P_i, P_ij are products of all layers but i (and j), A_i and A_ij
+// the same of w^2 + eta^2; u = Sigma (w* - p). Tests: tests/python/test_theory_loss.py, tests/cpp/test_theory.cpp.
 #include "theory/loss.h"
 
 namespace torch_ssam::theory {

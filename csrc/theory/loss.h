@@ -1,5 +1,5 @@
 // The loss of a diagonal network, what noise adds to it, and the derivatives of their sum, at any weights.
-// THEORY.md, "What S-SAM minimises" and "General covariance and per-layer noise": [CLS] (O, R, O_R) and (D).
+// docs/theory.md, "What S-SAM minimises" and "Data that are not whitened": [CLS] (O, R, O_R) and (D).
 // A full covariance couples coordinates in the loss; only its diagonal enters the regulariser. Derivatives are written
 // through the residual w* - p and A_i - P_i^2, which are small where the textbook terms cancel.
 // Tests: tests/python/test_theory_loss.py (enumerated +-eta noise, autograd, mpmath), tests/cpp/test_theory.cpp.

@@ -1,4 +1,4 @@
-// The formulas of pac_bayes.h. Notation of THEORY.md: B = KL + ln(2 sqrt(n) / delta).
+// The formulas of pac_bayes.h. Notation of docs/theory.md: B = KL + ln(2 sqrt(n) / delta).
 // kl_inverse solves for the gap p - q: kl = q h(gap / q) + (1 - q) h(-gap / (1 - q)) with h(u) = u - log(1 + u), two
 // terms >= 0, convex and increasing in the gap.
 // Tests: tests/python/test_theory_pac_bayes.py, tests/cpp/test_theory.cpp.

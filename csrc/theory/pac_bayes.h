@@ -1,6 +1,6 @@
 // PAC-Bayes for a Gaussian posterior N(w, eta^2 I) and prior N(w0, s^2 I): the KL divergence, the inverse of the binary
-// KL, and the computable bounds. THEORY.md, "PAC-Bayes" (Seeger-Maurer, Maurer 2004, Thiemann et al. 2017, Catoni
-// 2007). The loss lies in [0, 1] and w0, s do not depend on the n examples (s from a grid: prior_grid_delta).
+// KL, and the computable bounds. docs/theory.md, "Certificates" (Seeger-Maurer, Maurer 2004, Thiemann et al. 2017,
+// Catoni 2007). The loss lies in [0, 1] and w0, s do not depend on the n examples (s from a grid: prior_grid_delta).
 // KLs are written through u - log(1 + u), so close distributions keep their digits.
 // Tests: tests/python/test_theory_pac_bayes.py (mpmath, Monte Carlo, SciPy), tests/cpp/test_theory.cpp.
 #pragma once

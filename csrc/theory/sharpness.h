@@ -1,5 +1,5 @@
 // Sharpness of a diagonal network: average (what noise adds), the Hessian's trace, their minima over factorisations of
-// a given product, and the worst case over a ball. THEORY.md, "What S-SAM minimises": [CLS] Lemma 3.2 and (D).
+// a given product, and the worst case over a ball. docs/theory.md, "What S-SAM minimises": [CLS] Lemma 3.2 and (D).
 // The worst case has no closed form for several coordinates: projected ascent from the gradient, from the best single
 // coordinates (where the closed one-coordinate form is exact), and from random directions.
 // Tests: tests/python/test_theory_sharpness.py (mpmath, SciPy's SLSQP, grids), tests/cpp/test_theory.cpp.

@@ -1,4 +1,4 @@
-// The roots of shrinkage.h and what follows from them for one target. Notation of THEORY.md; E is prod eta_l.
+// The roots of shrinkage.h and what follows from them for one target. Notation of docs/theory.md; E is prod eta_l.
 // Newton runs on log[(1 + x)^(L-1) E / (|w*| y^(L-2))] in log y, whose slope is L (x - x0) / (1 + x), x0 = (L-2)/L.
 // The critical points of whole arrays, and correlated coordinates, are in critical_points.cpp.
 // Tests: tests/python/test_theory_shrinkage.py, tests/cpp/test_theory.cpp.

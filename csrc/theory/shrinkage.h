@@ -1,5 +1,5 @@
 // Where S-SAM ends: the shrinkage-thresholding map, its two thresholds, and all critical points of O_R.
-// THEORY.md, "Shrinkage-thresholding": [CLS] Theorem 3.1b and (D), with per-layer noise by w_l = eta_l y.
+// docs/theory.md, "Small coefficients vanish": [CLS] Theorem 3.1b and (D), with per-layer noise by w_l = eta_l y.
 // All of it is one equation in y = |w_l| / eta_l and tau = |w*| / prod eta_l:  (1 + y^2)^(L-1) = tau y^(L-2).
 // log of (left / right) is convex in log y, so Newton's method from outside a root runs to it monotonically; it is
 // evaluated in Wide arithmetic, so a root has full double precision also when tau is the threshold's next double.
@@ -61,7 +61,8 @@ std::vector<double> shrinkage_factor(View target, const NoiseStd& noise_std, std
 std::vector<double> limit_product(View target, const NoiseStd& noise_std, std::int64_t depth,
                                   const Covariance& covariance = {});
 
-// Smallest double with a non-zero minimum at or above it: eta^L (2(L-1)/L)^(L/2) (2(L-1)/(L-2))^((L-2)/2).
+// Smallest double at or above which there are non-zero critical points (L = 2: above which): eta^L (2(L-1)/L)^(L/2)
+// (2(L-1)/(L-2))^((L-2)/2).
 double existence_threshold(const NoiseStd& noise_std, std::int64_t depth);
 
 // Smallest double at or above the target where the non-zero minimum becomes the global one.

@@ -1,5 +1,5 @@
 // The S-SAM recursion W_{k+1} = W_k - lr_k grad O(W_k + xi_k) on diagonal networks, for many replicates at once, and
-// gradient descent on O_R (`expected`), at full machine speed. THEORY.md, "S-SAM" and "General covariance".
+// gradient descent on O_R (`expected`), at full machine speed. docs/theory.md and docs/simulator.md.
 // Noise of layer l, replicate r, coordinate h at step k is that of docs/noise.md with draw k, place l, sample 0 and
 // element r * features + h: what SSAM draws for a list of `depth` float64 parameters of shape (replicates, features).
 // So results depend on the seed alone, and replicate r on nothing but its number. docs/simulator.md has the rest.

@@ -1,7 +1,8 @@
 // What a finished replicate is measured by, and the signatures of failure with the theory that explains them:
 // divergence and oscillation by the step-size bound, collapse by the existence threshold, imbalance by the balancing
 // rate. Rules, on means over the last quarter of the records, are in docs/simulator.md. A coordinate sees the target
-//   w~_h = p_h + [Sigma (w* - p)]_h / Sigma_hh  (THEORY.md, "General covariance"), which is w*_h on whitened data.
+//   w~_h = p_h + [Sigma (w* - p)]_h / Sigma_hh  (docs/theory.md, "Data that are not whitened"), which is w*_h on
+//   whitened data.
 // Tests: tests/python/test_simulate*.py, tests/cpp/test_simulate.cpp.
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 // One step of S-SAM, or of gradient descent on O_R, on a group of elements: the loops over the bodies of csrc/math,
 // compiled once for each instruction set (TORCH_SSAM_VARIANT names it). Nothing here may have external linkage but the
 // function at the end (see csrc/math/portable.h), so no standard library and nothing inline from csrc/theory.
-// Every sum has one fixed order, so bits depend on neither variant, group nor thread. Notation of THEORY.md.
+// Every sum has one fixed order, so bits depend on neither variant, group nor thread. Notation of docs/theory.md.
 // Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
 #include "simulate_kernels.h"
 

@@ -74,9 +74,9 @@ SimulateSetup::SimulateSetup(const SimulateOptions& o) : options(o) {
   if (!has_data && o.batch_size > 0) {
     throw bad_input("batch_size ", o.batch_size, " needs data to draw from; pass data=(X, y)");
   }
-  if (std::max({depth, replicates, features, o.steps}) > std::numeric_limits<std::int32_t>::max()) {
-    throw bad_input("depth, replicates, features and steps must be below 2^31, got ", depth, ", ", replicates, ", ",
-                    features, " and ", o.steps);
+  if (std::max({depth, replicates, features, o.steps, o.batch_size}) > std::numeric_limits<std::int32_t>::max()) {
+    throw bad_input("depth, replicates, features, steps and batch_size must be below 2^31, got ", depth, ", ",
+                    replicates, ", ", features, ", ", o.steps, " and ", o.batch_size);
   }
 
   const std::size_t layers = index(depth);
@@ -115,10 +115,12 @@ SimulateSetup::SimulateSetup(const SimulateOptions& o) : options(o) {
   coupled = full_covariance || has_data || o.radius.has_value();
 
   record_every = o.record_every > 0 ? o.record_every : std::max<std::int64_t>(1, (o.steps + 99) / 100);
+  const std::int64_t count = (o.steps + record_every - 1) / record_every + 1;  // and the last state
+  const double values = static_cast<double>(depth + 1) * static_cast<double>(features) + 2;
+  check_memory(static_cast<double>(count) * (static_cast<double>(replicates) * values + 1));
+  records.reserve(index(count));
   for (std::int64_t step = 0; step < o.steps; step += record_every) records.push_back(step);
   records.push_back(o.steps);
-  check_memory(static_cast<double>(records.size()) * static_cast<double>(replicates) *
-               (static_cast<double>(depth + 1) * static_cast<double>(features) + 2));
 }
 
 double SimulateSetup::pick(const std::vector<double>& values, std::int64_t replicate, std::int64_t layer,

@@ -1,4 +1,4 @@
-// The formulas of stationary.h. Notation of THEORY.md, and per layer m_n = E (w + xi)^n: m_2 = a = w^2 + eta^2,
+// The formulas of stationary.h. Notation of docs/theory.md, and per layer m_n = E (w + xi)^n: m_2 = a = w^2 + eta^2,
 // m_3 = w (w^2 + 3 eta^2), m_4 = w^4 + 6 w^2 eta^2 + 3 eta^4 (Gaussian) or + eta^4 (Rademacher); odd moments agree.
 //   g~_i = -2 w* P~_i + 2 w~_i P~_i^2, and for i != j with Q = P~_ij: P~_i = w~_j Q, P~_j = w~_i Q.
 // Tests: tests/python/test_theory_stationary.py, tests/cpp/test_theory.cpp.

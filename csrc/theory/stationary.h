@@ -1,8 +1,9 @@
 // What the noise does to a step, and where constant steps settle: covariance of the noisy gradient, and the stationary
-// covariance of the linearised recursion. THEORY.md, "Gradient noise and the stationary law" (D), whitened data.
-// Beyond THEORY.md: the covariance between layers i and j, Rademacher noise, per-layer noise. Every entry is built
-// from differences of products without cancellation, because the variance is of order eta^2 beside moments of order 1.
-// Tests: tests/python/test_theory_stationary.py (enumerated signs, Gauss-Hermite, SciPy), tests/cpp/test_theory.cpp.
+// covariance of the linearised recursion. docs/theory.md, "Noise of the gradient, and constant steps" (D), whitened
+// data. Beyond docs/theory.md: the covariance between layers i and j, Rademacher noise, per-layer noise. Every entry is
+// built from differences of products without cancellation, because the variance is of order eta^2 beside moments of
+// order 1. Tests: tests/python/test_theory_stationary.py (enumerated signs, Gauss-Hermite, SciPy),
+// tests/cpp/test_theory.cpp.
 #pragma once
 
 #include <vector>

@@ -1,6 +1,6 @@
-// The bounds of step_size.h. Notation of THEORY.md: O_0 is the current O_R, kappa = lambda_max(Sigma) / min_h Sigma_hh.
-// Norms and products are formed through scaled or wide numbers, so that 1e8 targets and 1e-8 noise stay in range.
-// Tests: tests/python/test_theory_step_size.py, tests/cpp/test_theory.cpp.
+// The bounds of step_size.h. Notation of docs/theory.md: O_0 is the current O_R, kappa = lambda_max(Sigma) / min_h
+// Sigma_hh. Norms and products are formed through scaled or wide numbers, so that 1e8 targets and 1e-8 noise stay in
+// range. Tests: tests/python/test_theory_step_size.py, tests/cpp/test_theory.cpp.
 #include "theory/step_size.h"
 
 #include <algorithm>

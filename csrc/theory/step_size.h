@@ -1,5 +1,5 @@
 // Step sizes with a guarantee of descent on O_R, and the regions that hold its iterates and critical points.
-// THEORY.md, "Step sizes and radii" (D; the form of [CLS] Theorems 4.2 and 4.4). Guarantees are for the expected
+// docs/theory.md, "Step sizes and radii" (D; the form of [CLS] Theorems 4.2 and 4.4). Guarantees are for the expected
 // gradient, gradient descent on O_R: a stochastic step of S-SAM has no monotone guarantee.
 // Per-layer noise: with N_i = prod_{k!=i} eta_k the same proofs give the forms documented below.
 // Tests: tests/python/test_theory_step_size.py (Hessians by autograd, descent, SciPy), tests/cpp/test_theory.cpp.
@@ -13,7 +13,7 @@ namespace torch_ssam::theory {
 
 // Which M bounds the Hessian on the sublevel set of the current O_R.
 enum class SmoothnessBound {
-  general,       // M = (L + sqrt(L^2 + (L-1)^2)) O_R / eta^2, any covariance (its form of THEORY.md)
+  general,       // M = (L + sqrt(L^2 + (L-1)^2)) O_R / eta^2, any covariance (its form of docs/theory.md)
   known_target,  // M_1 = [(L+1) q^2 + 2 (L-1) |w*| q] / eta^2, q = |w*| + sqrt(O_R): sharper, coordinates not coupled
 };
 

@@ -1,6 +1,6 @@
 // The theory of S-SAM on diagonal linear networks as plain C++: include this one header, namespace torch_ssam::theory.
 // Arguments are views over doubles (arguments.h); results are numbers or vectors in the shapes documented at each
-// function. THEORY.md has the formulas; a bad argument throws std::invalid_argument.
+// function. docs/theory.md has the formulas; a bad argument throws std::invalid_argument.
 // Tests: tests/cpp/test_theory.cpp; Python offers the same functions as torch_ssam.theory.
 #pragma once
 

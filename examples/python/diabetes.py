@@ -2,7 +2,7 @@
 
 On whitened data each coordinate h is a problem of its own with target w*_h = E y x_h. SGD ends at w*, least
 squares. S-SAM balances the layers, |w_1h| = ... = |w_Lh|, and ends at the shrinkage-thresholding of w*
-(arXiv 2503.11891, Theorem 3.1; THEORY.md): small coefficients become 0. Tests: tests/python/test_demo.py.
+(arXiv 2503.11891, Theorem 3.1; docs/theory.md): small coefficients become 0. Tests: tests/python/test_demo.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings:
     noise_std: float = 0.35
     depths: tuple[int, ...] = (2, 3)
     # Every layer starts at this value, the last at 0: a balanced start with a positive product cannot reach a
-    # negative target (THEORY.md, Signs); 0 lets each coordinate choose its sign.
+    # negative target (docs/theory.md: signs); 0 lets each coordinate choose its sign.
     starts: tuple[float, ...] = (0.8, 1.0, 1.2)
     lr: float = 0.03
     batch: int = 34

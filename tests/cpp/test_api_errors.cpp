@@ -79,6 +79,11 @@ TEST(ErrorTest, TensorsThatShareMemoryAreRefused) {
   const Tensor columns = torch::ones({4, 6});
   const auto column = [&](int from, int to) { return columns.slice(1, from, to).detach().requires_grad_(true); };
   EXPECT_NO_THROW(SSAM({column(0, 3), column(3, 6)}));  // interleaved, no element is shared
+  const Tensor all = columns.view({24}).requires_grad_(true);
+  const Tensor last = columns.view({24}).slice(0, 19, 22).detach().requires_grad_(true);
+  EXPECT_MESSAGE(SSAM({all, column(1, 2)}), "parameters 0 and 1 are two tensors in the same memory");
+  EXPECT_MESSAGE(SSAM({all, column(1, 2).slice(0, 0, 1), last}), "two tensors in the same memory");
+  EXPECT_MESSAGE(SSAM({last, column(0, 2)}), "parameters 0 and 1 are two tensors in the same memory");
   const c10::InferenceMode inference;
   const Tensor made = torch::ones(3);
   EXPECT_MESSAGE(SSAM({made}), "was made under InferenceMode");

@@ -150,17 +150,13 @@ void check_backward(const Case& c, bool readout, bool needs_input, bool needs_we
   Memory<model_t> grad_input_cpu(needs_input ? rows * features : 0, 6);
   Memory<master_t> grad_weight_cpu(needs_weight ? c.depth * features : 0, 7);
   std::vector<math_t> total(static_cast<size_t>(features)), sum(total), scratch(total.size() * (1 + c.depth));
-  for (int64_t row = 0; row < rows; ++row) {
-    const auto multiply = readout ? s.k.diagonal_spread[pair] : s.k.diagonal_multiply[pair];
-    if (needs_input) {
-      multiply(s.product_cpu.data(), grad.data() + row * stride, grad_input_cpu.data() + row * features, features);
-    }
-  }
   for (int64_t row = 0; row < rows; row += math::kBatchSegment) {
     auto& target = row == 0 ? total : sum;
-    s.k.diagonal_accumulate[pair](grad.data() + row * stride, stride, readout, s.input.data() + row * features,
-                                  features, std::min(math::kBatchSegment, rows - row), features, target.data());
-    if (row > 0) s.k.diagonal_add[pair](total.data(), sum.data(), features);
+    s.k.diagonal_backward_rows[pair](grad.data() + row * stride, stride, readout, s.input.data() + row * features,
+                                     needs_input ? grad_input_cpu.data() + row * features : nullptr, features,
+                                     std::min(math::kBatchSegment, rows - row), features, s.product_cpu.data(),
+                                     needs_weight ? target.data() : nullptr);
+    if (row > 0 && needs_weight) s.k.diagonal_add[pair](total.data(), sum.data(), features);
   }
   if (needs_weight) {
     s.k.diagonal_weight_gradient[pair](c.depth, features, total.data(), s.layers_cpu.data(), features, scratch.data(),

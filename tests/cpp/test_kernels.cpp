@@ -178,7 +178,8 @@ class Outputs {
     const Bytes weight = random_values(layers * features, pair_, size_.master, 4);
     const Bytes input = random_values(rows * features, pair_, size_.model, 5);
     const Bytes grad = random_values(rows * features, pair_, size_.model, 6);
-    Bytes output = empty(size_.model), spread = empty(size_.model), sums = empty(size_.math);
+    Bytes output = empty(size_.model), rowwise = empty(size_.model), spread = empty(size_.model);
+    Bytes sums = empty(size_.math);
     Bytes grad_weight(static_cast<size_t>(layers * features) * size_.master + 1);
     each([&](Span s, int64_t at) {
       const auto model_offset = static_cast<size_t>(s.begin) * size_.model;
@@ -192,11 +193,16 @@ class Outputs {
         EXPECT_EQ(std::memcmp(alone.data(), product.data(), math_count), 0);
       }
       k_.diagonal_multiply[pair_](product.data(), input.data() + model_offset, in(output, at, size_.model), s.count);
-      k_.diagonal_spread[pair_](product.data(), grad.data(), in(spread, at, size_.model), s.count);
-      k_.diagonal_accumulate[pair_](grad.data() + model_offset, features, false, input.data() + model_offset, features,
-                                    rows, s.count, total.data());
-      k_.diagonal_accumulate[pair_](grad.data(), 1, true, input.data() + model_offset, features, rows, s.count,
-                                    sum.data());
+      // Of `rows` rows the last one's gradient of the input is kept.
+      const auto backward = [&](const void* g, int64_t stride, bool spread, Bytes& target, Bytes& to) {
+        Bytes every(static_cast<size_t>(rows * features) * size_.model + 1);
+        k_.diagonal_backward_rows[pair_](g, stride, spread, input.data() + model_offset, every.data(), features, rows,
+                                         s.count, product.data(), target.data());
+        std::memcpy(in(to, at, size_.model), in(every, (rows - 1) * features, size_.model),
+                    static_cast<size_t>(s.count) * size_.model);
+      };
+      backward(grad.data() + model_offset, features, false, total, rowwise);
+      backward(grad.data(), 1, true, sum, spread);
       k_.diagonal_add[pair_](total.data(), sum.data(), s.count);
       std::memcpy(in(sums, at, size_.math), total.data(), math_count);
       k_.diagonal_weight_gradient[pair_](layers, features, total.data(), layer.data(), s.count, scratch.data(),
@@ -205,7 +211,7 @@ class Outputs {
         keep_number(k_.diagonal_readout[pair_](product.data(), input.data() + model_offset, s.count));
       }
     });
-    return keep({&output, &spread, &sums, &grad_weight});
+    return keep({&output, &rowwise, &spread, &sums, &grad_weight});
   }
 
   Outputs& project() {

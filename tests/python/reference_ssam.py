@@ -1,4 +1,4 @@
-"""SSAM once more, slowly: one tensor at a time, straight from the formulas of DESIGN.md and THEORY.md, sharing no code
+"""SSAM once more, slowly: one tensor at a time, straight from the formulas of docs/theory.md and torch.optim.SGD, sharing no code
 with the package save the noise itself (torch_ssam::perturbed, which has its own tests).
 
     g = sum over passes of weight * grad L(w + noise);   g <- -g to maximise;   g <- g + weight_decay w

@@ -283,6 +283,16 @@ def test_two_tensors_in_the_same_memory_are_refused() -> None:
             torch_ssam.wrap(torch.optim.SGD(params, lr=0.1), 0.1)
     torch_ssam.SSAM([nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(0))])
     rows = torch.ones(4, 6)
+    inner = nn.Parameter(torch.ones(2, 2))
+    for shared in (
+        [rows, rows[:, 1]],  # what has gaps, inside of what has none
+        [rows[:, ::2], rows[3, 3:]],  # the last element of the first lies in the second
+        [rows[:, ::2], rows[:, 1], rows[3, 3:]],  # and one that shares none begins between them
+        [rows[0, 1:2], rows, rows[3]],
+    ):
+        for order in (shared, shared[::-1]):
+            with pytest.raises(ValueError, match="two tensors in the same memory"):
+                torch_ssam.SSAM([inner, *map(nn.Parameter, order)])
     torch_ssam.SSAM([nn.Parameter(rows[:, ::2]), nn.Parameter(rows[:, 1::2])])
 
 

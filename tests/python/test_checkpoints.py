@@ -1,6 +1,6 @@
 """Checkpoints, copies and pickles: a run that is saved and resumed ends in the bits of one that was not, in every mode,
 through torch.load(weights_only=True), copy.deepcopy and pickle; and what other optimizers saved loads without
-switching the noise off. PEERS.md lines 13 and 24.
+switching the noise off. test_peers.py, rows 13 and 24.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Clean weights while the parameters hold noise: what is saved, averaged and evaluated in the middle of training,
-and BatchNorm statistics that belong to the weights they stand beside. PEERS.md line 15.
+and BatchNorm statistics that belong to the weights they stand beside. test_peers.py, row 15.
 """
 
 from __future__ import annotations

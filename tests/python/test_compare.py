@@ -504,6 +504,36 @@ def test_a_killed_comparison_goes_on_where_it_was_and_leaves_no_workers(tmp_path
         assert resumed.values(method, "gradients") == {0: 1200.0, 1: 1200.0}
 
 
+@pytest.mark.slow
+def test_the_script_of_the_docs_runs_in_worker_processes(tmp_path: Path) -> None:
+    """Its functions are the main module's, which has another name in the workers."""
+    page = (ROOT / "docs" / "compare.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page.split("## From Python")[1], re.DOTALL)
+    data = """
+import torch
+torch.manual_seed(0)
+x, x_validation, x_test = (torch.randn(64, 6) for _ in range(3))
+y, y_validation, y_test = (torch.randint(0, 10, (64,)) for _ in range(3))
+"""
+    changed = block.replace("epochs=20", "epochs=1, seeds=2, batch=32").replace(
+        'out="out/mine"', 'out="out/mine", workers=2'
+    )
+    assert changed.count("workers=2") == 1
+    assert "seeds=2" in changed
+    (tmp_path / "script.py").write_text(data + changed)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "mine" / "report.html").exists()
+
+
 def _children(pid: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -1,5 +1,5 @@
 """torch.compile and FakeTensor: every operator passes opcheck, and a compiled training step goes on without compiling
-again while schedulers change lr and noise_std. PEERS.md line 21.
+again while schedulers change lr and noise_std. test_peers.py, row 21.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """DistributedDataParallel over gloo, two processes: the ranks end in the same bits in every way of driving, also where
-their random states differ, and in the numbers of one process with the whole batch. PEERS.md lines 4 and 25.
+their random states differ, and in the numbers of one process with the whole batch. test_peers.py, rows 4 and 25.
 """
 
 from __future__ import annotations

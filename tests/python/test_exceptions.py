@@ -1,5 +1,5 @@
 """Whatever interrupts a pass by an exception, the exact clean bits are back before any handler runs, and parameters that
-others write to meanwhile are named and kept. Signals are in test_signals.py. PEERS.md line 16.
+others write to meanwhile are named and kept. Signals are in test_signals.py. test_peers.py, row 16.
 """
 
 from __future__ import annotations

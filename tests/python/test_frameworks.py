@@ -1,6 +1,6 @@
 """Lightning, Hugging Face Trainer, Accelerate and skorch train with SSAM and wrap by their own loops: the numbers are
 those of our own loop where the framework's order of batches is known, what they save is clean, and what they resume
-ends in the same bits. PEERS.md lines 9, 10 and 11.
+ends in the same bits. test_peers.py, rows 9, 10 and 11.
 
 The frameworks are the `frameworks` extra of pyproject.toml; a test whose framework is missing says so.
 """

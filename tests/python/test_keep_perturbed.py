@@ -1,5 +1,5 @@
 """keep_perturbed: a stock loop that ends in the bits of the perturb() form whatever happens along the way.
-Every test drives the two forms through the same events and compares weights, state and draw. PEERS.md lines
+Every test drives the two forms through the same events and compares weights, state and draw. Rows of test_peers.py:
 1, 2, 5, 9 and 10.
 """
 

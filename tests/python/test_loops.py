@@ -1,6 +1,6 @@
 """The things people do in their loops, against a reference that takes the gradient at a separate noisy copy of the
 model: automatic mixed precision with infs, bf16 autocast, accumulation with clipping, gradient checkpointing,
-per-parameter hooks, functional_call, parametrizations, tied weights, groups added late. PEERS.md lines 1, 2, 3, 12.
+per-parameter hooks, functional_call, parametrizations, tied weights, groups added late. test_peers.py, rows 1, 2, 3, 12.
 """
 
 from __future__ import annotations

@@ -355,15 +355,45 @@ CASES: list[Case] = [
         ("diagonal_backward",),
         "grad_output",
         f32(6, 5),
-        "grad_output does not have the shape and dtype of the output",
+        r"grad_output has shape \(6, 5\) and dtype float32, and input has \(6, 4\) and float32; expected those",
     ),
     (
         ("diagonal_backward",),
         "grad_output",
         f32(6, 4).half(),
-        "grad_output does not have the shape and dtype",
+        r"grad_output has shape \(6, 4\) and dtype float16, and input has \(6, 4\) and float32; expected those",
     ),
-    (("diagonal_backward",), "readout", True, "grad_output does not have the shape and dtype of the output"),
+    (
+        ("diagonal_backward",),
+        "readout",
+        True,
+        r"grad_output has shape \(6, 4\).*are the input's without the last dimension",
+    ),
+    # None, which the dispatcher lets through, and sparse tensors where one tensor is asked for
+    ((*PERTURB, "perturbed", "advance_"), "generator", None, "generator is None; expected a tensor"),
+    (("perturbed",), "weights", None, "weights is None; expected a tensor"),
+    (("diagonal", "diagonal_backward"), "input", None, "input is None; expected a tensor"),
+    (("diagonal", "diagonal_backward"), "weight", None, "weight is None; expected a tensor"),
+    (("diagonal_backward",), "grad_output", None, "grad_output is None; expected a tensor"),
+    *[
+        (
+            (*UPDATE, "perturb_from_clean_"),
+            name,
+            torch.ones(1).to_sparse(),
+            f"{text} is sparse; expected a dense",
+        )
+        for name, text in (("found_inf", "found_inf"),)
+    ],
+    (UPDATE, "lr_tensor", torch.ones(1).to_sparse(), "lr is sparse; expected a dense"),
+    (UPDATE, "grad_scale", torch.ones(1).to_sparse(), "grad_scale is sparse; expected a dense"),
+    # no parameters beside clean weights
+    (
+        ("update_and_perturb_",),
+        "params",
+        lambda v: [],
+        "grads has 2 tensors and params has 0; expected one for each|"
+        "params has 0 tensors and weights has 2; expected one for each",
+    ),
 ]
 
 FLAT = [(operator, name, bad, message) for names, name, bad, message in CASES for operator in names]

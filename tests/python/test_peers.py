@@ -1,6 +1,6 @@
 """What users of other SAM packages ran into, each with the test here that covers it.
 
-The numbers are the rows that tests cite as "PEERS.md line N". A row without a test says why. The table is checked:
+The numbers are the rows that tests cite as "test_peers.py, row N". A row without a test says why. The table is checked:
 every test that it names exists.
 """
 

@@ -1,6 +1,6 @@
 """Signals during a pass: exhaustively, an interrupt at every point of this package's code where Python looks for signals;
 timers that fire at arbitrary moments; a real Ctrl-C. The exact clean bits are back before any handler runs, while the
-traceback with all its frames still lives. PEERS.md line 16.
+traceback with all its frames still lives. test_peers.py, row 16.
 """
 
 from __future__ import annotations

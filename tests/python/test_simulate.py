@@ -40,7 +40,7 @@ def by_hand(
     data: tuple[Floats, Floats] | None = None,
     batches: list[npt.NDArray[np.int64]] | None = None,
 ) -> Floats:
-    """The recursion as it is written in THEORY.md, start and result (replicates, depth, d)."""
+    """The recursion as it is written in docs/theory.md, start and result (replicates, depth, d)."""
     w = start.copy()
     replicates, depth, d = w.shape
     eta = np.broadcast_to(

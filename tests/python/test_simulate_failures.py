@@ -249,6 +249,11 @@ GOOD: dict[str, Any] = {"target": [1.0, 2.0], "noise_std": 0.1, "lr": 0.1, "step
         ({"data": (np.full((3, 2), np.inf), np.ones(3))}, "data inputs must be finite"),
         ({"data": (np.ones((3, 2)), np.ones(3)), "covariance": np.eye(2)}, "exclude each other"),
         ({"steps": 10**8, "record_every": 1, "replicates": 10**6}, "raise record_every"),
+        ({"steps": 2**31 - 1, "record_every": 1, "replicates": 10**4}, "raise record_every"),  # at once
+        (
+            {"data": (np.ones((3, 2)), np.ones(3)), "batch_size": 2**62},
+            r"below 2\^31, got .* and 4611686018427387904",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_what_was_expected(change: dict[str, Any], message: str) -> None:

@@ -1,6 +1,6 @@
 """The ways to drive SSAM: the context, the closure, the loop over perturbations, gradient accumulation, and
 what is refused. Inside a pass the parameters must hold exactly clean + noise of the draw in use; outside,
-exactly the clean bits. PEERS.md lines 7, 8, 12, 15, 17 and 25.
+exactly the clean bits. test_peers.py, rows 7, 8, 12, 15, 17 and 25.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Balancing laws against an ODE solver on the gradient flow of O_R, and against steps of gradient descent.
 
-The gradients here are written out from THEORY.md's scalar formula in the test itself.
+The gradients here are written out from docs/theory.md's scalar formula in the test itself.
 """
 
 import numpy as np

@@ -84,7 +84,7 @@ def test_minimal_sharpness_keeps_its_digits(depth):
 
 
 def closed_form_gain(weights, target, radius):
-    """One coordinate whose product grows away from its target: THEORY.md's largest |p|, by SciPy's brentq."""
+    """One coordinate whose product grows away from its target: docs/theory.md's largest |p|, by SciPy's brentq."""
     w = np.abs(weights)
 
     def length(c):

@@ -1,7 +1,7 @@
 """Roots, thresholds and critical points of O_R against mpmath at 60 digits, at and around every threshold.
 
 The reference bisects the equation (1 + x)^(2(L-1)) prod eta^2 = w*^2 x^(L-2) for the exact values of the
-doubles that went in; Hessians and gradients come from torch.autograd on the loss of THEORY.md.
+doubles that went in; Hessians and gradients come from torch.autograd on the loss of docs/theory.md.
 """
 
 import functools

@@ -1,5 +1,5 @@
 """wrap: any torch optimizer with its gradients taken at perturbed weights, as if one optimizer. The reference
-takes the gradient at a separate, perturbed copy of the model and hands it to the plain base. PEERS.md lines
+takes the gradient at a separate, perturbed copy of the model and hands it to the plain base. Rows of test_peers.py:
 5, 13 and 14.
 """
 

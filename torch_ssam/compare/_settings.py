@@ -43,7 +43,9 @@ def _by_name(kind: str, given: Any, known: dict[str, Any]) -> Any:
 def _name_of(given: str | Callable[..., Any]) -> str:
     if isinstance(given, str):
         return given
-    return f"{getattr(given, '__module__', '?')}:{getattr(given, '__qualname__', type(given).__name__)}"
+    module = getattr(given, "__module__", "?")
+    module = "__main__" if module == "__mp_main__" else module  # the same script, in a worker process
+    return f"{module}:{getattr(given, '__qualname__', type(given).__name__)}"
 
 
 @dataclass(frozen=True)

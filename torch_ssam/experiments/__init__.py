@@ -23,7 +23,7 @@ from ._report import write_report
 
 __all__ = ["NAMES", "Result", "Setting", "run", "run_all", "write_report"]
 
-#: The seven experiments of THEORY.md in its order, then the paper's open questions.
+#: Seven experiments on the theory, then the paper's open questions.
 NAMES = (
     "landscape",
     "balancing",

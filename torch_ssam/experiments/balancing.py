@@ -1,6 +1,6 @@
 """How fast noise balances the layers, from weights whose product is already right.
 
-THEORY.md, experiment 2, and [CLS] Theorem 3.1a: d/dt (w_i^2 - w_j^2) = -4 eta^2 A_ij (w_i^2 - w_j^2), never
+docs/experiments.md, and [CLS] Theorem 3.1a: d/dt (w_i^2 - w_j^2) = -4 eta^2 A_ij (w_i^2 - w_j^2), never
 slower than 4 eta^(2L-2). The rate is fitted to the logarithm of the mean gap of S-SAM's replicates, and of
 gradient descent on O_R. Tests: tests/python/test_experiments.py.
 """

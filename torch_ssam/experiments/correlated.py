@@ -1,6 +1,6 @@
 """Designs that are not whitened: the fixed-point map, and at depth 2 a weighted LASSO, against simulation.
 
-THEORY.md, "General covariance" (D; the paper's open question): stationary products solve p_h = T(w~_h), and
+docs/theory.md, "Data that are not whitened" (D; the paper's open question): stationary products solve p_h = T(w~_h), and
 for L = 2 minimise (w* - p)^T Sigma (w* - p) + 2 eta^2 sum_h Sigma_hh |p_h|. scikit-learn's LASSO is the
 independent check. Tests: tests/python/test_experiments.py.
 """

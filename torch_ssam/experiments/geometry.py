@@ -1,6 +1,6 @@
 """Noise adapted to the geometry: a level for each layer, or for each weight.
 
-THEORY.md, "General covariance and per-layer noise" (D): with eta_l per layer the threshold uses the
+docs/theory.md, "Data that are not whitened" (D): with eta_l per layer the threshold uses the
 geometric mean and |w_l| / eta_l becomes equal. Per coordinate, the penalty becomes 2 eta_h^2 Sigma_hh
 |p_h|: an adaptive LASSO, whose bias on large coordinates is as small as one likes. Tests:
 tests/python/test_experiments.py.

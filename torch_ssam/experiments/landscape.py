@@ -1,6 +1,6 @@
 """One coordinate, two layers, target 1: where S-SAM and plain gradient descent end on the landscape of O_R.
 
-THEORY.md, experiment 1, and [CLS] Theorem 3.1b: lambda = sqrt(1 - eta^2 / |w*|).
+docs/experiments.md, and [CLS] Theorem 3.1b: lambda = sqrt(1 - eta^2 / |w*|).
 Tests: tests/python/test_experiments.py.
 """
 

@@ -1,6 +1,6 @@
 """Networks that are not diagonal, trained with torch_ssam.SSAM and with SGD on real data.
 
-THEORY.md, experiment 5: does S-SAM balance the layers and lower the sharpness of deep linear and ReLU
+docs/experiments.md: does S-SAM balance the layers and lower the sharpness of deep linear and ReLU
 networks? Handwritten digits (scikit-learn), layers started out of balance, no biases, so that layers can
 trade scale freely: W_i -> c_i W_i with prod c_i = 1 leaves the network as it is and multiplies the trace of
 layer i's block of the Hessian by 1 / c_i^2 (Gauss-Newton part). To order eta^2 the noise costs eta^2 / 2

@@ -1,6 +1,6 @@
 """A PAC-Bayes bound for diagonal networks trained with S-SAM on real data, whitened first.
 
-THEORY.md, experiment 6. A third of the data, without labels, whitens (principal components, leading ones
+docs/experiments.md. A third of the data, without labels, whitens (principal components, leading ones
 kept); the rest is split into training examples, which the bound is about, and test examples, which check
 it. Posterior N(w, eta^2 I) with the training noise's own eta, prior N(w_0, s^2 I) at the initial weights, s
 from a grid paid for by a union bound. Classes are -1, +1 and the loss is the 0-1 error; diabetes is

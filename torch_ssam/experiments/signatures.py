@@ -1,7 +1,7 @@
 """Failure signatures: whether the simulator names divergence, imbalance, collapse and oscillation, and only
 those.
 
-THEORY.md, experiment 7. Each failure is provoked knowingly, with the bound or threshold on the wrong side;
+docs/experiments.md. Each failure is provoked knowingly, with the bound or threshold on the wrong side;
 healthy runs count false alarms. Tests: tests/python/test_experiments.py.
 """
 

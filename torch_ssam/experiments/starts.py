@@ -1,6 +1,6 @@
 """What the start decides: zero, small, large, unbalanced and wrong-signed, for depth 2 and 3.
 
-THEORY.md, experiment 4, with its (D) items: for L >= 3 zero is always a local minimum, for L = 2 a saddle
+docs/experiments.md, with its (D) items: for L >= 3 zero is always a local minimum, for L = 2 a saddle
 above the threshold; from a balanced start with a positive product the expected dynamics never reach a
 negative target. Tests: tests/python/test_experiments.py.
 """

@@ -1,6 +1,6 @@
 """The law of the weights under constant steps: predicted covariance against simulation, and where it breaks.
 
-THEORY.md, "Gradient noise and the stationary law" (the paper's open question on constant steps), (D):
+docs/theory.md, "Noise of the gradient, and constant steps" (the paper's open question on constant steps), (D):
 C = (I - lr H) C (I - lr H) + lr^2 S. Tests: tests/python/test_experiments.py.
 """
 

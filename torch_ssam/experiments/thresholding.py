@@ -1,7 +1,7 @@
 """The shrinkage-thresholding map: the size of the final product against the size of the target, through the
 threshold.
 
-THEORY.md, experiment 3, and [CLS] Theorem 3.1b. Starts are large and of the right sign. Every target is a
+docs/experiments.md, and [CLS] Theorem 3.1b. Starts are large and of the right sign. Every target is a
 coordinate. Tests: tests/python/test_experiments.py.
 """
 

@@ -4,7 +4,6 @@
 #include "../diagonal.h"
 
 #include "../../math/diagonal.h"
-#include "../../math/storage.h"
 #include "scalars.h"
 #include "segments.h"
 
@@ -132,22 +131,7 @@ Tensor diagonal_cpu(Tensor input, Tensor weight, std::optional<Tensor> generator
     }
   });
   for (int64_t row = 0; readout && row < rows; ++row) {
-    const double* parts = partial.data() + row * chunks;
-    if (p.pair == DtypePair::f64) {
-      double sum = 0.0;
-      for (int64_t c = 0; c < chunks; ++c) sum += parts[c];
-      reinterpret_cast<double*>(out)[row] = sum;
-      continue;
-    }
-    float sum = 0.0F;
-    for (int64_t c = 0; c < chunks; ++c) sum += static_cast<float>(parts[c]);
-    if (p.input_bytes == 4) {
-      reinterpret_cast<float*>(out)[row] = sum;
-    } else if (p.pair == DtypePair::bf16 || p.pair == DtypePair::f32_bf16) {
-      reinterpret_cast<math::bfloat16_t*>(out)[row] = math::Store<math::bfloat16_t>::from(sum);
-    } else {
-      reinterpret_cast<math::float16_t*>(out)[row] = math::Store<math::float16_t>::from(sum);
-    }
+    k.diagonal_combine[pair](partial.data() + row * chunks, chunks, out + row * static_cast<int64_t>(p.input_bytes));
   }
   return output;
 }

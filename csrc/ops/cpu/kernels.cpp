@@ -229,8 +229,7 @@ math::UpdateParams<math_t> update_params(const UpdateArgs& args) {
 template <typename Body>
 inline __attribute__((always_inline)) void with_update_kind(const UpdateArgs& args, bool has_buffer, Body body) {
   using math::Momentum;
-  const Momentum momentum = !has_buffer ? Momentum::none : (args.nesterov ? Momentum::nesterov : Momentum::heavy_ball);
-  switch (momentum) {
+  switch (math::momentum_kind(has_buffer, args.nesterov)) {
     case Momentum::none:
       return args.scaled ? body.template operator()<Momentum::none, true>()
                          : body.template operator()<Momentum::none, false>();
@@ -414,17 +413,9 @@ void diagonal_multiply(const void* product_, const void* input_, void* output_, 
   const auto* input = static_cast<const model_t*>(input_);
   auto* output = static_cast<model_t*>(output_);
   TORCH_SSAM_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) output[i] = Store<model_t>::from(load_scalar(input[i]) * product[i]);
-}
-
-template <typename master_t, typename model_t>
-void diagonal_spread(const void* product_, const void* grad_, void* output_, int64_t count) {
-  using math_t = opmath_t<master_t>;
-  const auto* product = static_cast<const math_t*>(product_);
-  const auto grad = static_cast<math_t>(load_scalar(*static_cast<const model_t*>(grad_)));
-  auto* output = static_cast<model_t*>(output_);
-  TORCH_SSAM_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) output[i] = Store<model_t>::from(grad * product[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    output[i] = Store<model_t>::from(math::diagonal_extend(static_cast<math_t>(load_scalar(input[i])), product[i]));
+  }
 }
 
 template <typename master_t, typename model_t>
@@ -446,31 +437,12 @@ double diagonal_readout(const void* product_, const void* input_, int64_t count)
   return static_cast<double>(math::add_lanes(lanes));
 }
 
+// output <- the sum of a row's chunks, in order.
 template <typename master_t, typename model_t>
-void diagonal_accumulate(const void* grad_, int64_t grad_stride, bool spread, const void* input_, int64_t input_stride,
-                         int64_t rows, int64_t count, void* sum_) {
-  using math_t = opmath_t<master_t>;
-  const auto* grad = static_cast<const model_t*>(grad_);
-  const auto* input = static_cast<const model_t*>(input_);
-  auto* sum = static_cast<math_t*>(sum_);
-  for (int64_t i = 0; i < count; ++i) sum[i] = math_t(0);
-  for (int64_t row = 0; row < rows; ++row) {
-    const model_t* g = grad + row * grad_stride;
-    const model_t* x = input + row * input_stride;
-    if (spread) {
-      const auto g0 = static_cast<math_t>(load_scalar(*g));
-      TORCH_SSAM_INDEPENDENT
-      for (int64_t i = 0; i < count; ++i) {
-        sum[i] = math::diagonal_accumulate(sum[i], g0, static_cast<math_t>(load_scalar(x[i])));
-      }
-    } else {
-      TORCH_SSAM_INDEPENDENT
-      for (int64_t i = 0; i < count; ++i) {
-        sum[i] = math::diagonal_accumulate(sum[i], static_cast<math_t>(load_scalar(g[i])),
-                                           static_cast<math_t>(load_scalar(x[i])));
-      }
-    }
-  }
+void diagonal_combine(const double* parts, int64_t count, void* output) {
+  opmath_t<master_t> sum = 0;
+  for (int64_t c = 0; c < count; ++c) sum += static_cast<opmath_t<master_t>>(parts[c]);
+  *static_cast<model_t*>(output) = Store<model_t>::from(sum);
 }
 
 // One gradient value an element, or one for the whole row.
@@ -485,7 +457,7 @@ inline __attribute__((always_inline)) void diagonal_backward_row(const model_t* 
   for (int64_t i = 0; i < count; ++i) {
     const math_t g = kSpread ? whole_row : static_cast<math_t>(load_scalar(grad[i]));
     if (kSum) sum[i] = math::diagonal_accumulate(sum[i], g, static_cast<math_t>(load_scalar(input[i])));
-    if (kOutput) output[i] = Store<model_t>::from(g * product[i]);
+    if (kOutput) output[i] = Store<model_t>::from(math::diagonal_extend(g, product[i]));
   }
 }
 
@@ -598,9 +570,8 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(scale),
     TORCH_SSAM_EACH_PAIR(diagonal_load),
     TORCH_SSAM_EACH_PAIR(diagonal_multiply),
-    TORCH_SSAM_EACH_PAIR(diagonal_spread),
     TORCH_SSAM_EACH_PAIR(diagonal_readout),
-    TORCH_SSAM_EACH_PAIR(diagonal_accumulate),
+    TORCH_SSAM_EACH_PAIR(diagonal_combine),
     TORCH_SSAM_EACH_PAIR(diagonal_backward_rows),
     TORCH_SSAM_EACH_PAIR(diagonal_add),
     TORCH_SSAM_EACH_PAIR(diagonal_weight_gradient),

@@ -83,13 +83,12 @@ struct Kernels {
   // opmath values: (layers, count) and (count). `product` may be null, and without noise `layers`.
   void (*diagonal_load[kDtypePairs])(const DiagonalArgs&, Span, const void* weight, void* layers, void* product);
   void (*diagonal_multiply[kDtypePairs])(const void* product, const void* input, void* output, int64_t count);
-  void (*diagonal_spread[kDtypePairs])(const void* product, const void* grad_row, void* output, int64_t count);
+  // The sum of product * input over a chunk of one row, and one element of the output from the sums of its chunks.
   double (*diagonal_readout[kDtypePairs])(const void* product, const void* input, int64_t count);
-  // sum <- sum over `rows` of grad * input; row r of grad starts at r * grad_stride and has `count` elements, or one
-  // where `spread`. One segment of the fixed order: the caller adds segments up with diagonal_add.
-  void (*diagonal_accumulate[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
-                                           int64_t input_stride, int64_t rows, int64_t count, void* sum);
-  // The same, and output <- grad * product row by row in the same pass over grad; sum or output may be null.
+  void (*diagonal_combine[kDtypePairs])(const double* parts, int64_t count, void* output);
+  // sum <- sum over `rows` of grad * input, and output <- grad * product row by row, in one pass over grad; sum or
+  // output may be null. Row r of grad starts at r * grad_stride and has `count` elements, or one where `spread`. One
+  // segment of the fixed order: the caller adds segments up with diagonal_add.
   void (*diagonal_backward_rows[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
                                               void* output, int64_t row_stride, int64_t rows, int64_t count,
                                               const void* product, void* sum);

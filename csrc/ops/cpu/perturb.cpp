@@ -55,6 +55,7 @@ Tensor perturbed_cpu(Tensor weights, Tensor generator, int64_t place, double noi
                      std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards,
                      bool noise_only) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
+  check_strided(weights, "weights");
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
   const Tensor source = noise_only ? source_of_noise(weights, noise.scale) : weights;
@@ -85,7 +86,7 @@ void advance_cpu(Tensor generator, int64_t draws, std::optional<Tensor> found_in
   check_advance(generator, found_inf);
   if (is_set(found_inf)) return;
   auto* state = static_cast<int64_t*>(generator.data_ptr());
-  state[1] = static_cast<int64_t>(static_cast<uint64_t>(state[1]) + static_cast<uint64_t>(draws));
+  state[1] = math::later_draw(state[1], draws);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct GeneratorState {
 
 inline GeneratorState read_generator(const Tensor& generator, int64_t draw_offset) {
   const auto* state = static_cast<const int64_t*>(generator.data_ptr());
-  return {state[0], static_cast<int64_t>(static_cast<uint64_t>(state[1]) + static_cast<uint64_t>(draw_offset))};
+  return {state[0], math::later_draw(state[1], draw_offset)};
 }
 
 inline double read_scalar(const Tensor& tensor) {

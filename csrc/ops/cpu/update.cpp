@@ -14,7 +14,8 @@ void update_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vec
                 std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const UpdateTensors t = check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
+  const UpdateTensors t =
+      check_update(weights, grads, momentum_buffers, nullptr, options, lr_tensor, grad_scale, found_inf);
   for (size_t i = 0; i < weights.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.grads[i].dtype);
   if (is_set(found_inf)) return;
   const UpdateArgs args = update_args(options, t);
@@ -38,7 +39,7 @@ void update_and_perturb_cpu(std::vector<Tensor> params, std::vector<Tensor> clea
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
   const UpdateTensors t =
-      check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
+      check_update(clean, grads, momentum_buffers, &params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
   const Shards parts = check_shards(shards, t.params);
   check_generator(generator);

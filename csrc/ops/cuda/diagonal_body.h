@@ -1,7 +1,7 @@
 // Bodies of the kernels in diagonal.cu. The product of the layers of each coordinate, with its noise, is made once
 // into a buffer of `features` numbers; the rows of the batch then stream by it. Sums have the fixed order of
 // csrc/math/diagonal.h: segments of 64 rows, segments in order; a readout in chunks of 1024 coordinates, 16 lanes each.
-// Notation of THEORY.md: w (depth, features), x (rows, features). Tests: test_cuda_on_host.cpp, test_cuda.py.
+// Notation of docs/theory.md: w (depth, features), x (rows, features). Tests: test_cuda_on_host.cpp, test_cuda.py.
 #pragma once
 
 #include "../../math/diagonal.h"
@@ -169,7 +169,7 @@ struct ReadoutBody {
     int64_t chunks;
   };
   struct Shared {
-    math_t lanes[kTasks][math::kLanes];
+    math_t lanes[kTasks][math::kLanes + 1];  // one more, so that the second phase meets all banks of the memory
   };
 
   TORCH_SSAM_BODY int64_t tiles(const Params&) { return 1; }
@@ -201,7 +201,10 @@ struct ReadoutBody {
   TORCH_SSAM_BODY void second_phase(const Params& params, Thread at, int64_t, Shared& shared) {
     const int64_t task = at.block * kTasks + at.index;
     if (at.index >= kTasks || task >= params.rows * params.chunks) return;
-    params.partial[task] = math::add_lanes(shared.lanes[at.index]);
+    math_t lanes[math::kLanes];
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < math::kLanes; ++l) lanes[l] = shared.lanes[at.index][l];
+    params.partial[task] = math::add_lanes(lanes);
   }
 };
 
@@ -321,6 +324,7 @@ struct FinishBody {
       running[j] = math_t(1);
       total[j] = h < s.features ? params.sums[h] : math_t(0);
     }
+    TORCH_SSAM_UNROLL_BY(8)
     for (int64_t segment = 1; segment < params.segments; ++segment) {
       TORCH_SSAM_UNROLL
       for (int j = 0; j < 4; ++j) {

@@ -131,8 +131,8 @@ struct NoiseSettings {
 };
 
 TORCH_SSAM_BODY math::NoiseStream make_stream(const NoiseSettings& n, int64_t place) {
-  const auto draw = static_cast<uint64_t>(n.generator[1]) + static_cast<uint64_t>(n.draw_offset);
-  return math::make_noise_stream(n.generator[0], static_cast<int64_t>(draw), place, n.sample);
+  const int64_t draw = math::later_draw(n.generator[1], n.draw_offset);
+  return math::make_noise_stream(n.generator[0], draw, place, n.sample);
 }
 
 // Which bit of its words a block of 64 elements takes.

@@ -66,6 +66,7 @@ Tensor perturbed_cuda(Tensor weights, Tensor generator, int64_t place, double no
                       std::optional<std::vector<Tensor>> row_scales, std::optional<std::vector<int64_t>> shards,
                       bool noise_only) {
   const NoiseOptions noise = check_noise(noise_std, take(distribution), sample, negate, draw_offset, take(scale));
+  check_strided(weights, "weights");
   Tensor output = torch::stable::empty_like(weights);
   const std::vector<int64_t> places{place};
   const Tensor source = noise_only ? source_of_noise(weights, noise.scale) : weights;

@@ -153,8 +153,7 @@ struct AdvanceBody {
 
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
     if (global_index(at) != 0 || read(params.found_inf) != 0.0) return;
-    const auto draw = static_cast<uint64_t>(params.generator[1]) + static_cast<uint64_t>(params.draws);
-    params.generator[1] = static_cast<int64_t>(draw);
+    params.generator[1] = math::later_draw(params.generator[1], params.draws);
   }
 };
 

@@ -1,6 +1,7 @@
 // A list of tensors as one kernel argument: where each starts in the launch grid, its pointers and, for tensors that
 // are not contiguous, its shape. Passed by value (up to 32,764 bytes since CUDA 12.1), so that a launch needs no copy
-// to the device and no synchronisation: 512 tensors of any sizes are one launch. Nothing here needs CUDA or PyTorch.
+// to the device and no synchronisation: up to 512 aligned tensors are one launch, and what is left of them and strided
+// ones go 224 at a time. Nothing here needs CUDA or PyTorch.
 // Entries may carry numbers of one kind of kernel (More); how many fit is computed from the limit.
 // Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond
 // the last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and

@@ -22,9 +22,7 @@ UpdateSettings<math_t> update_settings(const UpdateOptions& o, const UpdateTenso
 void update_list(const UpdateTensors& t, const UpdateOptions& options, const Tensor& on_device, const Tensor* generator,
                  const NoiseOptions& noise, const std::vector<int64_t>* places) {
   const Launcher launcher(on_device);
-  const Momentum momentum = t.momentum_buffers.empty() ? Momentum::none
-                            : options.nesterov         ? Momentum::nesterov
-                                                       : Momentum::heavy_ball;
+  const Momentum momentum = math::momentum_kind(!t.momentum_buffers.empty(), options.nesterov);
   const bool scaled = t.grad_scale.has_value();
   const bool by_element = noise.scale == math::Scale::element;
   for_each_pair(t.weights, t.grads, [&](DtypePair pair, const std::vector<size_t>& chosen) {
@@ -71,7 +69,8 @@ void update_cuda(std::vector<Tensor> weights, std::vector<Tensor> grads, std::ve
                  std::optional<Tensor> found_inf) {
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
-  const UpdateTensors t = check_update(weights, grads, momentum_buffers, {}, options, lr_tensor, grad_scale, found_inf);
+  const UpdateTensors t =
+      check_update(weights, grads, momentum_buffers, nullptr, options, lr_tensor, grad_scale, found_inf);
   if (!weights.empty()) update_list(t, options, weights[0], nullptr, {}, nullptr);
 }
 
@@ -86,7 +85,7 @@ void update_and_perturb_cuda(std::vector<Tensor> params, std::vector<Tensor> cle
   const UpdateOptions options =
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
   const UpdateTensors t =
-      check_update(clean, grads, momentum_buffers, params, options, lr_tensor, grad_scale, found_inf);
+      check_update(clean, grads, momentum_buffers, &params, options, lr_tensor, grad_scale, found_inf);
   check_places(places, params.size());
   check_whole(check_shards(shards, t.params));
   check_generator(generator);
