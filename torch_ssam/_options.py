@@ -11,7 +11,6 @@ import operator
 import os
 import sys
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -290,3 +289,12 @@ def stream_of(noise_per_rank: bool) -> int:
             "Call torch.distributed.init_process_group() before constructing the optimizer."
         )
     return 0
+
+
+def measuring_seed(seed: int) -> int:
+    """The seed of noise that measures weights: not that of the noise which trained them with the same seed.
+
+    A Monte Carlo estimate is right for weights that do not depend on its draws.
+    """
+    value = (seed ^ 0x6D656173757265) % 2**64  # "measure"
+    return value - 2**64 if value >= 2**63 else value

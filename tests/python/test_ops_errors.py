@@ -369,23 +369,12 @@ CASES: list[Case] = [
         True,
         r"grad_output has shape \(6, 4\).*are the input's without the last dimension",
     ),
-    # None, which the dispatcher lets through, and sparse tensors where one tensor is asked for
-    ((*PERTURB, "perturbed", "advance_"), "generator", None, "generator is None; expected a tensor"),
+    # None, which the dispatcher lets through where one tensor is asked for
+    ((*PERTURB, "perturbed"), "generator", None, "generator is None; expected a tensor"),
     (("perturbed",), "weights", None, "weights is None; expected a tensor"),
     (("diagonal", "diagonal_backward"), "input", None, "input is None; expected a tensor"),
     (("diagonal", "diagonal_backward"), "weight", None, "weight is None; expected a tensor"),
     (("diagonal_backward",), "grad_output", None, "grad_output is None; expected a tensor"),
-    *[
-        (
-            (*UPDATE, "perturb_from_clean_"),
-            name,
-            torch.ones(1).to_sparse(),
-            f"{text} is sparse; expected a dense",
-        )
-        for name, text in (("found_inf", "found_inf"),)
-    ],
-    (UPDATE, "lr_tensor", torch.ones(1).to_sparse(), "lr is sparse; expected a dense"),
-    (UPDATE, "grad_scale", torch.ones(1).to_sparse(), "grad_scale is sparse; expected a dense"),
     # no parameters beside clean weights
     (
         ("update_and_perturb_",),
@@ -443,6 +432,18 @@ def test_sparse_tensors_are_refused(operator: str, name: str, layout: str) -> No
     given[name] = [sparse, given[name][1]]
     with pytest.raises(ERRORS, match=r"[Ss]parse"):
         getattr(ops, operator)(**given)
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [(o, n) for o in UPDATE for n in ("lr_tensor", "grad_scale", "found_inf")] + [("advance_", "found_inf")],
+)
+def test_sparse_numbers_are_refused(operator: str, name: str) -> None:
+    given = arguments(operator)
+    before = [t.clone() for t in tensors_in(given)]
+    with pytest.raises(ERRORS, match=f"{name.removesuffix('_tensor')} is sparse; expected a dense"):
+        getattr(ops, operator)(**given, **{name: torch.ones(1).to_sparse()})
+    assert all(same_bits(after, start) for after, start in zip(tensors_in(given), before, strict=True))
 
 
 def test_an_unknown_capability_is_named_and_changes_nothing() -> None:
