@@ -75,6 +75,7 @@ class NoiseOptimizer(Optimizer):
     def _check_group(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """The group to add, with every tensor once and options filled in, after checking all of it."""
         params = _options.group_params(param_group)
+        param_group = _options.plain(param_group)
         group = {**self.defaults, **param_group}
         self._check_options(group)
         if self.param_groups:
@@ -239,7 +240,7 @@ class NoiseOptimizer(Optimizer):
                     )
             weights = entry.get("clean")
             if weights is not None:
-                clean[p] = weights.to(dtype=p.dtype, device=p.device)
+                clean[p] = weights.detach().to(dtype=p.dtype, device=p.device).clone()
             master = entry.get("master") if "master" in ours else None
             if master is not None and self._noise.has_master(group, p):
                 masters[p] = master.detach().to(dtype=group["master_dtype"], device=p.device).clone()

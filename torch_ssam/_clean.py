@@ -41,8 +41,9 @@ class CleanWeights(Scope):
             raise RuntimeError("clean_weights() inside perturb(): leave the pass first.")
 
     def _begin(self) -> None:
-        was_training = self._owner._training
-        self._owner.eval()
+        was_training = self._owner._in_train
+        if was_training or self._owner._noise.active:
+            self._owner.eval()
         self._was_training = was_training  # not where eval() raised: the weights are as others wrote them
 
     def _end(self) -> None:

@@ -19,7 +19,17 @@ from torch.utils.hooks import RemovableHandle
 from ._calls import hooked_step, untraced
 from ._checkpoints import NoiseOptimizer
 from ._clean import CleanWeights, check_model, hand_out_clean
-from ._passes import Pass, bounds_of, count_passes, examples_in, part_of, passes_of, weights_of
+from ._passes import (
+    HALF,
+    HeldGradients,
+    Pass,
+    bounds_of,
+    count_passes,
+    examples_in,
+    part_of,
+    passes_of,
+    weights_of,
+)
 from ._scope import Scope
 from ._sharded import local_of
 
@@ -170,16 +180,20 @@ class NoiseDriver(NoiseOptimizer):
         shares = [float(b - a) for a, b in pairwise(bounds)] or [1.0] * len(passes)
         weights = weights_of(passes, float(self._option("clean_weight")), shares)
         scale = 1.0  # p.grad holds the sum so far divided by this
+        held = HeldGradients()
         try:
             for k, (one, weight) in enumerate(zip(passes, weights, strict=True)):
+                self._hold(held, scale)
                 if weight != scale:
                     self._scale_grads(scale / weight)
                     scale = weight
                 with Perturbation(self, one, last=False):
                     yield part_of(inputs, bounds[k], bounds[k + 1]) if inputs else k
         finally:
+            self._hold(held, scale)
             if scale != 1.0:
                 self._scale_grads(scale)
+            self._put_back(held)
             self._advance()
 
     @untraced  # what a generator calls is traced on its own
@@ -187,8 +201,24 @@ class NoiseDriver(NoiseOptimizer):
         self._noise.advance()
 
     @untraced
+    def _hold(self, held: HeldGradients, weight: float) -> None:
+        """Takes up the 16-bit gradients of the last pass."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.dtype in HALF:
+                    held.take(p, weight)
+
+    @untraced
+    def _put_back(self, held: HeldGradients) -> None:
+        held.put_back()
+
+    @untraced
     def _scale_grads(self, factor: float) -> None:
-        grads = [p.grad.detach() for g in self.param_groups for p in g["params"] if p.grad is not None]
+        with_grad = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        for p in with_grad:
+            if p.grad.layout != torch.strided:  # in place an uncoalesced one would stay as it is
+                p.grad = p.grad.detach() * factor
+        grads = [p.grad.detach() for p in with_grad if p.grad.layout == torch.strided]
         if grads:
             torch._foreach_mul_([local_of(grad) for grad in grads], factor)
 
@@ -201,7 +231,7 @@ class NoiseDriver(NoiseOptimizer):
         Args:
             closure: clears gradients, computes the loss, calls backward and returns the loss. It is run at
                 perturbed weights, once for each pass, with gradients enabled. With several passes their sum is a
-                second copy of the gradients meanwhile; `perturbations()` needs none.
+                second copy of the gradients meanwhile; `perturbations()` needs none, but for 16-bit ones (in float32).
 
         Returns:
             The loss of the closure (the weighted mean over passes), or None.
@@ -272,7 +302,7 @@ class NoiseDriver(NoiseOptimizer):
         self._check_pass()
         weights = weights_of(passes, float(self._option("clean_weight")), [1.0] * len(passes))
         mean_loss: Any = None
-        total: dict[Tensor, Tensor] = {}
+        total = HeldGradients()
         # What p.grad holds now counts in full unless the closure clears it, as closures do: it goes in with
         # the first pass, divided by that pass's weight.
         self._scale_grads(1.0 / weights[0])
@@ -280,15 +310,21 @@ class NoiseDriver(NoiseOptimizer):
             for one, weight in zip(passes, weights, strict=True):
                 with Perturbation(self, one, last=False), torch.enable_grad():
                     loss = closure()
-                self._collect(total, weight)
+                if loss is not None and not isinstance(loss, Tensor | int | float):
+                    raise TypeError(
+                        f"the closure returned a {type(loss).__name__}; expected its loss, a tensor or a number, or "
+                        f"None: the options ask for {len(passes)} passes, whose losses are averaged."
+                    )
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        total.take(p, weight)
                 if loss is not None:
                     part = loss.detach() * weight if isinstance(loss, Tensor) else loss * weight
                     mean_loss = part if mean_loss is None else mean_loss + part
         finally:
             if not total:  # the first pass failed
                 self._scale_grads(weights[0])
-            for p, grad in total.items():
-                p.grad = grad
+            total.put_back()
             self._noise.advance()
         return mean_loss
 
@@ -312,18 +348,6 @@ class NoiseDriver(NoiseOptimizer):
             UserWarning,
             stacklevel=4,
         )
-
-    def _collect(self, total: dict[Tensor, Tensor], weight: float) -> None:
-        """Adds weight * p.grad to the total and clears p.grad for the next pass."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p in total:
-                    total[p].add_(p.grad.detach(), alpha=weight)
-                else:
-                    total[p] = p.grad.detach().mul_(weight)
-                p.grad = None
 
     # -- keep_perturbed: train and eval ----------------------------------------------------------------------
 
@@ -356,6 +380,11 @@ class NoiseDriver(NoiseOptimizer):
             self._noise.restore_surely()
 
     # -- clean weights ---------------------------------------------------------------------------------------
+
+    @property
+    def _in_train(self) -> bool:
+        """Whether train() has been called and eval() has not since."""
+        return self._training
 
     def _clean_of(self, param: Tensor) -> Tensor:
         """The clean weights of a parameter, also those that a loaded state_dict carried."""

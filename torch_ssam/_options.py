@@ -110,7 +110,7 @@ def check_noise(group: dict[str, Any]) -> None:
 def check_regenerated(params: list[Any]) -> None:
     """What memory="regenerate" takes: dtypes in which two roundings a step are no more than SGD's own."""
     for p in map(tensor_of, params):
-        if p.dtype not in (torch.float32, torch.float64):
+        if p.requires_grad and p.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f'memory="regenerate" with parameters of dtype {p.dtype}: taking noise off again rounds twice '
                 "a step, which 16-bit weights do not survive; expected float32 or float64. Use "
@@ -165,6 +165,14 @@ def group_params(group: Any) -> list[Any]:
     return list(unique.values())
 
 
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with NumPy's numbers as Python's: checkpoints with others do not load with weights_only."""
+    return {
+        name: value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+        for name, value in options.items()
+    }
+
+
 def tensor_of(member: Any) -> Any:
     """The tensor of a (name, tensor) pair, or the tensor itself."""
     return member[1] if isinstance(member, tuple) and len(member) == 2 else member
@@ -180,7 +188,9 @@ def check_parameters(params: list[Any], others: list[torch.Tensor]) -> None:
         p = tensor_of(member)
         if not isinstance(p, torch.Tensor):
             raise TypeError(f"parameter {i} of the group is a {type(p).__name__}; expected a tensor.")
-        if p.layout != torch.strided or p.is_complex() or not p.is_floating_point():
+        # A frozen Parameter (of a quantised layer, say) only counts for the places.
+        frozen = isinstance(p, torch.nn.Parameter) and not p.requires_grad and p.layout == torch.strided
+        if not frozen and (p.layout != torch.strided or p.is_complex() or not p.is_floating_point()):
             kind = "sparse" if p.layout != torch.strided else str(p.dtype).removeprefix("torch.")
             raise ValueError(
                 f"parameter {i} of the group is {kind}; expected a dense float64, float32, bfloat16 or "

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Pass(NamedTuple):
@@ -42,6 +45,39 @@ def weights_of(passes: list[Pass], clean_weight: float, shares: list[float]) -> 
     return [
         clean_weight if one.clean else rest * share / noisy for one, share in zip(passes, shares, strict=True)
     ]
+
+
+class HeldGradients:
+    """Weighted sums of gradients that are taken off their parameters meanwhile.
+
+    In float32 for 16-bit ones, in which a sum over many passes would stall, or overflow before it is a mean.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Tensor, tuple[Tensor, torch.dtype]] = {}
+
+    def take(self, param: Tensor, weight: float) -> None:
+        """Adds weight times the parameter's gradient, and clears it for the next pass."""
+        grad = param.grad
+        if grad is None:
+            return
+        part = grad.detach()
+        part = part.float() if part.dtype in HALF else part
+        known = self._sums.get(param)
+        if known is None:
+            self._sums[param] = part.mul_(weight), grad.dtype
+        else:
+            known[0].add_(part, alpha=weight)
+        param.grad = None
+
+    def put_back(self) -> None:
+        """Makes the sums the parameters' gradients."""
+        for param, (total, dtype) in self._sums.items():
+            param.grad = total.to(dtype)
+        self._sums = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
 
 
 def bounds_of(total: int, parts: int) -> list[int]:

@@ -162,7 +162,7 @@ class SSAM(NoiseDriver):
         }
         self._init_driver(seed, noise_per_rank)
         self._noise.keeps_masters = True
-        super().__init__(_options.parameter_list(params), defaults)
+        super().__init__(_options.parameter_list(params), _options.plain(defaults))
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)

@@ -149,6 +149,11 @@ class WeightNoise:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues with the seed and draw of `state_dict()`."""
+        if not isinstance(state_dict, dict) or not {"seed", "draw"} <= state_dict.keys():
+            came = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+            raise ValueError(
+                f'load_state_dict() got {came}; expected what state_dict() returned, a dict with "seed" and "draw".'
+            )
         self._state.set_generator(*_options.saved_generator(state_dict["seed"], state_dict["draw"]))
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ scalers and checkpoints see one optimizer whichever of the two they hold. Tests:
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch.optim import LBFGS, Optimizer
@@ -18,13 +19,20 @@ from ._driver import NoiseDriver
 class WrappedOptimizer(NoiseDriver):
     """What `wrap` returns: the base optimizer, driven as SSAM is. `base` is the wrapped optimizer."""
 
+    _base_in_train = False  # where the base has train() and eval(), as schedule-free ones have
+
     def __init__(
         self, base: Optimizer, options: dict[str, Any], seed: int | None, noise_per_rank: bool = False
     ) -> None:
         self.base = base
-        for i, group in enumerate(base.param_groups):
-            _options.check_noise({**options, **group})
-            _options.check_common({**options, **group}, {**options, **base.param_groups[0]})
+        earlier = self._earlier_options(base)
+        own = [
+            {k: v for k, v in group.items() if not (k in earlier and v == earlier[k])}
+            for group in base.param_groups
+        ]
+        for i, group in enumerate(own):
+            self._check_names(i, group, options)
+            _options.check_common({**options, **group}, {**options, **own[0]})
             _options.check_parameters(
                 group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
             )
@@ -35,12 +43,45 @@ class WrappedOptimizer(NoiseDriver):
         seed = _options.resolve_seed(seed)
         # All is checked: from here on the base is changed.
         base.defaults.update(options)
-        for group in base.param_groups:
-            for name, value in options.items():
-                group.setdefault(name, value)
+        for group, given in zip(base.param_groups, own, strict=True):
+            group.update({**options, **{k: v for k, v in given.items() if k in options}})
+        base._torch_ssam_wrap = weakref.ref(self), options  # type: ignore[attr-defined]
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
         self._init_driver(seed, noise_per_rank)
+
+    @staticmethod
+    def _earlier_options(base: Optimizer) -> dict[str, Any]:
+        """The noise options that an earlier wrap() put into the base's groups: those of this one take their place."""
+        if not hasattr(base, "_torch_ssam_wrap"):
+            return {}
+        wrapper, options = base._torch_ssam_wrap
+        before = wrapper()
+        if before is not None and (before._noise.active or before._training):
+            raise RuntimeError(
+                "wrap() got an optimizer whose weights are perturbed by an earlier wrap() of it; call eval() of that one "
+                "first."
+            )
+        return dict(options)
+
+    @staticmethod
+    def _check_names(place: int, group: dict[str, Any], options: dict[str, Any]) -> None:
+        """Options of the base's groups that have a name of ours are options of the noise, or else refused."""
+        for name in ("seed", "draw"):
+            if name in group:
+                raise ValueError(
+                    f"parameter group {place} of the base optimizer has an option '{name}', under which checkpoints keep "
+                    "the noise's; expected none of that name. Rename it in the base."
+                )
+        try:
+            _options.check_noise({**options, **group})
+        except (TypeError, ValueError) as error:
+            if not set(options) & group.keys():
+                raise
+            raise type(error)(
+                f"{error} It may be that parameter group {place} of the base optimizer has an option of that name: wrap() "
+                "takes those as the group's noise options."
+            ) from error
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -79,6 +120,7 @@ class WrappedOptimizer(NoiseDriver):
         if mode and not self._training and hasattr(self.base, "train"):
             self._settle()
             self.base.train()
+            self._base_in_train = True
         super().train(mode)
 
     def eval(self) -> None:
@@ -86,6 +128,11 @@ class WrappedOptimizer(NoiseDriver):
         super().eval()
         if hasattr(self.base, "eval"):
             self.base.eval()
+            self._base_in_train = False
+
+    @property
+    def _in_train(self) -> bool:
+        return self._training or self._base_in_train
 
     def _update(self) -> None:
         for group in self.param_groups:
@@ -96,6 +143,7 @@ class WrappedOptimizer(NoiseDriver):
         state = super().__getstate__()
         state = {name: value for name, value in state.items() if name not in ("state", "param_groups")}
         state["base"] = self.base
+        state["_base_in_train"] = self._base_in_train
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,7 +176,8 @@ def wrap(
     Args:
         base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
             each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
-        noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it.
+        noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it, unless an
+            earlier `wrap` of the same base put it there.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
         keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`.
 
@@ -140,6 +189,8 @@ def wrap(
     Raises:
         TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its
             own).
+        ValueError: options out of range; a base whose groups have options named "seed" or "draw".
+        RuntimeError: the base is wrapped already, and its weights are perturbed.
 
     Example:
         >>> import torch, torch_ssam
@@ -173,4 +224,4 @@ def wrap(
         "keep_perturbed": keep_perturbed,
         "memory": memory,
     }
-    return WrappedOptimizer(base_optimizer, options, seed, noise_per_rank)
+    return WrappedOptimizer(base_optimizer, _options.plain(options), seed, noise_per_rank)

@@ -467,3 +467,32 @@ def test_an_option_edited_to_nonsense_is_refused_before_the_update(
     opt.param_groups[0][option] = 0.1
     opt.eval()
     assert torch.equal(p, clean)
+
+
+def test_frozen_parameters_of_any_dtype_only_count_for_the_places() -> None:
+    frozen = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    p, alone = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    for memory in ("copy", "regenerate"):
+        opt = torch_ssam.SSAM([frozen, p], noise_std=0.1, memory=memory, seed=0)
+        wrapped = torch_ssam.wrap(torch.optim.SGD([frozen, p], lr=0.1), noise_std=0.1, memory=memory, seed=0)
+        for one in (opt, wrapped):
+            with one.perturb():
+                seen = p.detach().clone()
+                p.sum().backward()
+            one.step()
+            p.data.zero_()
+            with torch_ssam.WeightNoise([frozen, p], 0.1, seed=0, memory=memory).applied():
+                assert front.same_bits([p], [seen])
+            with torch_ssam.WeightNoise([alone], 0.1, seed=0).applied():
+                assert not torch.equal(alone, seen)
+    assert frozen.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("given", [{}, None, {"seed": 1}, [1, 2]])
+def test_weight_noise_names_a_wrong_state(given: Any) -> None:
+    noise = torch_ssam.WeightNoise([parameter()], 0.1, seed=5)
+    with pytest.raises(
+        ValueError, match=r'expected what state_dict\(\) returned, a dict with "seed" and "draw"'
+    ):
+        noise.load_state_dict(given)
+    assert (noise.seed, noise.draw) == (5, 0)

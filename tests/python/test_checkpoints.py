@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import front_helpers as front
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -306,3 +307,38 @@ def test_the_state_of_a_plain_optimizer_starts_the_fisher_sums_anew() -> None:
     front.by_perturb(opt, model, front.batches(2))
     opt.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
     assert opt._noise.fisher_sums() == {}
+
+
+def test_what_was_loaded_does_not_follow_the_optimizer_that_it_came_from() -> None:
+    model, other = front.Net(), front.Net()
+    opt, again = (front.ssam(m, keep_perturbed=True) for m in (model, other))
+    opt.train()
+    front.by_stock_loop(opt, model, front.batches(2))
+    expected = opt.clean_state_dict(model)
+    expected = {name: value.clone() for name, value in expected.items()}
+    again.load_state_dict(opt.state_dict())
+    front.by_stock_loop(opt, model, front.batches(3))
+    again.eval()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("make", ["SSAM", "wrap"])
+def test_options_in_numpy_numbers_are_saved_as_pythons(make: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    noise: dict[str, Any] = {
+        "noise_std": np.float64(0.1),
+        "samples": np.int64(2),
+        "antithetic": np.bool_(True),
+    }
+    opt: Any = (
+        torch_ssam.SSAM([p], lr=np.float32(0.1), **noise)
+        if make == "SSAM"
+        else torch_ssam.wrap(torch.optim.SGD([p], lr=0.1), **noise)
+    )
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(3))], "noise_std": np.float32(0.25)})
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    opt.load_state_dict(torch.load(file, weights_only=True))
+    assert [g["noise_std"] for g in opt.param_groups] == [0.1, 0.25]
+    assert [type(g["samples"]) for g in opt.param_groups] == [int, int]

@@ -395,3 +395,61 @@ def test_a_closure_that_adds_to_gradients_taken_at_clean_weights_is_named_once(c
                 opt.zero_grad()
     named = [w for w in seen if "gradients that were there before" in str(w.message)]
     assert len(named) == (1 if clear == "never" else 0)
+
+
+@pytest.mark.parametrize("by_closure", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "ways"),
+    [
+        (torch.float16, 100.0, {"clean_weight": 0.001}),
+        (torch.float16, 4096.0, {"samples": 16, "antithetic": True}),
+        (torch.bfloat16, 1.0, {"samples": 1024}),
+    ],
+)
+def test_means_of_16_bit_gradients_neither_overflow_nor_stall(
+    dtype: torch.dtype, gradient: float, ways: dict[str, Any], by_closure: bool
+) -> None:
+    w = nn.Parameter(torch.ones(4, dtype=dtype))
+    opt = torch_ssam.SSAM([w], lr=0.0, noise_std=1e-3, seed=0, **ways)
+
+    def backward() -> Tensor:
+        loss = (w.float() * gradient).sum()
+        loss.backward()
+        return loss
+
+    if by_closure:
+        opt.step(backward)
+    else:
+        for _ in opt.perturbations():
+            backward()
+    assert w.grad is not None
+    assert w.grad.dtype == dtype
+    torch.testing.assert_close(w.grad, torch.full_like(w, gradient))
+
+
+def test_perturbations_add_to_16_bit_gradients_that_are_there_and_keep_those_of_a_loop_that_is_left() -> None:
+    w = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    opt = torch_ssam.SSAM([w], lr=0.0, noise_std=1e-3, samples=4, seed=0)
+    w.grad = torch.full_like(w, 2.0)
+    for _ in opt.perturbations():
+        w.sum().backward()
+    assert w.grad.tolist() == [3.0] * 4
+    for k in opt.perturbations():
+        w.sum().backward()
+        if k == 1:
+            break
+    gc.collect()
+    assert w.grad.tolist() == [3.5] * 4
+
+
+def test_a_closure_of_several_passes_returns_a_number() -> None:
+    w = nn.Parameter(torch.ones(4))
+    opt = torch_ssam.SSAM([w], samples=2)
+
+    def closure() -> Any:
+        w.sum().backward()
+        return {"loss": 1.0}
+
+    with pytest.raises(TypeError, match="returned a dict; expected its loss, a tensor or a number, or None"):
+        opt.step(closure)
+    assert w.tolist() == [1.0] * 4

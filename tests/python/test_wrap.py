@@ -314,3 +314,106 @@ def test_a_schedule_free_run_resumes_in_the_same_bits(kept: bool) -> None:
         drive(one, its, todo[2:])
         one.eval()
     assert front.same_bits(model.parameters(), other.parameters())
+
+
+@pytest.mark.parametrize(
+    "ways", [{"samples": 4}, {"samples": 2, "antithetic": True}, {"clean_weight": 0.25}], ids=str
+)
+@pytest.mark.parametrize("by_closure", [False, True])
+def test_sparse_gradients_are_means_over_the_passes(ways: dict[str, Any], by_closure: bool) -> None:
+    """In place an uncoalesced gradient is scaled in a copy only."""
+    model = nn.Embedding(5, 3, sparse=True)
+    nn.init.zeros_(model.weight)
+    opt = torch_ssam.wrap(torch.optim.SGD(model.parameters(), lr=1.0), noise_std=0.1, seed=0, **ways)
+
+    def backward() -> Tensor:
+        loss: Tensor = model(torch.tensor([0, 1, 1])).sum()
+        loss.backward()
+        return loss
+
+    if by_closure:
+        opt.step(backward)
+    else:
+        for _ in opt.perturbations():
+            backward()
+        opt.step()
+    expected = torch.zeros(5, 3)
+    expected[0], expected[1] = -1.0, -2.0
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+class TwoModes(torch.optim.SGD):
+    """SGD with the modes of a schedule-free optimizer, which refuses to step in eval."""
+
+    mode = "eval"
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+    def step(self, closure: Any = None) -> Any:
+        if self.mode != "train":
+            raise RuntimeError("step() in eval")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_clean_weights_puts_a_base_with_modes_back_into_its_mode(kept: bool) -> None:
+    model = nn.Linear(3, 1)
+    base = TwoModes(model.parameters(), lr=0.1)
+    opt = torch_ssam.wrap(base, noise_std=0.1, keep_perturbed=kept)
+    with opt.clean_weights():
+        assert base.mode == "eval"
+    assert base.mode == "eval"
+    opt.train()
+    with opt.clean_weights():
+        assert base.mode == "eval"
+    assert base.mode == "train"
+    torch_ssam.update_bn([torch.ones(2, 3)], model, opt)
+    again = pickle.loads(pickle.dumps(opt))
+    with again.clean_weights():
+        pass
+    assert base.mode == again.base.mode == "train"
+    if kept:
+        model(torch.ones(2, 3)).sum().backward()
+    else:
+        with opt.perturb():
+            model(torch.ones(2, 3)).sum().backward()
+    opt.step()
+    opt.eval()
+
+
+def test_a_base_that_is_wrapped_again_takes_the_new_options() -> None:
+    p, other = nn.Parameter(torch.zeros(1000)), nn.Parameter(torch.zeros(10))
+    base = torch.optim.SGD([{"params": [p]}, {"params": [other], "noise_std": 0.5}], lr=0.1)
+    torch_ssam.wrap(base, noise_std=0.01)
+    again = torch_ssam.wrap(base, noise_std=1.0, distribution="rademacher", samples=3)
+    assert [g["noise_std"] for g in again.param_groups] == [1.0, 0.5]
+    assert {g["distribution"] for g in again.param_groups} == {"rademacher"}
+    with pytest.raises(RuntimeError, match="the options ask for 3 a step"):
+        again.perturb()
+    third = torch_ssam.wrap(base, keep_perturbed=True)
+    third.train()
+    with pytest.raises(RuntimeError, match=r"perturbed by an earlier wrap\(\) of it; call eval"):
+        torch_ssam.wrap(base)
+    third.eval()
+    assert not torch_ssam.wrap(base)._option("keep_perturbed")
+    assert not bool(p.any())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 3}, "option 'seed', under which checkpoints keep"),
+        ({"draw": 3}, "option 'draw', under which checkpoints keep"),
+        ({"scale": 0.25}, r"scale is 0\.25; expected one of .* It may be that parameter group 0 of the base"),
+    ],
+)
+def test_options_of_the_base_with_our_names_are_refused(options: dict[str, Any], message: str) -> None:
+    base = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(3))], **options}], lr=0.1)
+    before = {**base.param_groups[0]}
+    with pytest.raises((ValueError, TypeError), match=message):
+        torch_ssam.wrap(base)
+    assert base.param_groups[0] == before

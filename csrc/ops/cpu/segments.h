@@ -27,7 +27,7 @@ inline size_t bytes_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : (dtype == ScalarType::Float ? 4 : 2);
 }
 
-inline DtypePair dtype_pair(ScalarType master, ScalarType model) {
+inline DtypePair dtype_pair(ScalarType master, ScalarType model, const char* models = "parameters") {
   if (master == model) {
     switch (master) {
       case ScalarType::Double:
@@ -41,7 +41,7 @@ inline DtypePair dtype_pair(ScalarType master, ScalarType model) {
     }
   }
   TORCH_SSAM_CHECK(master == ScalarType::Float && (model == ScalarType::BFloat16 || model == ScalarType::Half),
-                   "no kernel for clean weights of dtype ", dtype_name(master), " with parameters of dtype ",
+                   "no kernel for clean weights of dtype ", dtype_name(master), " with ", models, " of dtype ",
                    dtype_name(model), "; expected the same dtype, or float32 with bfloat16 or float16.");
   return model == ScalarType::BFloat16 ? DtypePair::f32_bf16 : DtypePair::f32_f16;
 }

@@ -16,7 +16,7 @@ void update_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vec
       check_update_options(lr, momentum, dampening, weight_decay, nesterov, maximize, first_step);
   const UpdateTensors t =
       check_update(weights, grads, momentum_buffers, nullptr, options, lr_tensor, grad_scale, found_inf);
-  for (size_t i = 0; i < weights.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.grads[i].dtype);
+  for (size_t i = 0; i < weights.size(); ++i) (void)dtype_pair(t.weights[i].dtype, t.grads[i].dtype, "gradients");
   if (is_set(found_inf)) return;
   const UpdateArgs args = update_args(options, t);
   const Kernels& k = kernels();
