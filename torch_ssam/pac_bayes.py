@@ -11,10 +11,11 @@ examples/python/certificate.py a program. Tests: tests/python/test_pac_bayes.py.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -171,13 +172,13 @@ class _Draws:
 
     Every one has the posterior's empirical risk as its mean and lies in [0, 1], so `sampled_risk_bound` holds
     for their mean; that is Monte Carlo over noise and examples at once, with as many draws as there are
-    batches.
+    batches. That holds given the weights, so neither noise nor rows may be those of a training with this seed.
     """
 
-    def __init__(self, examples: _Examples, seed: int, batch_size: int) -> None:
+    def __init__(self, examples: _Examples, seed: int | None, batch_size: int) -> None:
         self._examples, self._batch_size = examples, batch_size
-        self._seed = seed
-        self._rows = torch.Generator().manual_seed(seed)
+        self._seed = _options.measuring_seed(_options.resolve_seed(seed))
+        self._rows = torch.Generator().manual_seed(self._seed)
         self._next = 0
 
     def mean(self, noise_std: float, draws: int, tell: Callable[[], object]) -> float:
@@ -207,6 +208,8 @@ def gibbs_risk(
 ) -> GibbsRisk:
     """Risk on the data of a classifier that draws its weights from N(w, noise_std^2 I) for every answer.
 
+    The noise is never that which S-SAM draws from the same seed, since the weights depend on that.
+
     Args: as in `certify`. Returns: GibbsRisk, whose `upper` is theory's kl_inverse(mean, ln(2 / delta) / draws).
 
     >>> import torch_ssam
@@ -223,7 +226,7 @@ def gibbs_risk(
     done = _Counter(draws, report)
     try:
         with examples.ready():
-            mean = _Draws(examples, _options.resolve_seed(seed), batch_size).mean(noise_std, draws, done)
+            mean = _Draws(examples, seed, batch_size).mean(noise_std, draws, done)
     finally:
         close()
     return GibbsRisk(mean, float(_C.sampled_risk_bound(mean, draws, delta)), delta, draws, len(examples))
@@ -247,44 +250,97 @@ def _probability(name: str, value: Any) -> float:
 
 
 def _grid(name: str, value: Any) -> list[float]:
-    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str | Tensor) else [value]
+    """One number or several, also as an array or a tensor."""
+    dimensions = getattr(value, "ndim", None)
+    if dimensions is not None and dimensions > 1:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; expected a number > 0, or several in one dimension."
+        )
+    one = dimensions == 0 or not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping)
+    values = [value] if one else list(value.detach() if isinstance(value, Tensor) else value)
     if not values:
         raise ValueError(f"{name} is empty; expected a number > 0, or several.")
     return [_options.number(name, v, open_low=True) for v in values]
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two states are equal, tensors nested in them included; what cannot be compared is not."""
+    try:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a.dtype == b.dtype and torch.equal(a, b.to(a.device))
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return a.dtype == b.dtype and np.array_equal(a, b)
+        if any(isinstance(value, Tensor | np.ndarray) for value in (a, b)):
+            return False  # == would broadcast
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+            return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+        return bool(a == b)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _whole_state(model: nn.Module) -> dict[str, Any]:
+    """A state_dict and what it leaves out: buffers that are not persistent."""
+    return {
+        **model.state_dict(),
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
 def _prior_weights(model: nn.Module, prior: Any) -> dict[str, Tensor]:
     """The prior's weights by name; whatever carries no noise must be as the prior has it."""
-    state = prior.state_dict() if isinstance(prior, nn.Module) else prior
+    state = _whole_state(prior) if isinstance(prior, nn.Module) else prior
     if not isinstance(state, Mapping):
         raise TypeError(f"prior is a {type(prior).__name__}; expected a module or a state_dict.")
-    own = model.state_dict()
-    if set(own) != set(state) or any(own[k].shape != state[k].shape for k in own):
-        differing = sorted(k for k in set(own) | set(state) if k not in own or k not in state) or sorted(
-            k for k in own if own[k].shape != state[k].shape
+    own = _whole_state(model)
+    saved = model.state_dict()
+    # Refused, not assumed: these buffers enter the outputs like any other, a training on the examples may have
+    # moved them, and whoever has the prior can hand them over. An assumption is for what no argument can show.
+    unsaved = sorted(
+        name
+        for name, _ in model.named_buffers(remove_duplicate=False)
+        if name not in saved and name not in state
+    )
+    if unsaved and not isinstance(prior, nn.Module):
+        raise ValueError(
+            f"prior is a state_dict, which leaves out buffers that are not persistent; the model has "
+            f"{', '.join(unsaved[:5])}, and the bound is wrong if the examples changed them. Pass the prior as a "
+            "module, copied before the training on the examples, or {**prior.state_dict(), "
+            "**dict(prior.named_buffers())}."
         )
+    differing = sorted(set(own) ^ set(state)) or sorted(
+        name
+        for name, value in own.items()
+        if isinstance(value, Tensor) != isinstance(state[name], Tensor)
+        or getattr(value, "shape", None) != getattr(state[name], "shape", None)
+    )
+    if differing:
         raise ValueError(
             f"prior and model differ in {', '.join(differing[:5])}; expected the same architecture."
         )
     noisy = {id(p) for p in trainable(model)}
     moved = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in noisy}
     for name, value in own.items():
-        if name not in moved and not torch.equal(value, state[name].to(value.device)):
+        if name not in moved and not _same(value, state[name]):
             raise ValueError(
-                f"{name} carries no noise and differs between model and prior: it would have seen the examples "
-                "at no cost in KL, and the bound would be wrong. Keep it as the prior has it (BatchNorm: stay in "
-                "eval mode after the prior's training), or let it require gradients."
+                f"{name} carries no noise and differs between model and prior, or cannot be compared: it would "
+                "have seen the examples at no cost in KL, and the bound would be wrong. Keep it as the prior has it "
+                "(BatchNorm: stay in eval mode after the prior's training; extra state: with an == that compares "
+                "what it holds), or let it require gradients."
             )
     return {name: state[name] for name in moved}
 
 
 def certify(
     model: nn.Module,
-    prior: nn.Module | Mapping[str, Tensor],
+    prior: nn.Module | Mapping[str, Any],
     data: Data,
     *,
-    noise_std: float | Sequence[float],
-    prior_std: float | Sequence[float] | None = None,
+    noise_std: float | Iterable[float] | Tensor,
+    prior_std: float | Iterable[float] | Tensor | None = None,
     delta: float = 0.05,
     draws: int = 20_000,
     batch_size: int = 32,
@@ -308,9 +364,10 @@ def certify(
         model: the classifier, at the clean weights w of the posterior. All parameters that require gradients
             carry noise. Used in eval mode.
         prior: module or state_dict with the weights w_0 that the prior is centred at. They must not depend on
-            `data`; frozen parameters and buffers must be the model's.
+            `data`; frozen parameters, buffers and extra state must be the model's. A module where the model has
+            buffers that are not persistent, since a state_dict leaves them out.
         data: the n examples, (inputs, targets) or batches of such; w may depend on them. Held in memory at once.
-        noise_std: of the posterior, > 0, or several to choose from.
+        noise_std: of the posterior, > 0, or several to choose from: a number, a sequence, an array or a tensor.
         prior_std: of the prior, > 0, or several, fixed before the data are seen; None for the values of
             noise_std. KL is least near prior_std = noise_std unless w is far from w_0.
         delta: probability that the bound fails, in (0, 1).
@@ -319,11 +376,12 @@ def certify(
         pilot_draws: for each noise_std, where there are several.
         kind: "seeger", "maurer", "thiemann" or "catoni" (with C = 1), as in `theory.pac_bayes_bound`.
         loss: (outputs, targets) -> (n,) in [0, 1]; default the 0-1 error, `zero_one`.
-        seed: of draws and examples.
+        seed: of draws and examples. The noise is never that which S-SAM draws from the same seed: the weights
+            depend on that, and the Monte Carlo half of delta is for draws that they do not depend on.
         progress: True for a tqdm bar, or a function of (draws done, draws to do).
 
     Returns: Certificate; `print` it. Raises: ValueError, TypeError: arguments that make no sense, losses outside
-    of [0, 1], buffers that differ from the prior's.
+    of [0, 1], buffers that differ from the prior's or cannot be compared.
 
     >>> import torch_ssam
     >>> model = torch.nn.Linear(2, 2, bias=False)
@@ -361,7 +419,7 @@ def certify(
     total = draws + (pilot_draws * len(stds) if several else 0)
     report, close = resolve_progress(progress, total, "draw")
     done = _Counter(total, report)
-    sampler = _Draws(examples, _options.resolve_seed(seed), batch_size)
+    sampler = _Draws(examples, seed, batch_size)
     tried = []
     try:
         with examples.ready():
@@ -398,7 +456,7 @@ def certify(
         assumptions=(
             f"The {n} examples are independent draws from one distribution, the one that the true risk is of.",
             "The prior's mean w_0 does not depend on them: it was trained on other examples, as were all frozen "
-            "parameters, buffers and constants of the preprocessing, which carry no noise.",
+            "parameters, buffers and constants of modules and preprocessing, which carry no noise.",
             f"The {len(prior_stds)} value(s) of prior_std"
             + (" and Catoni's C = 1" if kind == "catoni" else "")
             + ", delta and the kind of bound were fixed before the examples were seen. The posterior's mean and "

@@ -43,6 +43,26 @@ class Blocks {
   std::size_t block_;
 };
 
+// (w - w0) / s; in two quotients, of opposite signs, where w - w0 overflows.
+double shift_over(double w, double w0, double s) {
+  const double shift = w - w0;
+  return std::isfinite(shift) ? shift / s : w / s - w0 / s;
+}
+
+// 1/2 (eta^2 / s^2 - 1 - ln(eta^2 / s^2)); inf only where it exceeds the doubles.
+double kl_of_widths(double eta, double s) {
+  const double ratio = eta / s;
+  if (ratio < std::numeric_limits<double>::min()) {  // 0 or with few digits left: beside 1, its square is nothing
+    return std::log(s) - std::log(eta) - 0.5;
+  }
+  if (ratio > 1e100) {  // the square may overflow, and then less its logarithm would be nan; 1 and ln are nothing
+    return ratio * (0.5 * ratio);
+  }
+  // eta^2 / s^2 - 1, through (eta - s) so that nearly equal widths keep their digits.
+  const double wider = (eta - s) / s * (ratio + 1);
+  return 0.5 * (ratio < 0.5 ? wider - 2 * std::log(ratio) : excess_over_log1p(wider));
+}
+
 double kl_at_gap(double q, double gap) {
   const double up = q > 0 ? q * excess_over_log1p(gap / q) : gap;
   const double down = q < 1 ? (1 - q) * excess_over_log1p(-gap / (1 - q)) : -gap;
@@ -65,12 +85,8 @@ double gaussian_kl(View weights, View prior, View noise_std, View prior_std) {
   const Blocks s("prior_std", prior_std, weights.size());
   Sum sum;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    const double shift = (weights[i] - centre[i]) / s[i];
-    const double ratio = eta[i] / s[i];
-    // eta^2 / s^2 - 1, through (eta - s) so that nearly equal widths keep their digits.
-    const double wider = (eta[i] - s[i]) / s[i] * (ratio + 1);
-    const double widths = ratio < 0.5 ? wider - 2 * std::log(ratio) : excess_over_log1p(wider);
-    sum.add(0.5 * (shift * shift + widths));
+    const double shift = shift_over(weights[i], centre[i], s[i]);
+    sum.add(shift * (0.5 * shift) + kl_of_widths(eta[i], s[i]));  // halved first: the square may overflow alone
   }
   return sum.value();
 }

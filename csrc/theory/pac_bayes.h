@@ -12,7 +12,8 @@
 namespace torch_ssam::theory {
 
 // 1/2 sum [ (w - w0)^2 / s^2 + eta^2 / s^2 - 1 - ln(eta^2 / s^2) ]. prior, noise_std and prior_std hold one value, one
-// per weight, or one per layer: m values for n weights serve n / m consecutive weights each.
+// per weight, or one per layer: m values for n weights serve n / m consecutive weights each. inf where the sum exceeds
+// the doubles, never nan.
 double gaussian_kl(View weights, View prior, View noise_std, View prior_std);
 
 // kl(q || p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)).

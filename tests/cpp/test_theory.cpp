@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "theory/linear_algebra.h"
@@ -184,6 +185,20 @@ TEST(PacBayesTest, KlInverseIsWhereTheKlReachesTheBudget) {
       EXPECT_NEAR(binary_kl(q, p) / c, 1, 1e-8);
     }
   }
+}
+
+TEST(PacBayesTest, GaussianKlOfExtremeWidthsIsFiniteWhereItCanBe) {
+  const auto kl = [](double weight, double prior, double noise_std, double prior_std) {
+    return gaussian_kl(std::vector{weight}, std::vector{prior}, std::vector{noise_std}, std::vector{prior_std});
+  };
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(kl(0, 0, 1e170, 1), infinity);  // its square overflows, and inf - inf is nan
+  EXPECT_EQ(kl(0, 0, 1e300, 1e-300), infinity);
+  EXPECT_NEAR(kl(0, 0, 1e-300, 1e300), 600 * std::log(10.0) - 0.5, 1e-12);
+  EXPECT_NEAR(kl(0, 0, 1e-310, 1), 310 * std::log(10.0) - 0.5, 1e-12);
+  EXPECT_NEAR(kl(0, 0, 1.5e154, 1), 1.125e308, 1e293);  // the square overflows, its half does not
+  EXPECT_NEAR(kl(1.7e308, -1.7e308, 1.7e308, 1.7e308), 2, 1e-14);
+  EXPECT_EQ(kl(0, 0, 0.7, 0.7), 0);
 }
 
 TEST(SharpnessTest, WorstCaseOfTwoEqualLayersIsKnown) {

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,39 @@ def test_the_noise_is_chosen_on_pilot_draws_and_measured_on_fresh_ones() -> None
     assert model.weight.item() == 1.0
 
 
+@pytest.mark.parametrize("seed", [0, 7, -1])
+def test_no_draw_is_of_the_noise_that_ssam_trained_on_with_the_same_seed(seed: int) -> None:
+    model = nn.Linear(3, 2)
+    clean = [p.detach().clone() for p in model.parameters()]
+    seen: list[tuple[float, ...]] = []
+
+    def keep() -> None:
+        noise = [(p.detach() - w) / 0.1 for p, w in zip(model.parameters(), clean, strict=True)]
+        seen.append(tuple(torch.cat([z.reshape(-1) for z in noise]).double().tolist()))
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        keep()
+        return pac_bayes.zero_one(outputs, targets)
+
+    opt = torch_ssam.SSAM(model.parameters(), lr=0.0, noise_std=0.1, antithetic=True, samples=2, seed=seed)
+    for _ in range(60):
+        for _ in opt.perturbations():
+            keep()
+            model(torch.ones(1, 3)).sum().backward()
+        opt.step()
+    trained, seen = np.array(seen), []
+    data = torch.zeros(20, 3), torch.zeros(20, dtype=torch.int64)
+    pac_bayes.certify(model, model, data, noise_std=[0.1], draws=60, batch_size=2, loss=loss, seed=seed)
+    pac_bayes.gibbs_risk(model, data, 0.1, draws=60, batch_size=2, loss=loss, seed=seed)
+    measured = np.array(seen)
+    assert trained.shape == (240, 8)
+    measured = measured[np.abs(measured).max(1) > 0]  # without the clean weights' own risk
+    assert measured.shape == (120, 8)
+    # Rounding of w + noise is 1e-6 of the noise here; 8 numbers so close by chance: 1e-30.
+    apart = np.abs(trained[:, None] - measured[None]).max(2)
+    assert apart.min() > 1e-3
+
+
 def test_the_certificate_says_what_it_rests_on() -> None:
     found = pac_bayes.certify(sign(), sign(), flipped(200, 0.1, 1), noise_std=0.1, draws=50)
     text = str(found)
@@ -182,6 +216,127 @@ def test_what_carries_no_noise_must_be_the_priors() -> None:
     with pytest.raises(ValueError, match=r"1\.weight carries no noise"):
         pac_bayes.certify(model, other, flipped(50, 0.1, 0), noise_std=0.1, draws=10)
     assert pac_bayes.certify(model, model, flipped(50, 0.1, 0), noise_std=0.1, draws=10).parameters == 2
+
+
+class Shifted(nn.Module):
+    """A classifier with a buffer that its state_dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(1, 1)
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.shift
+
+
+def test_buffers_that_are_not_saved_must_be_the_priors_too() -> None:
+    prior = Shifted()
+    model = copy.deepcopy(prior)
+    data = flipped(50, 0.1, 0)
+    assert pac_bayes.certify(model, prior, data, noise_std=0.1, draws=10).kl == 0
+    with pytest.raises(ValueError, match=r"(?s)prior is a state_dict.*the model has shift.*as a module"):
+        pac_bayes.certify(model, prior.state_dict(), data, noise_std=0.1, draws=10)
+    whole = {**prior.state_dict(), **dict(prior.named_buffers())}
+    assert pac_bayes.certify(model, whole, data, noise_std=0.1, draws=10).kl == 0
+    model.shift += 1
+    for given in (prior, whole):
+        with pytest.raises(ValueError, match="shift carries no noise"):
+            pac_bayes.certify(model, given, data, noise_std=0.1, draws=10)
+    model.register_buffer("another", torch.zeros(1), persistent=False)
+    with pytest.raises(ValueError, match="differ in another; expected the same architecture"):
+        pac_bayes.certify(model, prior, data, noise_std=0.1, draws=10)
+
+
+class Extra(nn.Linear):
+    """A layer with a state of its own in its state_dict."""
+
+    def __init__(self, extra: object) -> None:
+        super().__init__(1, 1)
+        self.extra = extra
+        with torch.no_grad():
+            self.weight.fill_(1.0)
+            self.bias.fill_(0.0)
+
+    def get_extra_state(self) -> object:
+        return self.extra
+
+    def set_extra_state(self, state: object) -> None:
+        self.extra = state
+
+
+class Opaque:
+    """Without ==, so that no two can be told to be alike."""
+
+
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "equal", "other"),
+    [
+        ({"steps": 3}, {"steps": 3}, {"steps": 4}),
+        ({"steps": 3}, {"steps": 3}, {"count": 3}),
+        ({"a": [ONES, (1, "x")]}, {"a": [torch.ones(2), (1, "x")]}, {"a": [torch.zeros(2), (1, "x")]}),
+        ([ONES], [torch.ones(2)], [torch.ones(2, dtype=torch.float64)]),
+        ([ONES], [torch.ones(2)], [torch.ones(1)]),
+        ([ONES], [torch.ones(2)], [torch.ones(2), 1]),
+        ([ONES], [torch.ones(2)], [1.0]),
+        ({"a": np.ones(2)}, {"a": np.ones(2)}, {"a": np.ones(0)}),
+        ({"a": np.ones(1)}, {"a": np.ones(1)}, {"a": 1.0}),
+        (torch.ones(2), torch.ones(2), torch.zeros(2)),
+        ((1,), (1,), [1]),
+        (None, None, 0),
+        (Opaque, Opaque, Opaque()),
+    ],
+)
+def test_extra_state_must_be_the_priors(extra: object, equal: object, other: object) -> None:
+    data = flipped(50, 0.1, 0)
+    for prior in (Extra(equal), Extra(equal).state_dict()):
+        assert pac_bayes.certify(Extra(extra), prior, data, noise_std=0.1, draws=10).kl == 0
+    for prior in (Extra(other), Extra(other).state_dict()):
+        with pytest.raises(ValueError, match="_extra_state carries no noise"):
+            pac_bayes.certify(Extra(extra), prior, data, noise_std=0.1, draws=10)
+
+
+def test_extra_state_that_is_a_tensor_in_one_of_the_two_is_refused() -> None:
+    with pytest.raises(ValueError, match="differ in _extra_state"):
+        pac_bayes.certify(Extra(1.0), Extra(torch.tensor(1.0)), flipped(50, 0.1, 0), noise_std=0.1, draws=10)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [0.1, 0.25],
+        (0.1, 0.25),
+        np.array([0.1, 0.25]),
+        torch.tensor([0.1, 0.25], dtype=torch.float64),
+        nn.Parameter(torch.tensor([0.1, 0.25], dtype=torch.float64)),
+        [torch.tensor(0.1, dtype=torch.float64), np.float64(0.25)],
+    ],
+)
+@pytest.mark.parametrize("name", ["noise_std", "prior_std"])
+def test_grids_come_as_sequences_arrays_and_tensors_alike(name: str, several: Any) -> None:
+    options: dict[str, Any] = {"noise_std": 0.1, "draws": 20, "pilot_draws": 20}
+    expected = pac_bayes.certify(sign(), sign(), DATA, **{**options, name: [0.1, 0.25]})
+    assert pac_bayes.certify(sign(), sign(), DATA, **{**options, name: several}) == expected
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        0.25,
+        np.array(0.25),
+        np.float32(0.25),
+        torch.tensor(0.25),
+        torch.tensor([0.25], dtype=torch.bfloat16),
+        np.array([0.25]),
+    ],
+)
+def test_one_width_comes_as_a_number_an_array_or_a_tensor_alike(one: Any) -> None:
+    found = pac_bayes.certify(sign(), sign(), DATA, noise_std=one, draws=20)
+    assert found == pac_bayes.certify(sign(), sign(), DATA, noise_std=0.25, draws=20)
+    assert (found.noise_std, found.prior_std) == (0.25, 0.25)
 
 
 def test_tied_weights_count_once() -> None:
@@ -234,6 +389,17 @@ DATA = flipped(20, 0.1, 0)
         ((sign(), sign(), [({"x": DATA[0]}, DATA[1])]), {}, TypeError, "inputs of a batch"),
         ((sign(), sign(), DATA), {"noise_std": 0.0}, ValueError, "noise_std"),
         ((sign(), sign(), DATA), {"noise_std": []}, ValueError, "noise_std is empty"),
+        ((sign(), sign(), DATA), {"noise_std": np.array([])}, ValueError, "noise_std is empty"),
+        (
+            (sign(), sign(), DATA),
+            {"noise_std": torch.ones(2, 3)},
+            ValueError,
+            r"noise_std has shape \(2, 3\)",
+        ),
+        ((sign(), sign(), DATA), {"noise_std": np.ones((1, 1))}, ValueError, r"noise_std has shape \(1, 1\)"),
+        ((sign(), sign(), DATA), {"noise_std": b"1"}, TypeError, "noise_std is b'1'"),
+        ((sign(), sign(), DATA), {"noise_std": {0.1: 1}}, TypeError, "noise_std is {0.1: 1}"),
+        ((sign(), sign(), DATA), {"noise_std": torch.tensor(-1.0)}, ValueError, "noise_std is -1"),
         ((sign(), sign(), DATA), {"prior_std": [0.1, -1.0]}, ValueError, "prior_std"),
         ((sign(), sign(), DATA), {"delta": 1.0}, ValueError, "delta"),
         ((sign(), sign(), DATA), {"draws": 0}, ValueError, "draws"),

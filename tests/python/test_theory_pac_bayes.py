@@ -44,6 +44,38 @@ def test_gaussian_kl_keeps_its_digits_for_nearly_equal_widths(ratio):
         assert abs(value - exact) <= 1e-14 * exact
 
 
+WIDTHS = [
+    5e-324, 1e-310, 1e-300, 1e-160, 1e-100, 1e-8, 0.7, 1.0, 1e8, 1e99, 1e101,
+    1.5e154, 1.8e154, 2e154, 1e170, 1e300, 1.7e308,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prior_std", WIDTHS)
+def test_gaussian_kl_is_exact_for_extreme_widths_and_inf_only_where_it_overflows(prior_std):
+    with mp.workdps(700):
+        for noise_std in WIDTHS:
+            square = (mp.mpf(noise_std) / mp.mpf(prior_std)) ** 2
+            exact = (square - 1 - mp.log(square)) / 2
+            value = theory.gaussian_kl([0.0], 0.0, noise_std, prior_std)
+            if exact > mp.mpf(np.finfo(float).max):
+                assert value == math.inf
+            else:
+                assert abs(mp.mpf(value) - exact) <= 1e-15 * exact
+
+
+@pytest.mark.parametrize(
+    ("weight", "centre", "prior_std", "exact"),
+    [
+        (1.7e308, -1.7e308, 1.7e308, 2.0),  # their difference overflows
+        (1.5e154, 0.0, 1.0, 1.125e308),  # the square does, but not its half
+        (1e160, 0.0, 1.0, math.inf),
+        (1.7e308, -1.7e308, 5e-324, math.inf),
+    ],
+)
+def test_gaussian_kl_of_far_weights_is_inf_only_where_it_overflows(weight, centre, prior_std, exact):
+    assert theory.gaussian_kl([weight], centre, prior_std, prior_std) == pytest.approx(exact, rel=1e-15)
+
+
 RISKS = [0.0, 1e-300, 1e-20, 1e-8, 1e-3, 0.1, 0.5, 0.9, 1 - 1e-9, 1 - 2.0**-53, 1.0]
 BUDGETS = [0.0, 1e-30, 1e-16, 1e-9, 1e-3, 0.1, 0.7, 2.0, 10.0, 40.0, 800.0]
 
