@@ -4,15 +4,16 @@ What it has::
 
     average       E L(w + xi) - L(w) by Monte Carlo over WeightNoise, with a confidence interval
     worst_case    the largest L(w + xi) - L(w) for xi within a radius, by projected ascent, from below
-    hessian_trace Hutchinson's estimator over curvlinops' products; top_eigenvalue(s) by Lanczos
+    hessian_trace Hutchinson's estimator over curvlinops' operator; top_eigenvalue(s) by Lanczos
     layer_balance squared norms of the layers, and the traces of their Hessian blocks
     landscape     the loss on a line or a square, filter-normalised, with its plot
     compare       a report that sets checkpoints side by side; also python -m torch_ssam.sharpness
 
 All take (model, loss_fn, data) with loss_fn(outputs, targets) the mean loss of a batch, and data an iterable
-of (inputs, targets) batches that can be read again, such as a DataLoader. Weights, buffers, flags and `.grad`
-are afterwards what they were. On a `DiagonalLinear` they agree with the closed forms of `torch_ssam.theory`.
-docs/sharpness.md is the guide. Tests: tests/python/test_sharpness.py.
+of (inputs, targets) batches that can be read again, such as a DataLoader. Weights, buffers, flags, `.grad`
+and torch's random generators are afterwards what they were. On a `DiagonalLinear` they agree with the closed
+forms of `torch_ssam.theory`. docs/sharpness.md is the guide. Tests: tests/python/test_sharpness.py,
+test_sharpness_models.py.
 """
 
 from __future__ import annotations

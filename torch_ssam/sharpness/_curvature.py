@@ -1,27 +1,29 @@
 """Hessian trace and top eigenvalues through curvlinops, and the balance of the layers.
 
-curvlinops multiplies the Hessian of the mean loss by vectors and never forms it. Tests:
-tests/python/test_sharpness.py.
+The Hessian of the mean loss is curvlinops' linear operator, which multiplies it by vectors and never forms it.
+Tests: tests/python/test_sharpness.py, test_sharpness_models.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_ssam import _options
 from torch_ssam._diagonal import DiagonalLinear
 from torch_ssam._extras import need
-from torch_ssam._weight_noise import WeightNoise
 
 from ._estimate import Floats, Plan
-from ._evaluate import Batches, Data, Evaluator, LossFunction
+from ._evaluate import Batches, Data, Evaluator, LossFunction, measuring_noise
 
 # Up to this many parameters all of the Hessian costs no more than an estimate or a Lanczos run.
 DENSE = 64
@@ -50,22 +52,73 @@ class _Pairs:
         return ((inputs, targets) for inputs, targets, _ in self._batches)
 
 
-def _hessian(evaluator: Evaluator, what: str) -> Any:
+def _batch_product(
+    model: nn.Module,
+    loss_fn: nn.Module,
+    params: list[Tensor],
+    inputs: Any,
+    targets: Tensor,
+    columns: list[Tensor],
+) -> list[Tensor]:
+    """The Hessian of one batch times vectors, in the last dimension of `columns`, by two backward passes.
+
+    In place of curvlinops' own product, a forward over a backward pass: torch (2.13) lacks forward derivatives of
+    what SiLU, GroupNorm and others do backwards, and has wrong ones under vmap for LayerNorm and BatchNorm
+    (pytorch/pytorch 196700, 196699); and that product needs a loss that is not linear in any parameter.
+    """
+    with torch.enable_grad():
+        loss = loss_fn(model(inputs), targets)
+        gradient = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+        if not curved:
+            return [torch.zeros_like(column) for column in columns]
+        count = columns[0].shape[-1]
+        products = [
+            torch.autograd.grad(
+                [gradient[i] for i in curved],
+                params,
+                [columns[i][..., k] for i in curved],
+                retain_graph=k + 1 < count,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for k in range(count)
+        ]
+    return [torch.stack(product, dim=-1) for product in zip(*products, strict=True)]
+
+
+@contextlib.contextmanager
+def _hessian(evaluator: Evaluator, what: str) -> Iterator[tuple[Any, list[int]]]:
+    """Context with curvlinops' operator on the parameters that have curvature, and which of `params` they are.
+
+    The rows and columns of the others are zero; where there are no others, there is no operator (None). Inside, the
+    model is ready, and torch's random generators are put back.
+    """
     curvlinops = need("curvlinops", "sharpness", what)
     owned = {id(p) for p in evaluator.model.parameters()}
     if any(id(p) not in owned for p in evaluator.params):
         raise ValueError("params holds a tensor that is no parameter of the model; expected the model's own.")
-    evaluator.loss_and_gradient()  # says in our words what is wrong with the data or the loss
-    examples = sum(n for _, _, n in evaluator.batches)
-    return curvlinops.HessianLinearOperator(
-        evaluator.model,
-        _Share(evaluator.loss_fn, examples),
-        evaluator.params,
-        _Pairs(evaluator.batches),
-        num_data=examples,
-        check_deterministic=False,
-        batch_size_fn=len,
-    )
+    # The other implementations of attention have no second derivatives.
+    with evaluator.ready(), evaluator.generators.kept(), sdpa_kernel(SDPBackend.MATH):
+        # Also says in our words what is wrong with the data or the loss.
+        places = [i for i, curved in enumerate(evaluator.curved()) if curved]
+        if not places:
+            yield None, places
+            return
+        params = [evaluator.params[i] for i in places]
+        examples = sum(n for _, _, n in evaluator.batches)
+        share = _Share(evaluator.loss_fn, examples)
+        operator = curvlinops.HessianLinearOperator(
+            evaluator.model,
+            share,
+            params,
+            _Pairs(evaluator.batches),
+            num_data=examples,
+            check_deterministic=False,
+            batch_size_fn=lambda inputs: 1,  # the shares are in the loss
+        )
+        operator._matmat_batch = partial(_batch_product, evaluator.model, share, params)
+        yield operator, places
 
 
 @dataclass(frozen=True)
@@ -103,8 +156,8 @@ def _whole(hessian: Any, params: list[Tensor]) -> Tensor:
 
 
 def _diagonal(
-    hessian: Any,
-    params: list[Tensor],
+    evaluator: Evaluator,
+    what: str,
     plan: Plan,
     seed: int | None,
     reduce: Callable[[int, Tensor], list[float]],
@@ -112,24 +165,31 @@ def _diagonal(
 ) -> tuple[Floats, Floats, bool, bool, int]:
     """Mean and half-width of [total, *parts], parts the sums that `reduce` makes of each parameter's share of
     diag(H); then converged, exact and the number of products."""
+    noise = measuring_noise(evaluator.params, 1.0, seed, distribution="rademacher")
+    with _hessian(evaluator, what) as (hessian, places):
+        params = [evaluator.params[i] for i in places]
 
-    def totals(terms: Iterable[Tensor]) -> Floats:
-        parts = [value for i, term in enumerate(terms) for value in reduce(i, term)]
-        return np.array([sum(parts), *parts])
+        def totals(terms: Iterable[Tensor]) -> Floats:
+            found = dict(zip(places, terms, strict=True))
+            parts = [
+                value
+                for i, p in enumerate(evaluator.params)
+                for value in reduce(i, found[i] if i in found else torch.zeros_like(p, dtype=torch.float64))
+            ]
+            return np.array([sum(parts), *parts])
 
-    sizes = [p.numel() for p in params]
-    if sum(sizes) <= max(plan.samples, DENSE):
-        entries = torch.split(_whole(hessian, params).diagonal(), sizes)
-        exact = totals(e.reshape(p.shape) for e, p in zip(entries, params, strict=True))
-        return exact, np.zeros_like(exact), True, True, sum(sizes)
-    noise = WeightNoise(params, 1.0, distribution="rademacher", seed=seed)
+        sizes = [p.numel() for p in params]
+        if not params or (sum(sizes) <= max(plan.samples, DENSE) and not evaluator.random):
+            entries = torch.split(_whole(hessian, params).diagonal(), sizes) if params else ()
+            exact = totals(e.reshape(p.shape) for e, p in zip(entries, params, strict=True))
+            return exact, np.zeros_like(exact), True, True, sum(sizes)
 
-    def draw(i: int) -> Floats:
-        signs = [noise.noise(p, sample=i) for p in params]
-        return totals(v.double() * h.double() for v, h in zip(signs, hessian @ signs, strict=True))
+        def draw(i: int) -> Floats:
+            signs = [noise.noise(p, sample=i) for p in params]
+            return totals(v.double() * h.double() for v, h in zip(signs, hessian @ signs, strict=True))
 
-    values, half, converged = plan.run(draw, progress, "product")
-    return values.mean(axis=0), half, converged, False, len(values)
+        values, half, converged = plan.run(draw, progress, "product")
+        return values.mean(axis=0), half, converged, False, len(values)
 
 
 def hessian_trace(
@@ -148,9 +208,10 @@ def hessian_trace(
 ) -> HessianTrace:
     """Trace of the Hessian of the mean loss, Tr Hess L(w), by Hutchinson's estimator v^T H v.
 
-    v has independent signs +-1 (Hutchinson 1990), H v is computed by curvlinops. Up to 64 parameters, or
-    `samples`, the diagonal itself is computed instead. noise_std^2 / 2 times the trace is `average` to second
-    order.
+    v has independent signs +-1 (Hutchinson 1990), H v takes two backward passes in curvlinops' operator. Up to 64
+    parameters, or `samples`, the diagonal itself is computed instead, unless the model draws random numbers
+    (dropout in train mode), which every product does anew. Parameters that the loss does not use, or is linear in, count 0.
+    noise_std^2 / 2 times the trace is `average` to second order.
 
     Args: as in `average`; draws are products with H, each about three gradients.
     Returns: HessianTrace, in units of the loss over the weights squared.
@@ -164,15 +225,9 @@ def hessian_trace(
     """
     evaluator = Evaluator(model, loss_fn, data, params, mode)
     plan = Plan.of(samples, max_samples, precision, confidence)
-    with evaluator.ready():
-        mean, half, converged, exact, draws = _diagonal(
-            _hessian(evaluator, "hessian_trace"),
-            evaluator.params,
-            plan,
-            seed,
-            lambda _, term: [float(term.sum())],
-            progress,
-        )
+    mean, half, converged, exact, draws = _diagonal(
+        evaluator, "hessian_trace", plan, seed, lambda _, term: [float(term.sum())], progress
+    )
     return HessianTrace(
         mean=float(mean[0]),
         half_width=float(half[0]),
@@ -198,8 +253,9 @@ def top_eigenvalues(
 ) -> Floats:
     """The largest eigenvalues of the Hessian of the mean loss, in descending order.
 
-    Algebraically largest, by SciPy's implicitly restarted Lanczos over curvlinops' products; up to 64
-    parameters from the whole matrix.
+    Algebraically largest, by SciPy's implicitly restarted Lanczos over curvlinops' operator; up to 64
+    parameters from the whole matrix. Parameters that the loss does not use, or is linear in, have eigenvalues 0.
+    A model that draws random numbers (dropout in train mode) draws the same ones in every product.
 
     Args:
         model, loss_fn, data, params, mode: as in `average`.
@@ -221,33 +277,51 @@ def top_eigenvalues(
     count = _options.count("count", count, high=size)
     tolerance = _options.number("tolerance", tolerance, open_low=True)
     max_restarts = _options.count("max_restarts", max_restarts)
-    with evaluator.ready():
-        hessian = _hessian(evaluator, "top_eigenvalues")
-        if size <= DENSE or count >= size // 2:
-            matrix = _whole(hessian, evaluator.params)
-            whole = torch.linalg.eigvalsh((matrix + matrix.mT) / 2).flip(0)[:count]
-            exact: Floats = whole.cpu().numpy()
-            return exact
-        linalg = need("scipy.sparse.linalg", "sharpness", "top_eigenvalues")
-        start = WeightNoise(evaluator.params, 1.0, seed=seed)
-        vector = torch.cat([start.noise(p).double().reshape(-1) for p in evaluator.params]).cpu().numpy()
-        try:
-            values = linalg.eigsh(
-                hessian.to_scipy(),
-                k=count,
-                which="LA",
-                v0=vector,
-                tol=tolerance,
-                maxiter=max_restarts,
-                return_eigenvectors=False,
-            )
-        except linalg.ArpackNoConvergence as error:
-            raise RuntimeError(
-                f"top_eigenvalues did not converge in {max_restarts} restarts ({len(error.eigenvalues)} of "
-                f"{count} did). Raise max_restarts or tolerance, or ask for fewer."
-            ) from None
-    descending: Floats = np.sort(np.asarray(values, dtype=np.float64))[::-1].copy()
+    noise = measuring_noise(evaluator.params, 1.0, seed)
+    with _hessian(evaluator, "top_eigenvalues") as (hessian, places):
+        params = [evaluator.params[i] for i in places]
+        rank = sum(p.numel() for p in params)  # at most
+        found = np.zeros(0)
+        if params and (rank <= DENSE or count >= rank // 2):
+            matrix = _whole(hessian, params)
+            found = torch.linalg.eigvalsh((matrix + matrix.mT) / 2).cpu().numpy()
+        elif params:
+            start = torch.cat([noise.noise(p).double().reshape(-1) for p in params]).cpu().numpy()
+            found = _lanczos(evaluator, hessian, start, count, tolerance, max_restarts)
+    descending: Floats = np.sort(np.append(found, np.zeros(size - rank)))[::-1][:count].copy()
     return descending
+
+
+def _lanczos(
+    evaluator: Evaluator, hessian: Any, start: Floats, count: int, tolerance: float, max_restarts: int
+) -> Floats:
+    """The largest eigenvalues by SciPy."""
+    linalg = need("scipy.sparse.linalg", "sharpness", "top_eigenvalues")
+    plain, generators = hessian.to_scipy(), evaluator.generators
+    same = generators.state()
+
+    def product(vector: Floats) -> Any:
+        generators.set(same)
+        return plain.matvec(vector)
+
+    if not product(start).any():  # a Hessian of zeros, which ARPACK refuses
+        return np.zeros(count)
+    try:
+        values = linalg.eigsh(
+            linalg.LinearOperator(plain.shape, matvec=product, dtype=plain.dtype),
+            k=count,
+            which="LA",
+            v0=start,
+            tol=tolerance,
+            maxiter=max_restarts,
+            return_eigenvectors=False,
+        )
+    except linalg.ArpackNoConvergence as error:
+        raise RuntimeError(
+            f"top_eigenvalues did not converge in {max_restarts} restarts ({len(error.eigenvalues)} of "
+            f"{count} did). Raise max_restarts or tolerance, or ask for fewer."
+        ) from None
+    return np.asarray(values, dtype=np.float64)
 
 
 def top_eigenvalue(model: nn.Module, loss_fn: LossFunction, data: Data, **options: Any) -> float:
@@ -333,13 +407,12 @@ def layer_balance(
     if loss_fn is None or data is None:
         return result
     evaluator = Evaluator(model, loss_fn, data, [p for _, p in chosen], mode)
-    with evaluator.ready():
-        mean, half, *_ = _diagonal(
-            _hessian(evaluator, "layer_balance with a loss"),
-            evaluator.params,
-            Plan.of(samples, samples, None, confidence),
-            seed,
-            lambda i, term: by_layer(evaluator.params[i], term),
-            progress,
-        )
+    mean, half, *_ = _diagonal(
+        evaluator,
+        "layer_balance with a loss",
+        Plan.of(samples, samples, None, confidence),
+        seed,
+        lambda i, term: by_layer(evaluator.params[i], term),
+        progress,
+    )
     return replace(result, traces=mean[1:], traces_half_width=half[1:], trace_imbalance=_spread(mean[1:]))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch_ssam import _options
 from torch_ssam._extras import need
 from torch_ssam._progress import resolve_progress
-from torch_ssam._weight_noise import WeightNoise
 
 from ._estimate import Floats
-from ._evaluate import Data, Evaluator, LossFunction, Moved
+from ._evaluate import Data, Evaluator, LossFunction, Moved, measuring_noise
 
 
 def filter_normalized(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
@@ -104,6 +103,8 @@ def landscape(
 ) -> Landscape:
     """Loss L(w + a d_1) or L(w + a d_1 + b d_2), a and b from -extent to extent, around the clean weights.
 
+    A model that draws random numbers (dropout in train mode) draws the same ones at every point.
+
     Args:
         model, loss_fn, data, params, mode: as in `average`.
         dimensions: 1 or 2.
@@ -111,11 +112,12 @@ def landscape(
         points: along each direction, >= 2; odd, for the clean weights to be one of them.
         directions: one or two lists of tensors, shaped as the parameters; None for Gaussian ones.
         normalize: filter-normalise the directions (`filter_normalized`).
-        seed: of the Gaussian directions: the same for every model of the same shapes.
+        seed: of the Gaussian directions: the same for every model of the same shapes, and not the noise of a
+            training with this seed.
         progress: True for a tqdm bar, or a function of (points done, points to do).
 
     Returns: Landscape, with `figure()` and `save(path)` (need matplotlib). The weights get their exact bits
-    back.
+    back, torch's random generators their state.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(1, depth=1, init_scale=1.0)
@@ -129,7 +131,7 @@ def landscape(
     points = _options.count("points", points, low=2)
     normalize = _options.flag("normalize", normalize)
     if directions is None:
-        noise = WeightNoise(evaluator.params, 1.0, seed=seed)
+        noise = measuring_noise(evaluator.params, 1.0, seed)
         directions = [[noise.noise(p, sample=k) for p in evaluator.params] for k in range(dimensions)]
     elif len(directions) != dimensions:
         raise ValueError(
@@ -142,8 +144,11 @@ def landscape(
     report, close = resolve_progress(progress, len(grid), "point")
     moved, losses = Moved(evaluator.params), []
     try:
-        with evaluator.ready(), moved:
+        generators = evaluator.generators
+        same = generators.state()
+        with evaluator.ready(), generators.kept(), moved:
             for place in grid:
+                generators.set(same)
                 moved.put(*((float(a), way) for a, way in zip(place, ways, strict=True)))
                 losses.append(evaluator.loss())
                 if report is not None:

@@ -1,4 +1,7 @@
-"""Worst-case sharpness within a ball, by projected gradient ascent. Tests: tests/python/test_sharpness.py."""
+"""Worst-case sharpness within a ball, by projected gradient ascent.
+
+Tests: tests/python/test_sharpness.py, test_sharpness_models.py.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from torch import Tensor, nn
 
 from torch_ssam import _options
 from torch_ssam._progress import resolve_progress
-from torch_ssam._weight_noise import WeightNoise
 
-from ._evaluate import Data, Evaluator, LossFunction, Moved, finite
+from ._evaluate import Data, Evaluator, LossFunction, Moved, finite, measuring_noise, wide
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class WorstCase:
     history: tuple[float, ...]
     #: The best increase of every start: the gradient's direction first, then the random ones.
     by_start: tuple[float, ...]
-    #: The best xi found, one tensor a parameter.
+    #: The best xi found, one tensor a parameter; float32 for 16-bit parameters, so that w + xi is the point found.
     perturbation: tuple[Tensor, ...]
 
     def __str__(self) -> str:
@@ -46,9 +48,11 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 
 def _along(tensors: Sequence[Tensor], length: float) -> list[Tensor]:
-    """The direction of the tensors with the length given."""
+    """The direction of the tensors with the length given, in `wide` dtypes."""
     norm = _norm(tensors)
-    return [t * (length / norm) if norm > 0 else torch.zeros_like(t) for t in tensors]
+    if not norm > 0:
+        return [torch.zeros_like(t, dtype=wide(t)) for t in tensors]
+    return [t.to(wide(t)) * (length / norm) for t in tensors]
 
 
 def worst_case(
@@ -69,7 +73,8 @@ def worst_case(
     Projected ascent along the normalised full gradient, from the boundary in the gradient's direction (the
     point that SAM evaluates) and from `restarts` random points of it. A step that lowers the loss is taken
     back and halved, so every ascent, and the best so far, is monotone. What is found is attained by some xi:
-    a lower bound on the maximum, which further restarts and steps may raise.
+    a lower bound on the maximum, which further restarts and steps may raise. A model that draws random numbers
+    (dropout in train mode) draws the same ones in every evaluation.
 
     Args:
         model, loss_fn, data, mode: as in `average`.
@@ -77,10 +82,11 @@ def worst_case(
         steps: gradients an ascent, >= 1.
         restarts: random starts beside the gradient's, >= 0.
         params: tensors to move; None for all of the model's that require gradients.
-        seed: of the random starts.
+        seed: of the random starts, which are not the noise of a training with this seed.
         progress: True for a tqdm bar, or a function of (gradients done, gradients at most).
 
-    Returns: WorstCase. The weights get their exact bits back, also after an exception; `.grad` is left alone.
+    Returns: WorstCase. The weights get their exact bits back, also after an exception, and torch's random
+    generators (CPU, and CUDA devices in use) their state; `.grad` is left alone.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(1, init_scale=1.0)
@@ -92,21 +98,24 @@ def worst_case(
     radius = _options.number("radius", radius, open_low=True)
     steps = _options.count("steps", steps)
     restarts = _options.count("restarts", restarts, low=0)
-    noise = WeightNoise(evaluator.params, 1.0, seed=seed)
+    noise = measuring_noise(evaluator.params, 1.0, seed)
     report, close = resolve_progress(progress, steps * (restarts + 1), "gradient")
     moved = Moved(evaluator.params)
     advice = "Lower the radius."
     history: list[float] = []
     by_start: list[float] = []
-    best, best_at = 0.0, [torch.zeros_like(p) for p in evaluator.params]
+    best, best_at = 0.0, [torch.zeros_like(p, dtype=wide(p)) for p in evaluator.params]
+    generators = evaluator.generators
+    same = generators.state()
 
     def evaluate(xi: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         moved.put((1.0, xi))
+        generators.set(same)
         loss, gradient = evaluator.loss_and_gradient()
         return finite(loss, f"within the ball of radius {radius:g}", advice), gradient
 
     try:
-        with evaluator.ready(), moved:
+        with evaluator.ready(), generators.kept(), moved:
             clean, gradient = evaluator.loss_and_gradient()
             finite(clean, "at the clean weights", "Check the model and the data.")
             for start in range(restarts + 1):
