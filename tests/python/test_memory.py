@@ -134,7 +134,7 @@ def test_a_state_dict_taken_in_train_copies_nothing_and_loading_holds_one_copy()
     opt.step()
     kept: list[Any] = []
     assert peak_bytes(lambda: kept.append(opt.state_dict()))[0] <= SLACK
-    assert peak_bytes(lambda: opt.load_state_dict(kept[0]))[0] <= SLACK
+    assert peak_bytes(lambda: opt.load_state_dict(kept[0]))[0] <= COPY + SLACK
     kept.clear()
     peak, _ = peak_bytes(opt.train)
     assert peak <= COPY + SLACK
