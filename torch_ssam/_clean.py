@@ -34,21 +34,20 @@ class CleanWeights(Scope):
 
     def __init__(self, owner: NoiseDriver) -> None:
         self._owner = owner
-        self._was_training = False
+        self._was = False, False
 
     def _check(self) -> None:
         if self._owner._inside_pass:
             raise RuntimeError("clean_weights() inside perturb(): leave the pass first.")
 
     def _begin(self) -> None:
-        was_training = self._owner._in_train
-        if was_training or self._owner._noise.active:
+        was = self._owner._modes()
+        if any(was) or self._owner._noise.active:
             self._owner.eval()
-        self._was_training = was_training  # not where eval() raised: the weights are as others wrote them
+        self._was = was  # not where eval() raised: the weights are as others wrote them
 
     def _end(self) -> None:
-        if self._was_training:
-            self._owner.train()
+        self._owner._resume(*self._was)
 
 
 class _HandOutClean:

@@ -7,6 +7,7 @@ test_ssam_driving.py, test_keep_perturbed.py, test_exceptions.py.
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -310,7 +311,7 @@ class NoiseDriver(NoiseOptimizer):
             for one, weight in zip(passes, weights, strict=True):
                 with Perturbation(self, one, last=False), torch.enable_grad():
                     loss = closure()
-                if loss is not None and not isinstance(loss, Tensor | int | float):
+                if loss is not None and not isinstance(loss, Tensor | numbers.Real):
                     raise TypeError(
                         f"the closure returned a {type(loss).__name__}; expected its loss, a tensor or a number, or "
                         f"None: the options ask for {len(passes)} passes, whose losses are averaged."
@@ -381,10 +382,14 @@ class NoiseDriver(NoiseOptimizer):
 
     # -- clean weights ---------------------------------------------------------------------------------------
 
-    @property
-    def _in_train(self) -> bool:
-        """Whether train() has been called and eval() has not since."""
-        return self._training
+    def _modes(self) -> tuple[bool, bool]:
+        """Whether the weights are kept perturbed, and whether a wrapped optimizer with modes of its own is in train."""
+        return self._training, False
+
+    def _resume(self, training: bool, base_in_train: bool) -> None:
+        """Back into these modes, from eval."""
+        if training:
+            self.train()
 
     def _clean_of(self, param: Tensor) -> Tensor:
         """The clean weights of a parameter, also those that a loaded state_dict carried."""

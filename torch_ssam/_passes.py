@@ -66,6 +66,8 @@ class HeldGradients:
         known = self._sums.get(param)
         if known is None:
             self._sums[param] = part.mul_(weight), grad.dtype
+        elif known[0].layout != part.layout:  # sparse in one pass and dense in another
+            self._sums[param] = known[0].to_dense() + part.to_dense().mul(weight), known[1]
         else:
             known[0].add_(part, alpha=weight)
         param.grad = None

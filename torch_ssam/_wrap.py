@@ -25,10 +25,12 @@ class WrappedOptimizer(NoiseDriver):
         self, base: Optimizer, options: dict[str, Any], seed: int | None, noise_per_rank: bool = False
     ) -> None:
         self.base = base
-        earlier = self._earlier_options(base)
+        filled: list[set[str]] = self._filled_before(base)
         own = [
-            {k: v for k, v in group.items() if not (k in earlier and v == earlier[k])}
-            for group in base.param_groups
+            {k: v for k, v in group.items() if k not in names}
+            for group, names in zip(
+                base.param_groups, [*filled, *[set()] * len(base.param_groups)], strict=False
+            )
         ]
         for i, group in enumerate(own):
             self._check_names(i, group, options)
@@ -40,35 +42,47 @@ class WrappedOptimizer(NoiseDriver):
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             _sharded.check_options(group["params"], noise, noise_per_rank)
         _options.stream_of(noise_per_rank)  # raises here, before the base is changed
+        seed_given = seed is not None
         seed = _options.resolve_seed(seed)
         # All is checked: from here on the base is changed.
         base.defaults.update(options)
+        saved = [(group.pop("seed"), group.pop("draw")) for group in base.param_groups if "seed" in group]
         for group, given in zip(base.param_groups, own, strict=True):
-            group.update({**options, **{k: v for k, v in given.items() if k in options}})
-        base._torch_ssam_wrap = weakref.ref(self), options  # type: ignore[attr-defined]
+            group.update(_options.plain({**options, **{k: v for k, v in given.items() if k in options}}))
+        self._filled = [options.keys() - given.keys() for given in own]
+        self._mark()
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
         self._init_driver(seed, noise_per_rank)
+        if saved and not seed_given:
+            self._noise.set_generator(*_options.saved_generator(*saved[0]))
+
+    def _mark(self) -> None:
+        """Notes at the base who wraps it, and which options of its groups are ours."""
+        self.base._torch_ssam_wrap = weakref.ref(self), self._filled  # type: ignore[attr-defined]
 
     @staticmethod
-    def _earlier_options(base: Optimizer) -> dict[str, Any]:
-        """The noise options that an earlier wrap() put into the base's groups: those of this one take their place."""
+    def _filled_before(base: Optimizer) -> list[set[str]]:
+        """For each group, the noise options that an earlier wrap() filled in: those of this one take their place."""
         if not hasattr(base, "_torch_ssam_wrap"):
-            return {}
-        wrapper, options = base._torch_ssam_wrap
+            return []
+        wrapper, filled = base._torch_ssam_wrap
         before = wrapper()
         if before is not None and (before._noise.active or before._training):
             raise RuntimeError(
                 "wrap() got an optimizer whose weights are perturbed by an earlier wrap() of it; call eval() of that one "
                 "first."
             )
-        return dict(options)
+        return list(filled)
 
     @staticmethod
     def _check_names(place: int, group: dict[str, Any], options: dict[str, Any]) -> None:
         """Options of the base's groups that have a name of ours are options of the noise, or else refused."""
+        from_a_checkpoint = (
+            NOISE_DEFAULTS.keys() | {"seed", "draw"} <= group.keys()
+        )  # of ours, loaded into the base
         for name in ("seed", "draw"):
-            if name in group:
+            if name in group and not from_a_checkpoint:
                 raise ValueError(
                     f"parameter group {place} of the base optimizer has an option '{name}', under which checkpoints keep "
                     "the noise's; expected none of that name. Rename it in the base."
@@ -103,7 +117,10 @@ class WrappedOptimizer(NoiseDriver):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base, with the noise options where it does not name them."""
-        self.base.add_param_group(self._check_group(param_group))
+        group = self._check_group(param_group)
+        filled = set(NOISE_DEFAULTS) - group.keys()
+        self.base.add_param_group(group)
+        self._filled.append(filled)
         if self._training:
             self._noise.apply_new()
 
@@ -130,9 +147,15 @@ class WrappedOptimizer(NoiseDriver):
             self.base.eval()
             self._base_in_train = False
 
-    @property
-    def _in_train(self) -> bool:
-        return self._training or self._base_in_train
+    def _modes(self) -> tuple[bool, bool]:
+        return self._training, self._base_in_train
+
+    def _resume(self, training: bool, base_in_train: bool) -> None:
+        if training:
+            self.train()
+        elif base_in_train:
+            self.base.train()  # type: ignore[attr-defined]
+            self._base_in_train = True
 
     def _update(self) -> None:
         for group in self.param_groups:
@@ -143,13 +166,16 @@ class WrappedOptimizer(NoiseDriver):
         state = super().__getstate__()
         state = {name: value for name, value in state.items() if name not in ("state", "param_groups")}
         state["base"] = self.base
-        state["_base_in_train"] = self._base_in_train
+        state["_base_in_train"], state["_filled"] = self._base_in_train, self._filled
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" in state:
             self.base = state["base"]
         super().__setstate__(state)
+        if "base" in state:
+            self._filled = state.get("_filled", [])
+            self._mark()
 
     def __repr__(self) -> str:
         return f"wrap({self.base!r})"
@@ -179,7 +205,8 @@ def wrap(
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it, unless an
             earlier `wrap` of the same base put it there.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
-        keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`.
+        keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`. With seed=None a base that has loaded the
+            state_dict of a wrapped optimizer goes on with its seed and draw.
 
     There is no master_dtype: the base updates the parameters themselves.
 

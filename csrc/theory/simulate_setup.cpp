@@ -115,7 +115,7 @@ SimulateSetup::SimulateSetup(const SimulateOptions& o) : options(o) {
   coupled = full_covariance || has_data || o.radius.has_value();
 
   record_every = o.record_every > 0 ? o.record_every : std::max<std::int64_t>(1, (o.steps + 99) / 100);
-  const std::int64_t count = (o.steps + record_every - 1) / record_every + 1;  // and the last state
+  const std::int64_t count = o.steps == 0 ? 1 : (o.steps - 1) / record_every + 2;  // with the last state
   const double values = static_cast<double>(depth + 1) * static_cast<double>(features) + 2;
   check_memory(static_cast<double>(count) * (static_cast<double>(replicates) * values + 1));
   records.reserve(index(count));

@@ -333,7 +333,9 @@ def test_options_in_numpy_numbers_are_saved_as_pythons(make: str) -> None:
     opt: Any = (
         torch_ssam.SSAM([p], lr=np.float32(0.1), **noise)
         if make == "SSAM"
-        else torch_ssam.wrap(torch.optim.SGD([p], lr=0.1), **noise)
+        else torch_ssam.wrap(
+            torch.optim.SGD([{"params": [p], "noise_std": np.float64(0.1)}], lr=0.1), **noise
+        )
     )
     opt.add_param_group({"params": [nn.Parameter(torch.ones(3))], "noise_std": np.float32(0.25)})
     file = io.BytesIO()

@@ -399,7 +399,17 @@ def test_a_base_that_is_wrapped_again_takes_the_new_options() -> None:
     with pytest.raises(RuntimeError, match=r"perturbed by an earlier wrap\(\) of it; call eval"):
         torch_ssam.wrap(base)
     third.eval()
-    assert not torch_ssam.wrap(base)._option("keep_perturbed")
+    last = torch_ssam.wrap(base, noise_std=0.125)
+    assert not last._option("keep_perturbed")
+    last.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    last.param_groups[0]["noise_std"] = 0.0625  # as a schedule does
+    for first in (last, copy.deepcopy(last), pickle.loads(pickle.dumps(last))):
+        other_base = first.base
+        assert [g["noise_std"] for g in torch_ssam.wrap(other_base, noise_std=2.0).param_groups] == [
+            2.0,
+            0.5,
+            2.0,
+        ]
     assert not bool(p.any())
 
 
@@ -417,3 +427,53 @@ def test_options_of_the_base_with_our_names_are_refused(options: dict[str, Any],
     with pytest.raises((ValueError, TypeError), match=message):
         torch_ssam.wrap(base)
     assert base.param_groups[0] == before
+
+
+def test_a_base_that_was_in_eval_stays_there_after_a_load() -> None:
+    model = nn.Linear(3, 1)
+    opt = torch_ssam.wrap(TwoModes(model.parameters(), lr=0.1), noise_std=0.1, keep_perturbed=True)
+    saved = opt.state_dict()
+    opt.train()
+    opt.load_state_dict(saved)
+    clean = front.snapshot(model)
+    with opt.clean_weights():
+        pass
+    assert front.same_bits(model.parameters(), clean)
+    assert not opt._training
+
+
+def test_a_base_that_has_loaded_a_wrapped_checkpoint_is_wrapped_and_goes_on() -> None:
+    model, again = front.Net(), front.Net()
+    opt = torch_ssam.wrap(torch.optim.AdamW(model.parameters(), lr=0.1), noise_std=0.1, seed=7)
+    front.by_perturb(opt, model, front.batches(2))
+    base = torch.optim.AdamW(again.parameters(), lr=0.1)
+    again.load_state_dict(model.state_dict())
+    base.load_state_dict(copy.deepcopy(opt.state_dict()))
+    resumed = torch_ssam.wrap(base)
+    assert (resumed.seed, resumed.draw) == (7, 2)
+    assert not {"seed", "draw"} & base.param_groups[0].keys()
+    for one, its in ((opt, model), (resumed, again)):
+        front.by_perturb(one, its, front.batches(2))
+    assert front.same_bits(model.parameters(), again.parameters())
+    base.load_state_dict(opt.state_dict())
+    assert torch_ssam.wrap(base, seed=3).seed == 3
+
+
+def test_a_gradient_may_be_sparse_in_one_pass_and_dense_in_another() -> None:
+    model = nn.Embedding(5, 3, sparse=True)
+    opt = torch_ssam.wrap(torch.optim.SGD(model.parameters(), lr=0.0), noise_std=0.1, samples=2)
+    passes: list[int] = []
+
+    def closure() -> Tensor:
+        loss: Tensor = model(torch.tensor([0])).sum()
+        if passes:
+            loss = loss + model.weight.sum()
+        passes.append(1)
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    expected = torch.full((5, 3), 0.5)
+    expected[0] = 1.5
+    assert model.weight.grad is not None
+    torch.testing.assert_close(model.weight.grad, expected)
