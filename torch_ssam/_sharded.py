@@ -260,7 +260,7 @@ def _on_rows(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dic
         if fisher is not None and rows[i].numel() > 1 and _holds_whole_rows(tensor):
             call([i], [_rows_here(rows[i], tensor)], [local_of(tensor)], _rows_here)
         else:
-            call([i], [rows[i]], [tensor.full_tensor()], unchanged)
+            call([i], [rows[i]], [tensor.detach().full_tensor()], unchanged)
 
 
 def _holds_whole_rows(tensor: Any) -> bool:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,24 @@ std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
 // clean_weight for the clean pass, shares of the rest for the others.
 std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);
 
+// Weighted sums of gradients that are taken off their parameters meanwhile: in float32 for 16-bit ones, in which a sum
+// over many passes would stall, or overflow before it is a mean. As HeldGradients in _passes.py.
+class HeldGradients {
+ public:
+  static bool is_half(const at::Tensor& tensor);
+  void take(const at::Tensor& param, double weight);  // weight times its gradient, which is cleared for the next pass
+  void put_back();                                    // makes the sums the parameters' gradients
+  bool empty() const { return held_.empty(); }
+
+ private:
+  struct Held {
+    at::Tensor param, sum;
+    at::ScalarType dtype;
+  };
+  std::vector<Held> held_;
+  std::unordered_map<const c10::TensorImpl*, std::size_t> index_;
+};
+
 struct Loop {
   std::shared_ptr<Drive> drive;
   std::vector<Pass> passes;
@@ -34,6 +53,7 @@ struct Loop {
   std::size_t current = 0;
   bool started = false, finished = false;
   std::optional<Perturbation> pass = std::nullopt;
+  HeldGradients held = {};  // of 16 bits
 
   void start();
   void next();
@@ -42,6 +62,7 @@ struct Loop {
 
  private:
   void enter();
+  void hold_grads();
   void scale_grads(double factor) const;
 };
 

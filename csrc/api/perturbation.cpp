@@ -94,6 +94,33 @@ std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vecto
   return weights;
 }
 
+bool HeldGradients::is_half(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+}
+
+void HeldGradients::take(const at::Tensor& param, double weight) {
+  const at::Tensor& grad = param.grad();
+  if (!grad.defined()) return;
+  const at::NoGradGuard no_grad;
+  const at::ScalarType dtype = grad.scalar_type();
+  at::Tensor part = is_half(grad) ? grad.detach().to(at::kFloat) : grad.detach();
+  if (const auto found = index_.find(param.unsafeGetTensorImpl()); found == index_.end()) {
+    held_.push_back({param, part.mul_(weight), dtype});  // may throw: noted after that
+    index_[param.unsafeGetTensorImpl()] = held_.size() - 1;
+  } else if (at::Tensor& sum = held_[found->second].sum; sum.layout() != part.layout()) {
+    sum = sum.to_dense() + part.to_dense().mul(weight);  // sparse in one pass and dense in another
+  } else {
+    sum.add_(part, weight);
+  }
+  param.mutable_grad().reset();
+}
+
+void HeldGradients::put_back() {
+  for (Held& one : held_) one.param.mutable_grad() = one.sum.to(one.dtype);
+  held_.clear();
+  index_.clear();
+}
+
 Perturbation Loop::make_pass() const {
   TORCH_CHECK(drive->owner != nullptr, "torch_ssam: the optimizer is gone, so its perturbations() cannot go on.");
   drive->owner->begin_pass();
@@ -106,7 +133,17 @@ void Loop::scale_grads(double factor) const {
   if (drive->owner != nullptr) drive->owner->scale_grads(factor);
 }
 
+void Loop::hold_grads() {
+  if (drive->owner == nullptr) return;
+  for (const auto& group : drive->owner->param_groups()) {
+    for (const at::Tensor& p : group.params()) {
+      if (HeldGradients::is_half(p)) held.take(p, scale);
+    }
+  }
+}
+
 void Loop::enter() {
+  hold_grads();
   if (weights[current] != scale) {
     scale_grads(scale / weights[current]);
     scale = weights[current];
@@ -134,8 +171,10 @@ void Loop::next() {
 void Loop::finish() {
   if (!started || finished) return;
   finished = true;
+  hold_grads();
   if (scale != 1.0) scale_grads(scale);
   scale = 1.0;
+  held.put_back();
   drive->noise.advance();
 }
 

@@ -262,14 +262,13 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
   Loop loop{drive_, passes, {}};
   const std::vector<double> weights =
       detail::weights_of(passes, std::vector<double>(passes.size(), 1.0), first_options().clean_weight());
-  std::vector<std::pair<at::Tensor, at::Tensor>> total;  // parameter, sum of weight * grad
-  std::unordered_map<const c10::TensorImpl*, std::size_t> index;
+  detail::HeldGradients total;
   at::Tensor mean_loss;
   // Whatever happens, grad becomes the sum so far and the next draw follows.
   const auto finish = [&] {
     const at::NoGradGuard no_grad;
     if (total.empty()) scale_grads(weights[0]);
-    for (auto& [p, grad] : total) p.mutable_grad() = grad;
+    total.put_back();
     drive_->noise.advance();
   };
   // What grad holds now counts in full unless the closure clears it: it goes in with the first pass, divided by its
@@ -288,14 +287,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
       const at::NoGradGuard no_grad;
       for (const OptimizerParamGroup& group : param_groups_) {
         for (const at::Tensor& p : group.params()) {
-          if (!p.grad().defined()) continue;
-          const auto [found, added] = index.try_emplace(p.unsafeGetTensorImpl(), total.size());
-          if (added) {
-            total.emplace_back(p, p.grad().detach().mul_(weight));
-          } else {
-            total[found->second].second.add_(p.grad(), weight);
-          }
-          p.mutable_grad().reset();
+          total.take(p, weight);
         }
       }
       if (loss.defined()) {
