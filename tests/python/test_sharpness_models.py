@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from test_sharpness import MEASURES
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
@@ -160,16 +161,6 @@ def test_a_trace_under_dropout_is_an_estimate_however_few_the_parameters() -> No
     assert not found.exact
     assert found.half_width > 0
     assert sharpness.hessian_trace(model, mse_loss, [(seeded(8, 3), seeded(8, 2))]).exact
-
-
-MEASURES: dict[str, Any] = {
-    "average": lambda m, f, d, **o: sharpness.average(m, f, d, 0.1, samples=2, **o),
-    "worst_case": lambda m, f, d, **o: sharpness.worst_case(m, f, d, 0.1, steps=3, restarts=1, **o),
-    "landscape": lambda m, f, d, **o: sharpness.landscape(m, f, d, points=3, **o),
-    "hessian_trace": lambda m, f, d, **o: sharpness.hessian_trace(m, f, d, samples=2, **o),
-    "top_eigenvalues": lambda m, f, d, **o: sharpness.top_eigenvalues(m, f, d, tolerance=0.1, **o),
-    "layer_balance": lambda m, f, d, **o: sharpness.layer_balance(m, f, d, samples=2, **o),
-}
 
 
 @pytest.mark.parametrize("name", MEASURES)
