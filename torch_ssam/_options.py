@@ -301,10 +301,10 @@ def stream_of(noise_per_rank: bool) -> int:
     return 0
 
 
-def measuring_seed(seed: int) -> int:
+def measuring_seed(seed: int | None) -> int:
     """The seed of noise that measures weights: not that of the noise which trained them with the same seed.
 
     A Monte Carlo estimate is right for weights that do not depend on its draws.
     """
-    value = (seed ^ 0x6D656173757265) % 2**64  # "measure"
+    value = (resolve_seed(seed) ^ 0x6D656173757265) % 2**64  # "measure"
     return value - 2**64 if value >= 2**63 else value

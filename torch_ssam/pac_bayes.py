@@ -177,7 +177,7 @@ class _Draws:
 
     def __init__(self, examples: _Examples, seed: int | None, batch_size: int) -> None:
         self._examples, self._batch_size = examples, batch_size
-        self._seed = _options.measuring_seed(_options.resolve_seed(seed))
+        self._seed = _options.measuring_seed(seed)
         self._rows = torch.Generator().manual_seed(self._seed)
         self._next = 0
 

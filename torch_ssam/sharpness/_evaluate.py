@@ -250,7 +250,7 @@ def measuring_noise(
     params: Iterable[Tensor] | Iterable[dict[str, Any]], noise_std: float, seed: int | None, **options: Any
 ) -> WeightNoise:
     """Noise of the seed, other than that of a training with this seed, on which the weights depend."""
-    own = _options.measuring_seed(_options.resolve_seed(seed))
+    own = _options.measuring_seed(seed)
     return WeightNoise(params, noise_std, seed=own, **options)
 
 
