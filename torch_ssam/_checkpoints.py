@@ -122,6 +122,7 @@ class NoiseOptimizer(Optimizer):
         groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]
         # The entries are the live state: ours go into copies.
         state = dict(state_dict["state"])
+        self._check_names_of_state(state)
         fisher, masters = self._noise.fisher_sums(), self._noise.masters()
         mine = self._noise.active or self._pending_clean or fisher or masters
         place = self._noise.place_of() if mine else {}
@@ -136,6 +137,21 @@ class NoiseOptimizer(Optimizer):
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         return state_dict
+
+    @property
+    def _names_in_state(self) -> tuple[str, ...]:
+        """Under which checkpoints keep what the noise has of a parameter, beside the state of the update."""
+        return ("clean", "fisher", "master") if self._noise.keeps_masters else ("clean", "fisher")
+
+    def _check_names_of_state(self, state: dict[Any, Any]) -> None:
+        """Raises if the update's state has a name of ours: a checkpoint would lose one of the two."""
+        for key, entry in state.items():
+            for name in self._names_in_state if isinstance(entry, dict) else ():
+                if name in entry:
+                    raise ValueError(
+                        f"the base optimizer keeps '{name}' in the state of parameter {key}, a name under which checkpoints "
+                        "keep the noise's. Rename it in the base."
+                    )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads options, state, seed and draw; afterwards the optimizer is in eval.
@@ -223,7 +239,7 @@ class NoiseOptimizer(Optimizer):
                 f'load_state_dict() got a {type(state_dict["state"]).__name__} as "state"; expected a dict.'
             )
         state, clean, fisher, masters = dict(state_dict["state"]), {}, {}, {}
-        ours = ("clean", "fisher", "master") if self._noise.keeps_masters else ("clean", "fisher")
+        ours = self._names_in_state
         params = ((group, p) for group in self.param_groups for p in group["params"])
         keys = (key for group in state_dict["param_groups"] for key in group["params"])
         for key, (group, p) in zip(keys, params, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from . import _options, _sharded
@@ -43,7 +44,11 @@ class WrappedOptimizer(NoiseDriver):
             _sharded.check_options(group["params"], noise, noise_per_rank)
         _options.stream_of(noise_per_rank)  # raises here, before the base is changed
         seed_given = seed is not None
-        seed = _options.resolve_seed(seed)
+        self._init_driver(_options.resolve_seed(seed), noise_per_rank)
+        from_a_checkpoint = any("seed" in group for group in base.param_groups)
+        held = self._taken_from(base) if from_a_checkpoint else None
+        if held is None:
+            self._check_names_of_state(dict(enumerate(base.state.values())))
         # All is checked: from here on the base is changed.
         base.defaults.update(options)
         saved = [(group.pop("seed"), group.pop("draw")) for group in base.param_groups if "seed" in group]
@@ -53,9 +58,26 @@ class WrappedOptimizer(NoiseDriver):
         self._mark()
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
-        self._init_driver(seed, noise_per_rank)
         if saved and not seed_given:
             self._noise.set_generator(*_options.saved_generator(*saved[0]))
+        if held is not None:
+            base.state.update(held[0])
+            self._pending_clean = held[1]
+            self._noise.set_fisher_sums(held[2])
+
+    def _taken_from(
+        self, base: Optimizer
+    ) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+        """The base's state without the noise's, clean weights and Fisher sums, of a base that has loaded a checkpoint."""
+        flat = [p for group in base.param_groups for p in group["params"]]
+        places = iter(range(len(flat)))
+        state, clean, fisher, _ = self._split_state(
+            {
+                "state": {i: base.state[p] for i, p in enumerate(flat) if p in base.state},
+                "param_groups": [{"params": [next(places) for _ in g["params"]]} for g in base.param_groups],
+            }
+        )
+        return {p: state.get(i, {}) for i, p in enumerate(flat) if p in base.state}, clean, fisher
 
     def _mark(self) -> None:
         """Notes at the base who wraps it, and which options of its groups are ours."""
@@ -206,7 +228,7 @@ def wrap(
             earlier `wrap` of the same base put it there.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
         keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`. With seed=None a base that has loaded the
-            state_dict of a wrapped optimizer goes on with its seed and draw.
+            state_dict of a wrapped optimizer goes on with its seed and draw (and with its Fisher sums in any case).
 
     There is no master_dtype: the base updates the parameters themselves.
 
@@ -216,7 +238,8 @@ def wrap(
     Raises:
         TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its
             own).
-        ValueError: options out of range; a base whose groups have options named "seed" or "draw".
+        ValueError: options out of range; a base whose groups have options named "seed" or "draw", or whose state has
+            tensors named "clean" or "fisher".
         RuntimeError: the base is wrapped already, and its weights are perturbed.
 
     Example:

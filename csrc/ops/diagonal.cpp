@@ -14,8 +14,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
 
 DiagonalShape check_diagonal(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& generator) {
   check_strided(input, "input");
-  check_strided(weight, "weight");
-  const TensorView w = view_parameter(weight, "weight", 0, Use::reads);
+  const TensorView w = view_parameter(weight, "weight", {}, Use::reads);
   TORCH_SSAM_CHECK(w.dim == 2 && w.sizes[0] >= 1, "weight has shape ", shape_of(w),
                    "; expected (depth, features), depth >= 1.");
   const int64_t dim = input.dim();

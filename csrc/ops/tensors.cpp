@@ -85,7 +85,7 @@ void check_strided(const Tensor& tensor, const char* name, std::optional<size_t>
       " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
 }
 
-TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use) {
+TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index, Use use) {
   check_strided(tensor, name, index);
   int32_t code = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));

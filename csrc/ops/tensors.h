@@ -62,7 +62,8 @@ enum class Use { reads, writes };
 TORCH_SSAM_EXPORT void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index = {});
 
 // Strided and real floating point; without overlapping elements if it is written.
-TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, size_t index, Use use);
+TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index,
+                                            Use use);
 TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
 
 // `views` has one tensor for each of `like`, of the same shape and, unless `any_dtype`, of the same dtype.

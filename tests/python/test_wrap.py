@@ -459,6 +459,39 @@ def test_a_base_that_has_loaded_a_wrapped_checkpoint_is_wrapped_and_goes_on() ->
     assert torch_ssam.wrap(base, seed=3).seed == 3
 
 
+def test_the_fisher_sums_and_clean_weights_in_a_checkpoint_that_the_base_loaded_go_on() -> None:
+    model, again = front.Net(), front.Net()
+    options: dict[str, Any] = {"noise_std": 0.1, "scale": "fisher", "keep_perturbed": True, "seed": 7}
+    opt = torch_ssam.wrap(torch.optim.AdamW(model.parameters(), lr=0.1), **options)
+    opt.attach(model)
+    opt.train()
+    front.by_stock_loop(opt, model, front.batches(2))
+    saved = copy.deepcopy(opt.state_dict())
+    clean = opt.clean_state_dict(model)
+    assert {"clean", "fisher", "exp_avg"} <= saved["state"][0].keys()
+    base = torch.optim.AdamW(again.parameters(), lr=0.1)
+    base.load_state_dict(saved)  # the model's weights are not loaded: the checkpoint has them
+    resumed = torch_ssam.wrap(base)
+    assert not {"clean", "fisher"} & base.state[next(again.parameters())].keys()
+    resumed.train()
+    assert all(torch.equal(v, clean[k]) for k, v in resumed.clean_state_dict(again).items())
+    for one, its in ((opt, model), (resumed, again)):
+        front.by_stock_loop(one, its, front.batches(2))
+        one.eval()
+    assert front.same_bits(model.parameters(), again.parameters())
+
+
+def test_a_base_that_keeps_state_under_a_name_of_ours_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
+    base = torch.optim.SGD([p], lr=0.1)
+    opt = torch_ssam.wrap(base, noise_std=0.1)
+    base.state[p]["fisher"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"keeps 'fisher' in the state of parameter 0, .* Rename it"):
+        opt.state_dict()
+    with pytest.raises(ValueError, match="keeps 'fisher' in the state"):
+        torch_ssam.wrap(base)
+
+
 def test_a_gradient_may_be_sparse_in_one_pass_and_dense_in_another() -> None:
     model = nn.Embedding(5, 3, sparse=True)
     opt = torch_ssam.wrap(torch.optim.SGD(model.parameters(), lr=0.0), noise_std=0.1, samples=2)

@@ -30,24 +30,21 @@ void update_list(const UpdateTensors& t, const UpdateOptions& options, const Ten
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;
       const auto update = update_settings<math::opmath_t<master_t>>(options, t, momentum);
+      const auto perturbed = [&]<typename Body>(Body) {
+        const auto tensors = list_tensors<4>({&t.weights, &t.grads, &t.momentum_buffers, &t.params}, chosen, places);
+        const UpdateAndPerturbSettings<math::opmath_t<master_t>> both{update, noise_settings(noise, *generator)};
+        launcher.run_list<Body::template With, kUpdateLanes<model_t, true>>(tensors, both);
+      };
       const auto run = [&]<Momentum kMomentum, bool kScaled>() {
         if (generator == nullptr) {
           const auto tensors = list_tensors<3>({&t.weights, &t.grads, &t.momentum_buffers}, chosen, nullptr);
           launcher.run_list<UpdateBody<kMomentum, kScaled, master_t, model_t, false>::template With,
                             kUpdateLanes<model_t, false>>(tensors, update);
         } else {
-          const auto tensors = list_tensors<4>({&t.weights, &t.grads, &t.momentum_buffers, &t.params}, chosen, places);
-          const UpdateAndPerturbSettings<math::opmath_t<master_t>> both{update, noise_settings(noise, *generator)};
-          launcher.run_list<UpdateBody<kMomentum, kScaled, master_t, model_t, true>::template With,
-                            kUpdateLanes<model_t, true>>(tensors, both);
+          perturbed(UpdateBody<kMomentum, kScaled, master_t, model_t, true>{});
         }
       };
-      if (by_element) {
-        const auto tensors = list_tensors<4>({&t.weights, &t.grads, &t.momentum_buffers, &t.params}, chosen, places);
-        const UpdateAndPerturbSettings<math::opmath_t<master_t>> both{update, noise_settings(noise, *generator)};
-        return launcher.run_list<UpdateByElementBody<master_t, model_t>::template With, kUpdateLanes<model_t, true>>(
-            tensors, both);
-      }
+      if (by_element) return perturbed(UpdateByElementBody<master_t, model_t>{});
       switch (momentum) {
         case Momentum::none:
           return scaled ? run.template operator()<Momentum::none, true>()
