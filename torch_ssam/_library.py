@@ -51,11 +51,8 @@ def _load() -> None:
 _load()
 
 
-def _mutates(*_args: object, **_kwargs: object) -> None:
-    """An operator that only writes into its arguments has nothing to say of shapes."""
-
-
-for _name in (
+#: The operators that only write into their arguments; _ops.py calls them.
+WRITERS = (
     "perturb_",
     "perturb_from_clean_",
     "restore_",
@@ -65,7 +62,14 @@ for _name in (
     "project_",
     "row_scales_",
     "row_fisher_",
-):
+)
+
+
+def _mutates(*_args: object, **_kwargs: object) -> None:
+    """An operator that only writes into its arguments has nothing to say of shapes."""
+
+
+for _name in WRITERS:
     torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
 
 

@@ -387,53 +387,48 @@ class NoiseState:
         negate: bool,
         draw_offset: int,
     ) -> None:
-        places, params = part
         generator, draw = self.generator(device)
         how = *_noise_of(group), sample, negate, draw + draw_offset
         if self.keeps_masters and group["master_dtype"] is None:
-            self.forget_masters(params)
+            self.forget_masters(part.params)
         elif self.keeps_masters:
-            self._perturb_masters(group, part.where(lambda p: self.has_master(group, p)), generator, how)
-            part = places, params = part.where(lambda p: not self.is_applied(p))
-            if not params:
+            mastered = part.where(lambda p: self.has_master(group, p))
+            if mastered.params:
+                masters = [self._master_of(group, p) for p in mastered.params]
+                self._add_noise(group, mastered, masters, False, generator, how)
+            part = part.where(lambda p: not self.is_applied(p))
+            if not part.params:
                 return
         if group["memory"] == "regenerate":
             self._perturb_in_place(part, recipe(generator, *how))
             return
-        copies = [self._copy_of(p) for p in params]
-        buffers = [copy.clean for copy in copies]
-        scaled = self._scaled(group, copies, params)
+        self._add_noise(group, part, [self._copy_of(p) for p in part.params], True, generator, how)
+
+    def _add_noise(
+        self,
+        group: Group,
+        part: Members,
+        copies: list[Copy],
+        save: bool,
+        generator: Tensor,
+        how: tuple[float, str, int, bool, int],
+    ) -> None:
+        """Writes clean + noise, and first, with `save`, the clean weights into the copies, which else hold them."""
+        places, params = part
+        clean = [copy.clean for copy in copies]
+        scaled = self._scaled(group, copies, params if save else clean)
         noted = {id(copy.param): copy for copy in copies}
         _expect_writes(copies)
         try:
-            ops.perturb_(params, buffers, generator, places, *how, *scaled)
+            if save:
+                ops.perturb_(params, clean, generator, places, *how, *scaled)
+            else:
+                last = (None, *scaled) if scaled else ()  # found_inf comes before
+                ops.perturb_from_clean_(params, clean, generator, places, *how, *last)
             self._applied.update(noted)
         except BaseException:
             # The operator refused, before it wrote, or a signal struck just before or just after it wrote.
-            if _holds_noise(params, buffers, generator, places, how, scaled):
-                self._applied.update(noted)
-            raise
-        self.written(params)
-
-    def _perturb_masters(
-        self, group: Group, part: Members, generator: Tensor, how: tuple[float, str, int, bool, int]
-    ) -> None:
-        """Writes master + noise: there is nothing to save."""
-        places, params = part
-        if not params:
-            return
-        copies = [self._master_of(group, p) for p in params]
-        masters = [copy.clean for copy in copies]
-        scaled = self._scaled(group, copies, masters)
-        noted = {id(copy.param): copy for copy in copies}
-        _expect_writes(copies)
-        last = (None, *scaled) if scaled else ()  # found_inf comes before
-        try:
-            ops.perturb_from_clean_(params, masters, generator, places, *how, *last)
-            self._applied.update(noted)
-        except BaseException:
-            # As in _perturb.
-            if _holds_noise(params, masters, generator, places, how, scaled):
+            if _holds_noise(params, clean, generator, places, how, scaled):
                 self._applied.update(noted)
             raise
         self.written(params)

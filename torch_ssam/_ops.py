@@ -12,19 +12,7 @@ from typing import Any
 
 import torch
 
-from . import _library as _library
-
-NAMES = (
-    "perturb_",
-    "perturb_from_clean_",
-    "restore_",
-    "advance_",
-    "update_",
-    "update_and_perturb_",
-    "project_",
-    "row_scales_",
-    "row_fisher_",
-)
+from ._library import WRITERS
 
 
 def _without_grad(operator: Callable[..., None]) -> Callable[..., None]:
@@ -55,7 +43,7 @@ class _Ops:
     row_fisher_: Callable[..., None]
 
     def __init__(self) -> None:
-        for name in NAMES:
+        for name in WRITERS:
             overload: Any = getattr(torch.ops.torch_ssam, name).default
             setattr(self, name, _without_grad(getattr(overload, "_op", overload)))
 
