@@ -277,7 +277,8 @@ TEST(SimulateLinkageTest, EveryVariantExportsItsTableAndNothingElse) {
   while (std::fgets(line, sizeof(line), pipe) != nullptr) {
     const std::string text(line);
     std::smatch match;
-    if (!std::regex_search(text, match, std::regex("^[0-9a-f]+ ([A-TVWXYZuvw]) (.*)\n"))) continue;
+    // DW.ref.*, under ThreadSanitizer, is an address that unwinding needs, no code.
+    if (!std::regex_search(text, match, std::regex("^[0-9a-f]+ ([A-TVWXYZuvw]) (?!DW\\.ref\\.)(.*)\n"))) continue;
     EXPECT_TRUE(std::regex_match(match[2].str(), std::regex("torch_ssam::theory::simulate_kernels_[a-z0-9]+\\(\\)")))
         << text;
     EXPECT_EQ(match[1].str(), "T") << text;
