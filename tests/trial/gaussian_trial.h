@@ -18,14 +18,14 @@ struct PairSums {
   double count = 0;
   void add(const double* va, const double* sa, const double* vb, const double* sb, int64_t n) {
     double v[8] = {}, s[8] = {};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
+    const int64_t whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8) {
       for (int l = 0; l < 8; ++l) {
         v[l] += va[i + l] * vb[i + l];
         s[l] += sa[i + l] * sb[i + l];
       }
     }
-    for (; i < n; ++i) {
+    for (int64_t i = whole; i < n; ++i) {
       v[0] += va[i] * vb[i];
       s[0] += sa[i] * sb[i];
     }
