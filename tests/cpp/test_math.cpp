@@ -289,7 +289,17 @@ class UpdateTest : public testing::Test {};
 using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(UpdateTest, Reals);
 
+// Whether long double is a reference for this type. Under valgrind, which computes it as double, it is not for double.
+template <typename real_t>
+bool long_double_is_finer() {
+  const volatile long double one = 1, least = std::numeric_limits<real_t>::epsilon() / 8;
+  return one + least != one;
+}
+
+constexpr const char* kNoFiner = "NOT TESTED here: long double is no finer than double, as under valgrind";
+
 TYPED_TEST(UpdateTest, FollowsLongDoubleWithinThreeHalvesUlpOfItsTerms) {
+  if (!long_double_is_finer<TypeParam>()) GTEST_SKIP() << kNoFiner;
   expect_reference_update<TypeParam, Momentum::none, false>(1);
   expect_reference_update<TypeParam, Momentum::none, true>(2);
   expect_reference_update<TypeParam, Momentum::heavy_ball, false>(3);
@@ -354,6 +364,7 @@ TEST(ScaleTest, FisherForgetsAndTakesTheSquareIn) {
 }
 
 TYPED_TEST(UpdateTest, ElementScaleIsTheAbsoluteValuePlusAHundredth) {
+  if (!long_double_is_finer<TypeParam>()) GTEST_SKIP() << kNoFiner;
   const long double hundredth = static_cast<TypeParam>(0.01L);
   const long double half_ulp = std::numeric_limits<TypeParam>::epsilon() / 2;
   EXPECT_EQ(element_scale(TypeParam(0)), static_cast<TypeParam>(0.01L));
