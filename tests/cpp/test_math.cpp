@@ -25,6 +25,7 @@
 #include "math/stored.h"
 #include "math/threefry.h"
 #include "math/update.h"
+#include "precision.h"
 
 namespace torch_ssam::math {
 namespace {
@@ -288,13 +289,6 @@ template <typename real_t>
 class UpdateTest : public testing::Test {};
 using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(UpdateTest, Reals);
-
-// Whether long double is a reference for this type. Under valgrind, which computes it as double, it is not for double.
-template <typename real_t>
-bool long_double_is_finer() {
-  const volatile long double one = 1, least = std::numeric_limits<real_t>::epsilon() / 8;
-  return one + least != one;
-}
 
 constexpr const char* kNoFiner = "NOT TESTED here: long double is no finer than double, as under valgrind";
 

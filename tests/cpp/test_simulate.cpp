@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "math/noise.h"
+#include "precision.h"
 #include "theory/loss.h"
 #include "theory/simulate.h"
 #include "theory/simulate_kernels.h"
@@ -179,7 +180,7 @@ TEST(SimulateKernelsTest, EveryVariantGivesTheSameBits) {
           table->advance(group, 3, 9, weights.data(), scratch.data());
           if (plain.empty()) {
             plain = weights;
-          } else {
+          } else if (long_double_is_finer<double>()) {
             EXPECT_TRUE(same_bits(plain, weights)) << name;
             ++compared;
           }
@@ -188,6 +189,7 @@ TEST(SimulateKernelsTest, EveryVariantGivesTheSameBits) {
     }
   }
   if (simulate_kernels_named("avx2") == nullptr) GTEST_SKIP() << "NOT TESTED here: the processor has one variant only";
+  if (!long_double_is_finer<double>()) GTEST_SKIP() << "NOT TESTED here: std::fma is not exact under valgrind";
   EXPECT_GE(compared, 8);
 }
 
