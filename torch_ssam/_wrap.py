@@ -62,22 +62,22 @@ class WrappedOptimizer(NoiseDriver):
             self._noise.set_generator(*_options.saved_generator(*saved[0]))
         if held is not None:
             base.state.update(held[0])
-            self._pending_clean = held[1]
-            self._noise.set_fisher_sums(held[2])
+            self._noise.set_fisher_sums(held[1])
 
-    def _taken_from(
-        self, base: Optimizer
-    ) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor], dict[Tensor, Tensor]]:
-        """The base's state without the noise's, clean weights and Fisher sums, of a base that has loaded a checkpoint."""
+    def _taken_from(self, base: Optimizer) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor]]:
+        """The base's state without the noise's, and the Fisher sums, of a base that has loaded a checkpoint.
+
+        Not the checkpoint's clean weights: the base may have trained since.
+        """
         flat = [p for group in base.param_groups for p in group["params"]]
         places = iter(range(len(flat)))
-        state, clean, fisher, _ = self._split_state(
+        state, _, fisher, _ = self._split_state(
             {
                 "state": {i: base.state[p] for i, p in enumerate(flat) if p in base.state},
                 "param_groups": [{"params": [next(places) for _ in g["params"]]} for g in base.param_groups],
             }
         )
-        return {p: state.get(i, {}) for i, p in enumerate(flat) if p in base.state}, clean, fisher
+        return {p: state.get(i, {}) for i, p in enumerate(flat) if p in base.state}, fisher
 
     def _mark(self) -> None:
         """Notes at the base who wraps it, and which options of its groups are ours."""
