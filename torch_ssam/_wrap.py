@@ -42,42 +42,39 @@ class WrappedOptimizer(NoiseDriver):
             # radius is SSAM's: a base may have an option of that name
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             _sharded.check_options(group["params"], noise, noise_per_rank)
-        _options.stream_of(noise_per_rank)  # raises here, before the base is changed
-        seed_given = seed is not None
-        self._init_driver(_options.resolve_seed(seed), noise_per_rank)
-        from_a_checkpoint = any("seed" in group for group in base.param_groups)
-        held = self._taken_from(base) if from_a_checkpoint else None
-        if held is None:
+        self._init_driver(seed, noise_per_rank)
+        saved = [(group["seed"], group["draw"]) for group in base.param_groups if "seed" in group]
+        if saved:
+            state, fisher = self._taken_from(base)
+        else:
+            state, fisher = {}, {}
             self._check_names_of_state(dict(enumerate(base.state.values())))
         # All is checked: from here on the base is changed.
         base.defaults.update(options)
-        saved = [(group.pop("seed"), group.pop("draw")) for group in base.param_groups if "seed" in group]
+        base.state.update(state)
         for group, given in zip(base.param_groups, own, strict=True):
+            for name in ("seed", "draw"):
+                group.pop(name, None)
             group.update(_options.plain({**options, **{k: v for k, v in given.items() if k in options}}))
         self._filled = [options.keys() - given.keys() for given in own]
         self._mark()
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
-        if saved and not seed_given:
+        if saved and seed is None:
             self._noise.set_generator(*_options.saved_generator(*saved[0]))
-        if held is not None:
-            base.state.update(held[0])
-            self._noise.set_fisher_sums(held[1])
+        self._noise.set_fisher_sums(fisher)
 
     def _taken_from(self, base: Optimizer) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor]]:
         """The base's state without the noise's, and the Fisher sums, of a base that has loaded a checkpoint.
 
         Not the checkpoint's clean weights: the base may have trained since.
         """
-        flat = [p for group in base.param_groups for p in group["params"]]
-        places = iter(range(len(flat)))
+        params = [p for group in base.param_groups for p in group["params"]]
+        held = {i: base.state[p] for i, p in enumerate(params) if p in base.state}
         state, _, fisher, _ = self._split_state(
-            {
-                "state": {i: base.state[p] for i, p in enumerate(flat) if p in base.state},
-                "param_groups": [{"params": [next(places) for _ in g["params"]]} for g in base.param_groups],
-            }
+            {"state": held, "param_groups": [{"params": list(range(len(params)))}]}
         )
-        return {p: state.get(i, {}) for i, p in enumerate(flat) if p in base.state}, fisher
+        return {params[i]: state.get(i, {}) for i in held}, fisher
 
     def _mark(self) -> None:
         """Notes at the base who wraps it, and which options of its groups are ours."""
