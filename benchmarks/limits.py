@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import torch_ssam
-from torch_ssam._ops import ops
+from torch_ssam.ops.entries import ops
 
 from . import harness, step, training
 

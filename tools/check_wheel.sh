@@ -67,12 +67,12 @@ for version in "${versions[@]}"; do
   what=$("${alone[@]}" - "$venv" <<'PY'
 import hashlib, pathlib, sys
 import torch, torch_ssam
-from torch_ssam import _library
+from torch_ssam.ops import library
 package = pathlib.Path(torch_ssam.__file__).parent
 assert package.is_relative_to(sys.argv[1]), f"not the installed package: {package}"
 operators, cuda = package / "lib/libtorch_ssam.so", package / "lib/libtorch_ssam_cuda.so"
 if torch.version.cuda and cuda.exists():
-    assert _library.cuda_load_error is None, _library.cuda_load_error
+    assert library.cuda_load_error is None, library.cuda_load_error
 kernels = "no CUDA kernels in the wheel" if not cuda.exists() else "CUDA kernels " + ("loaded" if torch.version.cuda else "not wanted")
 digest = hashlib.sha256(operators.read_bytes()).hexdigest()[:16]
 print(f"torch {torch.__version__}, libtorch_ssam.so {digest}, {torch.ops.torch_ssam.cpu_capability()}, {kernels}")

@@ -11,15 +11,17 @@ Quick start::
 
 from pathlib import Path as _Path
 
-from . import _library as _library
+from torch_ssam.nn.diagonal_linear import DiagonalLinear
+from torch_ssam.noise.state import PerturbedWeightsChanged
+from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.ops import library as library
+from torch_ssam.optim.clean_weights import PerturbedWeightsSaved, frozen_batchnorm, update_bn
+from torch_ssam.optim.ssam import SSAM
+from torch_ssam.optim.wrap import WrappedOptimizer, wrap
+
+from . import _former_paths as _former_paths
 from . import pac_bayes, schedules, sharpness, theory
-from ._clean import PerturbedWeightsSaved, frozen_batchnorm, update_bn
-from ._diagonal import DiagonalLinear
-from ._noise import PerturbedWeightsChanged
-from ._ssam import SSAM
 from ._version import __version__
-from ._weight_noise import WeightNoise
-from ._wrap import WrappedOptimizer, wrap
 from .simulate import Simulation, simulate
 
 # For C++ projects: cmake -DCMAKE_PREFIX_PATH=$(python -c "import torch_ssam; print(torch_ssam.cmake_prefix_path)")

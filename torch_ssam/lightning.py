@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     from pytorch_lightning import Callback
 from torch.utils.hooks import RemovableHandle
 
-from ._driver import NoiseDriver
+from torch_ssam.optim.base import NoiseDriver
 
 
 class KeepPerturbed(Callback):

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_ssam import _options, theory
-from torch_ssam._progress import resolve_progress
-from torch_ssam._weight_noise import WeightNoise
+from torch_ssam import _checks, theory
+from torch_ssam._common.progress import resolve_progress
+from torch_ssam.noise import seeds
+from torch_ssam.noise.weight_noise import WeightNoise
 from torch_ssam.sharpness._evaluate import Batches, Data, Evaluator, trainable
 
 __all__ = ["Certificate", "GibbsRisk", "certify", "gibbs_risk", "zero_one"]
@@ -177,7 +178,7 @@ class _Draws:
 
     def __init__(self, examples: _Examples, seed: int | None, batch_size: int) -> None:
         self._examples, self._batch_size = examples, batch_size
-        self._seed = _options.measuring_seed(seed)
+        self._seed = seeds.measuring_seed(seed)
         self._rows = torch.Generator().manual_seed(self._seed)
         self._next = 0
 
@@ -219,8 +220,8 @@ def gibbs_risk(
     0.0
     """
     examples = _Examples(model, data, loss)
-    noise_std = _options.number("noise_std", noise_std)
-    draws, batch_size = _options.count("draws", draws), _options.count("batch_size", batch_size)
+    noise_std = _checks.number("noise_std", noise_std)
+    draws, batch_size = _checks.count("draws", draws), _checks.count("batch_size", batch_size)
     delta = _probability("delta", delta)
     report, close = resolve_progress(progress, draws, "draw")
     done = _Counter(draws, report)
@@ -243,7 +244,7 @@ class _Counter:
 
 
 def _probability(name: str, value: Any) -> float:
-    result = _options.number(name, value, open_low=True)
+    result = _checks.number(name, value, open_low=True)
     if result >= 1:
         raise ValueError(f"{name} is {result:g}; expected 0 < {name} < 1, such as 0.05.")
     return result
@@ -260,7 +261,7 @@ def _grid(name: str, value: Any) -> list[float]:
     values = [value] if one else list(value.detach() if isinstance(value, Tensor) else value)
     if not values:
         raise ValueError(f"{name} is empty; expected a number > 0, or several.")
-    return [_options.number(name, v, open_low=True) for v in values]
+    return [_checks.number(name, v, open_low=True) for v in values]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -396,9 +397,9 @@ def certify(
     stds = _grid("noise_std", noise_std)
     prior_stds = stds if prior_std is None else _grid("prior_std", prior_std)
     delta = _probability("delta", delta)
-    draws, batch_size = _options.count("draws", draws), _options.count("batch_size", batch_size)
-    pilot_draws = _options.count("pilot_draws", pilot_draws)
-    _options.one_of("kind", kind, KINDS)
+    draws, batch_size = _checks.count("draws", draws), _checks.count("batch_size", batch_size)
+    pilot_draws = _checks.count("pilot_draws", pilot_draws)
+    _checks.one_of("kind", kind, KINDS)
     n = len(examples)
 
     named = {id(p): name for name, p in model.named_parameters()}

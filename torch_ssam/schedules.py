@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from . import _options
+from torch_ssam import _checks
 
 
 def _one_over(step: int) -> float:
@@ -61,7 +61,7 @@ class NoiseStdScheduler:
     def step(self, epoch: int | None = None) -> None:
         """Moves on by one step, or to a given one."""
         reached = self.last_epoch + 1 if epoch is None else epoch
-        factor = _options.number("the factor of noise_std", self.factor(reached))
+        factor = _checks.number("the factor of noise_std", self.factor(reached))
         self.last_epoch = reached
         for group in self.optimizer.param_groups:
             initial = group.setdefault("initial_noise_std", float(group["noise_std"]))
@@ -124,8 +124,8 @@ class CosineNoiseStd(NoiseStdScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, factor: float) -> None:
-        self.steps = _options.count("steps", steps)
-        self.end_factor = _options.number("factor", factor)
+        self.steps = _checks.count("steps", steps)
+        self.end_factor = _checks.number("factor", factor)
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -169,11 +169,11 @@ class LayerwiseNoise(NoiseStdScheduler):
         f: Callable[[int], float] | None = None,
         seed: int = 0,
     ) -> None:
-        self.order = _options.one_of("order", order, ("cyclic", "random"))
+        self.order = _checks.one_of("order", order, ("cyclic", "random"))
         if f is not None and not callable(f):
             raise TypeError(f"f is {f!r}; expected a function of the step, or None.")
         self.f = f
-        self.seed = _options.integer("seed", seed)
+        self.seed = _checks.integer("seed", seed)
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torch_ssam._progress import resolve_progress
+from torch_ssam._common.progress import resolve_progress
 from torch_ssam._theory_arrays import as_array, as_covariance, as_integer, as_number
 
 _C: Any = importlib.import_module("torch_ssam._C")

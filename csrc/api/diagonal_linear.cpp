@@ -1,6 +1,6 @@
 // DiagonalLinear and its autograd. Forward and backward are the fused operators; the backward of the backward is
 // written in plain tensor operations, so it differentiates to any order. Formulas: docs/theory.md, P_i = prod_{k != i}
-// w_k; Python's _diagonal.py has the same steps.
+// w_k; Python's nn/diagonal_linear.py has the same steps.
 #include <ATen/Functions.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>

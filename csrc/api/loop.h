@@ -1,5 +1,5 @@
 // The passes of one step, behind Perturbations: which noise each takes, its weight in the mean gradient, and the
-// scaling of grad that makes the loop end in what it held before plus that mean. As perturbations() in _driver.py.
+// scaling of grad that makes the loop end in what it held before plus that mean. As perturbations() in optim/base.py.
 #pragma once
 
 #include <torch_ssam/ssam.h>
@@ -27,7 +27,7 @@ std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
 std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);
 
 // Weighted sums of gradients that are taken off their parameters meanwhile: in float32 for 16-bit ones, in which a sum
-// over many passes would stall, or overflow before it is a mean. As HeldGradients in _passes.py.
+// over many passes would stall, or overflow before it is a mean. As HeldGradients in optim/passes.py.
 class HeldGradients {
  public:
   static bool is_half(const at::Tensor& tensor);

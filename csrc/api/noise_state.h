@@ -1,6 +1,6 @@
 // The state behind every perturbation: which tensors are perturbed now, their clean copies, seed and draw.
-// SSAM and WeightNoise are fronts over one NoiseState, as in Python's _noise.py, whose order of operator calls this
-// follows, so that the bits agree. A tensor's place is its position over all groups, frozen ones counted.
+// SSAM and WeightNoise are fronts over one NoiseState, as in Python's noise/state.py, whose order of operator calls
+// this follows, so that the bits agree. A tensor's place is its position over all groups, frozen ones counted.
 #pragma once
 
 #include <torch_ssam/perturbation.h>

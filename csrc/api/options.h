@@ -1,5 +1,5 @@
-// Checks of the hyperparameters that the C++ fronts own, with the bounds and wording of Python's _options.py. Shapes,
-// dtypes and devices are the operators' to check. Tests: tests/cpp/test_api_errors.cpp.
+// Checks of the hyperparameters that the C++ fronts own, with the bounds and wording of Python's noise/options.py.
+// Shapes, dtypes and devices are the operators' to check. Tests: tests/cpp/test_api_errors.cpp.
 #pragma once
 
 #include <torch_ssam/ssam.h>

@@ -1,5 +1,5 @@
 // How SSAM is driven: groups, perturb(), perturbations(), step(closure), train() and eval(). The order of operator
-// calls, draws and scalings is that of Python's _driver.py, so that the same run gives the same bits.
+// calls, draws and scalings is that of Python's optim/base.py, so that the same run gives the same bits.
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch_ssam/ssam.h>

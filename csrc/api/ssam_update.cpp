@@ -1,5 +1,5 @@
 // The update of SSAM: which tensors go into one operator call, in which state. The arithmetic is csrc/math/update.h's,
-// behind the operators; the order is that of Python's _ssam.py. Tests: tests/cpp/test_api_ssam.cpp.
+// behind the operators; the order is that of Python's optim/ssam.py. Tests: tests/cpp/test_api_ssam.cpp.
 #include <ATen/Functions.h>
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See weight_noise.h; as Python's _weight_noise.py.
+// See weight_noise.h; as Python's noise/weight_noise.py.
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/serialize/archive.h>

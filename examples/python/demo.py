@@ -24,7 +24,7 @@ from report import balance_table, coefficient_table, grid_table, image_table
 from rich.console import Console
 from runner import Runner
 
-from torch_ssam._workers import cores
+from torch_ssam._common.workers import cores
 
 
 def _count(text: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from torch_ssam._progress import rich_bar
+from torch_ssam._common.progress import rich_bar
 from torch_ssam.compare import Method, Setting, compare, estimate
 
 COMPARED = (

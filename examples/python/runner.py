@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from torch_ssam._progress import rich_bar
-from torch_ssam._workers import Workers
+from torch_ssam._common.progress import rich_bar
+from torch_ssam._common.workers import Workers
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

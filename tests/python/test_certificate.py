@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "pytho
 import certificate
 from test_demo import folder  # noqa: F401  (a fixture)
 
-from torch_ssam._images import FASHION_MNIST
+from torch_ssam._common.images import FASHION_MNIST
 
 
 def test_the_program_prints_a_certificate_and_the_test_error(

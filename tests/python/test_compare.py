@@ -27,8 +27,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from torch_ssam import _images, compare
-from torch_ssam._workers import Workers
+from torch_ssam import compare
+from torch_ssam._common import images as shared_images
+from torch_ssam._common.workers import Workers
 from torch_ssam.compare import METHODS, SAM, SETTINGS, Comparison, Data, Setting, _compare, _measures, _models
 from torch_ssam.compare import __main__ as cli
 from torch_ssam.compare._methods import Stepper
@@ -318,8 +319,10 @@ def test_wrong_labels_are_wrong_in_the_share_asked_for_and_differ_by_seed() -> N
 def test_without_fashion_mnist_digits_come_with_a_note(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_images, "FASHION_MNIST", tmp_path / "absent")
-    monkeypatch.setattr("torch_ssam.compare._data._images", lambda name, folder: _images.load_images(folder))
+    monkeypatch.setattr(shared_images, "FASHION_MNIST", tmp_path / "absent")
+    monkeypatch.setattr(
+        "torch_ssam.compare._data._images", lambda name, folder: shared_images.load_images(folder)
+    )
     setting = replace(SETTINGS["fashion-mlp"], train=60, validation=40)
     data = setting.data_factory(setting, 0)
     assert data.name == "scikit-learn's digits"
@@ -663,7 +666,7 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError, _images.DataError), match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError, shared_images.DataError), match=re.escape(message)):
         make()
 
 

@@ -28,10 +28,10 @@ def why_not() -> str | None:
     """Why these tests cannot run here."""
     if not torch.cuda.is_available():
         return "NOT TESTED here: no CUDA GPU"
-    from torch_ssam import _library
+    from torch_ssam.ops import library
 
     if not torch._C._dispatch_has_kernel_for_dispatch_key("torch_ssam::perturb_", "CUDA"):
-        return f"NOT TESTED here: torch_ssam has no CUDA kernels ({_library.cuda_load_error or 'not built'})"
+        return f"NOT TESTED here: torch_ssam has no CUDA kernels ({library.cuda_load_error or 'not built'})"
     return None
 
 

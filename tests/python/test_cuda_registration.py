@@ -32,7 +32,7 @@ folder = sys.argv[1]
 package = types.ModuleType("torch_ssam")
 package.__path__ = [folder]
 sys.modules["torch_ssam"] = package
-from torch_ssam import _library
+from torch_ssam.ops import library
 import torch._library.simple_registry as registry
 
 names = sorted(n for n in torch._C._dispatch_get_all_op_names() if n.startswith("torch_ssam::"))
@@ -50,7 +50,7 @@ weights = torch.linspace(-1, 1, 4097)
 out = torch.ops.torch_ssam.perturbed(weights, torch.tensor([7, 3]), 2, 0.25)
 checksum = int(out.view(torch.int32).to(torch.int64).mul(torch.arange(1, 4098)).sum())
 print(json.dumps({
-    "torch": torch.__version__, "cuda": torch.version.cuda, "error": _library.cuda_load_error,
+    "torch": torch.__version__, "cuda": torch.version.cuda, "error": library.cuda_load_error,
     "operators": operators, "checksum": checksum,
 }))
 """

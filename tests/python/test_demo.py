@@ -31,8 +31,8 @@ import images
 from rich.console import Console
 from runner import Runner
 
-from torch_ssam import _images
-from torch_ssam._page import Table
+from torch_ssam._common import images as shared_images
+from torch_ssam._common.html_page import Table
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -129,7 +129,7 @@ def test_an_idx_folder_that_does_not_fit_together_is_refused(folder: Path) -> No
 
 
 def test_without_fashion_mnist_the_digits_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_images, "FASHION_MNIST", tmp_path / "absent")
+    monkeypatch.setattr(shared_images, "FASHION_MNIST", tmp_path / "absent")
     read = data.load_images(None)
     assert read.name == "scikit-learn's digits"
     assert (read.train_images.shape, read.test_images.shape) == ((1297, 8, 8), (500, 8, 8))

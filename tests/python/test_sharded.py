@@ -19,7 +19,7 @@ if not dist.is_available() or not dist.is_gloo_available():
 import sharded_program as program
 
 import torch_ssam
-from torch_ssam import _sharded
+from torch_ssam.ops import dtensor
 
 RANKS = {"save": 2, "load": 4}
 
@@ -69,6 +69,6 @@ def test_flat_parameters_of_the_first_fsdp_are_refused() -> None:
 
 def test_a_plain_tensor_is_its_own_part() -> None:
     w = torch.ones(2, 3)
-    assert _sharded.local_of(w) is w
-    assert not _sharded.is_split(w)
-    assert _sharded.shard_of(w) == [2, 3, 0, 0]
+    assert dtensor.local_of(w) is w
+    assert not dtensor.is_split(w)
+    assert dtensor.shard_of(w) == [2, 3, 0, 0]

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import torch_ssam
-from torch_ssam import _options, sharpness, theory
+from torch_ssam import sharpness, theory
+from torch_ssam.noise import seeds
 from torch_ssam.sharpness import _curvature, _evaluate
 from torch_ssam.sharpness.__main__ import main as command_line
 from torch_ssam.sharpness._estimate import Plan, student_quantile
@@ -159,7 +160,7 @@ def test_average_sharpness_is_a_plain_loop_over_weight_noise() -> None:
     model.eval()
     found = sharpness.average(model, cross_entropy, data, 0.05, samples=3, seed=7)
     params = [p for p in model.parameters() if p.requires_grad]
-    noise = torch_ssam.WeightNoise(params, 0.05, seed=_options.measuring_seed(7))
+    noise = torch_ssam.WeightNoise(params, 0.05, seed=seeds.measuring_seed(7))
 
     def loss() -> float:
         with torch.no_grad():

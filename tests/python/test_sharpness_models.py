@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_atte
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_ssam
-from torch_ssam import _options, sharpness
+from torch_ssam import sharpness
+from torch_ssam.noise import seeds
 from torch_ssam.sharpness import _curvature, _evaluate
 
 Batches = list[tuple[Any, Tensor]]
@@ -86,7 +87,7 @@ def test_the_average_under_dropout_is_a_plain_loop_over_seeded_masks() -> None:
     model, data = dropout()
     torch.manual_seed(5)
     found = sharpness.average(model, cross_entropy, data, 0.05, samples=4, mode="train")
-    noise = torch_ssam.WeightNoise(model.parameters(), 0.05, seed=_options.measuring_seed(0))
+    noise = torch_ssam.WeightNoise(model.parameters(), 0.05, seed=seeds.measuring_seed(0))
     model.train()
 
     def loss() -> float:

@@ -1,4 +1,4 @@
-"""Tensors are watched in the groups in which they were last written (torch_ssam/_copies.py). Here the groups change between
+"""Tensors are watched in the groups in which they were last written (torch_ssam/noise/saved.py). Here the groups change between
 writes: parts frozen, without gradients, added, replaced. Writes by others must be found whatever the groups were, nobody
 may be blamed for ours, and no copy may outlive its tensor's shape.
 """

@@ -16,7 +16,7 @@ the guide. Tests: tests/python/test_compare.py.
 
 from __future__ import annotations
 
-from torch_ssam._images import DataError
+from torch_ssam._common.images import DataError
 
 from ._compare import STAGES, Comparison, compare
 from ._data import Data, wrong_labels

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch_ssam._extras import need
-from torch_ssam._images import DataError
-from torch_ssam._progress import rich_bar
+from torch_ssam._common.extras import need
+from torch_ssam._common.images import DataError
+from torch_ssam._common.progress import rich_bar
 
 from ._compare import STAGES, Comparison, compare
 from ._data import DATA

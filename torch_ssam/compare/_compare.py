@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch_ssam import _options
-from torch_ssam._progress import resolve_progress
-from torch_ssam._workers import Workers, cores
+from torch_ssam import _checks
+from torch_ssam._common.progress import resolve_progress
+from torch_ssam._common.workers import Workers, cores
 
 from ._data import Data
 from ._methods import Method
@@ -300,8 +300,8 @@ def compare(
     if not chosen or len(set(names)) < len(names):
         raise ValueError(f"settings are {names}; expected at least one, each name once.")
     for stage in stages:
-        _options.one_of("stage", stage, STAGES)
-    count = cores() if workers is None else _options.count("workers", workers, high=1024)
+        _checks.one_of("stage", stage, STAGES)
+    count = cores() if workers is None else _checks.count("workers", workers, high=1024)
     comparisons = [Comparison(setting, Store(Path(out) / setting.name)) for setting in chosen]
     report, close = resolve_progress(progress, 0, "run")
     done = 0
@@ -331,4 +331,4 @@ def resolve(setting: str | Setting) -> Setting:
         return setting
     if not isinstance(setting, str):
         raise TypeError(f"setting is a {type(setting).__name__}; expected a name or a Setting.")
-    return SETTINGS[_options.one_of("setting", setting, tuple(SETTINGS))]
+    return SETTINGS[_checks.one_of("setting", setting, tuple(SETTINGS))]

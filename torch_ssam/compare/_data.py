@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from torch_ssam._extras import need
-from torch_ssam._images import DataError, Images, load_digits_images, load_images
+from torch_ssam._common.extras import need
+from torch_ssam._common.images import DataError, Images, load_digits_images, load_images
 
 if TYPE_CHECKING:
     from ._settings import Setting

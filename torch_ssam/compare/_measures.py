@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import sharpness
-from torch_ssam._clean import update_bn
+from torch_ssam.optim.clean_weights import update_bn
 
 from ._data import Data, Pair
 from ._statistics import calibration_error

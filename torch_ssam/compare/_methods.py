@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import torch_ssam
-from torch_ssam import _options
+from torch_ssam import _checks
 
 from ._sam import SAM
 
@@ -63,13 +63,13 @@ class Method:
         return self.optimizer == "ssam" and self.knob == "noise_std"
 
     def __post_init__(self) -> None:
-        _options.one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _options.one_of("knob", self.knob, ("weight_decay", "rho", "noise_std"))
+        _checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _checks.one_of("knob", self.knob, ("weight_decay", "rho", "noise_std"))
         if len(self.values) != 3:
             raise ValueError(f"values are {self.values}; expected three, so that every method has as many.")
-        _options.count("gradients", self.gradients)
-        _options.number("budget", self.budget, open_low=True)
-        _options.number("ramp", self.ramp)
+        _checks.count("gradients", self.gradients)
+        _checks.number("budget", self.budget, open_low=True)
+        _checks.number("ramp", self.ramp)
 
     def __hash__(self) -> int:
         return hash(self.name)  # options, a dict, have no hash

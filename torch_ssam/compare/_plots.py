@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torch_ssam._extras import need
+from torch_ssam._common.extras import need
 
 from ._compare import Comparison
 from ._methods import Method

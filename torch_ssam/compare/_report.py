@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch_ssam._page import Table, image, page, png
+from torch_ssam._common.html_page import Table, image, page, png
 
 from ._compare import Comparison
 from ._plots import all_plots

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch_ssam import _options
+from torch_ssam import _checks
 
 from ._data import DATA, DataFactory
 from ._methods import DEFAULT_METHODS, METHODS, Method
@@ -113,26 +113,26 @@ class Setting:
         for name in ("rates", "adam_rates", "methods", "lr_factors", "epoch_factors", "bits"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would not hash
         for name in ("train", "validation", "test", "epochs", "batch", "seeds", "curve_points"):
-            _options.count(name, getattr(self, name))
-        _options.count("robustness_seeds", self.robustness_seeds, low=0, high=self.seeds)
-        _options.count("knob_values", self.knob_values, high=3)
-        _options.number("weight_decay", self.weight_decay)
-        _options.count("sharpness_draws", self.sharpness_draws, low=2)
-        if not 0 <= _options.number("wrong_labels", self.wrong_labels) <= 1:
+            _checks.count(name, getattr(self, name))
+        _checks.count("robustness_seeds", self.robustness_seeds, low=0, high=self.seeds)
+        _checks.count("knob_values", self.knob_values, high=3)
+        _checks.number("weight_decay", self.weight_decay)
+        _checks.count("sharpness_draws", self.sharpness_draws, low=2)
+        if not 0 <= _checks.number("wrong_labels", self.wrong_labels) <= 1:
             raise ValueError(f"wrong_labels is {self.wrong_labels:g}; expected 0 to 1.")
         for name in ("rates", "adam_rates", "lr_factors", "epoch_factors"):
             for value in getattr(self, name):
-                _options.number(name, value, open_low=True)
+                _checks.number(name, value, open_low=True)
         if len(self.rates) != len(self.adam_rates) or not self.rates:
             raise ValueError(
                 f"rates has {len(self.rates)} learning rates and adam_rates {len(self.adam_rates)}; expected as many, "
                 "so that every method has a grid of the same size."
             )
         for value in self.bits:
-            _options.count("bits", value, low=2, high=16)
+            _checks.count("bits", value, low=2, high=16)
         for method in self.methods:
             if not isinstance(method, Method):
-                _options.one_of("method", method, tuple(METHODS))
+                _checks.one_of("method", method, tuple(METHODS))
         names = [method.name for method in self.chosen_methods()]
         if "sgd" not in names or len(set(names)) < len(names):
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch_ssam._page import Table
+from torch_ssam._common.html_page import Table
 
 from ._compare import Comparison
 from ._methods import Method

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from torch_ssam._page import png
+from torch_ssam._common.html_page import png
 from torch_ssam.simulate import Simulation, simulate
 
 Floats = npt.NDArray[Any]

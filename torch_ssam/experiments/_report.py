@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from torch_ssam._page import html_table, image, page
+from torch_ssam._common.html_page import html_table, image, page
 
 from ._common import Result, show
 

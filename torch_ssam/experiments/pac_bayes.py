@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torch_ssam import theory
-from torch_ssam._images import FASHION_MNIST, load_idx_folder
+from torch_ssam._common.images import FASHION_MNIST, load_idx_folder
 from torch_ssam.simulate import simulate
 
 from ._common import COLOURS, Floats, Result, Setting, axes, need

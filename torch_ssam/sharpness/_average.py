@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from torch_ssam import _options
+from torch_ssam import _checks
+from torch_ssam.noise import parameters
 
 from ._estimate import Floats, Plan
 from ._evaluate import Data, Evaluator, LossFunction, finite, measuring_noise
@@ -107,10 +108,10 @@ def average(
     >>> abs(result.mean - 0.0603) < 0.01 and result.half_width <= 0.01
     True
     """
-    given = None if params is None else _options.parameter_list(params)
+    given = None if params is None else parameters.parameter_list(params)
     evaluator = Evaluator(model, loss_fn, data, None if given is None else _tensors(given), mode)
     plan = Plan.of(samples, max_samples, precision, confidence)
-    antithetic = _options.flag("antithetic", antithetic)
+    antithetic = _checks.flag("antithetic", antithetic)
     noise = measuring_noise(
         evaluator.params if given is None else given,
         noise_std,
@@ -160,4 +161,4 @@ def average(
 
 def _tensors(params: list[Any]) -> list[Any]:
     """The tensors of a list of them, or of parameter groups."""
-    return [t for p in params for t in (_options.group_params(p) if isinstance(p, dict) else [p])]
+    return [t for p in params for t in (parameters.group_params(p) if isinstance(p, dict) else [p])]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_ssam import _options
-from torch_ssam._extras import need
+from torch_ssam import _checks
+from torch_ssam._common.extras import need
 
 from ._average import average
 from ._curvature import hessian_trace, layer_balance, top_eigenvalue
@@ -150,7 +150,7 @@ def compare(
         raise ValueError(
             f"checkpoints is {came}; expected a dict of two or more, name -> state_dict or file."
         )
-    noise_std = _options.number("noise_std", noise_std, open_low=True)
+    noise_std = _checks.number("noise_std", noise_std, open_low=True)
     curvature = importlib.util.find_spec("curvlinops") is not None
     notes = (
         [] if curvature else ["without curvlinops there is no Hessian: pip install 'torch_ssam[sharpness]'."]

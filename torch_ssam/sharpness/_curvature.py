@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torch_ssam import _options
-from torch_ssam._diagonal import DiagonalLinear
-from torch_ssam._extras import need
+from torch_ssam import _checks
+from torch_ssam._common.extras import need
+from torch_ssam.nn.diagonal_linear import DiagonalLinear
 
 from ._estimate import Floats, Plan
 from ._evaluate import Batches, Data, Evaluator, LossFunction, measuring_noise
@@ -274,9 +274,9 @@ def top_eigenvalues(
     """
     evaluator = Evaluator(model, loss_fn, data, params, mode)
     size = sum(p.numel() for p in evaluator.params)
-    count = _options.count("count", count, high=size)
-    tolerance = _options.number("tolerance", tolerance, open_low=True)
-    max_restarts = _options.count("max_restarts", max_restarts)
+    count = _checks.count("count", count, high=size)
+    tolerance = _checks.number("tolerance", tolerance, open_low=True)
+    max_restarts = _checks.count("max_restarts", max_restarts)
     noise = measuring_noise(evaluator.params, 1.0, seed)
     with _hessian(evaluator, "top_eigenvalues") as (hessian, places):
         params = [evaluator.params[i] for i in places]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torch_ssam import _options
-from torch_ssam._progress import resolve_progress
+from torch_ssam import _checks
+from torch_ssam._common.progress import resolve_progress
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,13 +63,13 @@ class Plan:
 
     @staticmethod
     def of(samples: Any, max_samples: Any, precision: Any, confidence: Any) -> Plan:
-        samples = _options.count("samples", samples, low=2)
-        max_samples = _options.count("max_samples", max_samples, low=2)
-        confidence = _options.number("confidence", confidence, open_low=True)
+        samples = _checks.count("samples", samples, low=2)
+        max_samples = _checks.count("max_samples", max_samples, low=2)
+        confidence = _checks.number("confidence", confidence, open_low=True)
         if confidence >= 1:
             raise ValueError(f"confidence is {confidence:g}; expected 0 < confidence < 1, such as 0.95.")
         if precision is not None:
-            precision = _options.number("precision", precision, open_low=True)
+            precision = _checks.number("precision", precision, open_low=True)
             if max_samples < samples:
                 raise ValueError(
                     f"max_samples is {max_samples} and samples, the draws of the first stage, {samples}; "

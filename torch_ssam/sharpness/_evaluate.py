@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from torch_ssam import _options
-from torch_ssam._clean import frozen_batchnorm
-from torch_ssam._scope import Scope
-from torch_ssam._weight_noise import WeightNoise
+from torch_ssam import _checks
+from torch_ssam.noise import parameters, seeds
+from torch_ssam.noise.scope import Scope
+from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.optim.clean_weights import frozen_batchnorm
 
 Data = Iterable[Any]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -128,7 +129,7 @@ class Evaluator:
                 "gives the mean loss of the batch."
             )
         self.model, self.loss_fn = model, loss_fn
-        self.mode = _options.one_of("mode", mode, MODES)
+        self.mode = _checks.one_of("mode", mode, MODES)
         self.params = trainable(model, params)
         self.batches = Batches(data, self.params[0].device)
         self.generators = Generators(itertools.chain(model.parameters(), model.buffers(), self.params))
@@ -229,13 +230,13 @@ def _put_back(module: nn.Module, name: str, buffer: Tensor, before: Tensor) -> N
 
 def trainable(model: nn.Module, params: Any = None) -> list[Tensor]:
     """The tensors to move: those given, else all parameters of the model that require gradients; each once."""
-    members = list(model.parameters()) if params is None else _options.parameter_list(params)
+    members = list(model.parameters()) if params is None else parameters.parameter_list(params)
     tensors: dict[int, Tensor] = {}
     for member in members:
-        p = _options.tensor_of(member)
+        p = parameters.tensor_of(member)
         if isinstance(p, dict):
             raise TypeError("params holds dicts; expected tensors (parameter groups are for `average`).")
-        _options.check_parameters([p], [])
+        parameters.check_parameters([p], [])
         if p.requires_grad:
             tensors.setdefault(id(p), p)
     if not tensors:
@@ -250,7 +251,7 @@ def measuring_noise(
     params: Iterable[Tensor] | Iterable[dict[str, Any]], noise_std: float, seed: int | None, **options: Any
 ) -> WeightNoise:
     """Noise of the seed, other than that of a training with this seed, on which the weights depend."""
-    own = _options.measuring_seed(seed)
+    own = seeds.measuring_seed(seed)
     return WeightNoise(params, noise_std, seed=own, **options)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_ssam import _options
-from torch_ssam._extras import need
-from torch_ssam._progress import resolve_progress
+from torch_ssam import _checks
+from torch_ssam._common.extras import need
+from torch_ssam._common.progress import resolve_progress
 
 from ._estimate import Floats
 from ._evaluate import Data, Evaluator, LossFunction, Moved, measuring_noise
@@ -126,10 +126,10 @@ def landscape(
     array([1., 0., 1.])
     """
     evaluator = Evaluator(model, loss_fn, data, params, mode)
-    dimensions = _options.count("dimensions", dimensions, high=2)
-    extent = _options.number("extent", extent, open_low=True)
-    points = _options.count("points", points, low=2)
-    normalize = _options.flag("normalize", normalize)
+    dimensions = _checks.count("dimensions", dimensions, high=2)
+    extent = _checks.number("extent", extent, open_low=True)
+    points = _checks.count("points", points, low=2)
+    normalize = _checks.flag("normalize", normalize)
     if directions is None:
         noise = measuring_noise(evaluator.params, 1.0, seed)
         directions = [[noise.noise(p, sample=k) for p in evaluator.params] for k in range(dimensions)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torch_ssam import _options
-from torch_ssam._progress import resolve_progress
+from torch_ssam import _checks
+from torch_ssam._common.progress import resolve_progress
 
 from ._evaluate import Data, Evaluator, LossFunction, Moved, finite, measuring_noise, wide
 
@@ -95,9 +95,9 @@ def worst_case(
     15.0
     """
     evaluator = Evaluator(model, loss_fn, data, params, mode)
-    radius = _options.number("radius", radius, open_low=True)
-    steps = _options.count("steps", steps)
-    restarts = _options.count("restarts", restarts, low=0)
+    radius = _checks.number("radius", radius, open_low=True)
+    steps = _checks.count("steps", steps)
+    restarts = _checks.count("restarts", restarts, low=0)
     noise = measuring_noise(evaluator.params, 1.0, seed)
     report, close = resolve_progress(progress, steps * (restarts + 1), "gradient")
     moved = Moved(evaluator.params)

@@ -1,7 +1,7 @@
 """Options and state of a noise optimizer: groups checked as they come, state_dict, loading, pickling.
 
 Seed and draw travel in the groups of a state_dict, the sums of scale="fisher" in its state, and clean weights too
-while the parameters hold perturbed ones, so that it is clean whenever a framework takes it. _driver.py builds the
+while the parameters hold perturbed ones, so that it is clean whenever a framework takes it. base.py builds the
 ways to drive on this class. Tests: test_checkpoints.py, test_keep_perturbed.py, test_bad_input.py.
 """
 
@@ -15,23 +15,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _options, _sharded
-from ._clean import warn_perturbed
-from ._noise import NoiseState, PerturbedWeightsChanged, rows_of
-
-NOISE_DEFAULTS: dict[str, Any] = {
-    "noise_std": 0.0,
-    "distribution": "gaussian",
-    "scale": "isotropic",
-    # The rule is ARWP's (arXiv 2404.00357), the two defaults are ours.
-    "fisher_decay": 0.99,
-    "fisher_factor": 0.1,
-    "samples": 1,
-    "antithetic": False,
-    "clean_weight": 0.0,
-    "keep_perturbed": False,
-    "memory": "copy",
-}
+from torch_ssam.noise import options as noise_options
+from torch_ssam.noise import parameters, seeds
+from torch_ssam.noise.state import NoiseState, PerturbedWeightsChanged, rows_of
+from torch_ssam.ops import dtensor
+from torch_ssam.optim import options as update_options
+from torch_ssam.optim.clean_weights import warn_perturbed
 
 
 class NoiseOptimizer(Optimizer):
@@ -48,8 +37,8 @@ class NoiseOptimizer(Optimizer):
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
     def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
-        _options.check_caller()
-        stream = _options.stream_of(noise_per_rank)
+        update_options.check_caller()
+        stream = seeds.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
         # Weakly, or only the garbage collector would free the copies of the weights.
         myself = weakref.ref(self)
@@ -58,7 +47,7 @@ class NoiseOptimizer(Optimizer):
             optimizer = myself()
             return [] if optimizer is None else optimizer.param_groups
 
-        self._noise = NoiseState(groups, _options.resolve_seed(seed), stream)
+        self._noise = NoiseState(groups, seeds.resolve_seed(seed), stream)
         self._inside_pass = False
         self._fresh = False
         self._training = False
@@ -70,20 +59,20 @@ class NoiseOptimizer(Optimizer):
         return self.param_groups[0][name] if self.param_groups else self.defaults[name]
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        _options.check_noise(group)
+        noise_options.check_noise(group)
 
     def _check_group(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """The group to add, with every tensor once and options filled in, after checking all of it."""
-        params = _options.group_params(param_group)
-        param_group = _options.plain(param_group)
+        params = parameters.group_params(param_group)
+        param_group = noise_options.plain(param_group)
         group = {**self.defaults, **param_group}
         self._check_options(group)
         if self.param_groups:
-            _options.check_common(group, self.param_groups[0])
+            update_options.check_common(group, self.param_groups[0])
         if group["memory"] == "regenerate":
-            _options.check_regenerated(params)
-        _options.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
-        _sharded.check_options(list(map(_options.tensor_of, params)), group, self._noise_per_rank)
+            parameters.check_regenerated(params)
+        parameters.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
+        dtensor.check_options(list(map(parameters.tensor_of, params)), group, self._noise_per_rank)
         return {**param_group, "params": params}
 
     @property
@@ -224,10 +213,10 @@ class NoiseOptimizer(Optimizer):
             }
             merged.append({**group, **kept})
             self._check_options(merged[-1])
-            _options.check_common(merged[-1], merged[0])
+            update_options.check_common(merged[-1], merged[0])
             seed, draw = merged[-1].pop("seed", None), merged[-1].pop("draw", None)
             if seed is not None and draw is not None:
-                noise_state = _options.saved_generator(seed, draw)
+                noise_state = seeds.saved_generator(seed, draw)
         return merged, noise_state
 
     def _split_state(
@@ -248,10 +237,10 @@ class NoiseOptimizer(Optimizer):
                 continue
             self._check_entry(key, p, entry)
             for name in {"clean", "master"} & entry.keys() & set(ours):
-                if entry[name] is not None and _sharded.is_sharded(entry[name]) != _sharded.is_sharded(p):
+                if entry[name] is not None and dtensor.is_sharded(entry[name]) != dtensor.is_sharded(p):
                     raise ValueError(
                         f"load_state_dict() got clean weights of parameter {key} that are "
-                        f"{'not ' if _sharded.is_sharded(p) else ''}a DTensor, unlike the parameter. Load by "
+                        f"{'not ' if dtensor.is_sharded(p) else ''}a DTensor, unlike the parameter. Load by "
                         "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict(), which reshards."
                     )
             weights = entry.get("clean")

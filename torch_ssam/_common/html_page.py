@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_ssam._extras import need
+from torch_ssam._common.extras import need
 
 STYLE = """
 :root { --ink: #1d2329; --soft: #5b6670; --line: #dfe4e8; --good: #00694d; --bad: #a63d00; --paper: #fff; }

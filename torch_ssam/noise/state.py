@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library, _masters, _options
-from ._copies import Copy, Together
-from ._ops import ops
-from ._regenerate import Recipe, add, recipe
-from ._sharded import local_of
+from torch_ssam.noise import masters, parameters
+from torch_ssam.noise.regenerate import Recipe, add, recipe
+from torch_ssam.noise.saved import Copy, Together
+from torch_ssam.ops import library
+from torch_ssam.ops.dtensor import local_of
+from torch_ssam.ops.entries import ops
 
 Group = dict[str, Any]
 
@@ -74,8 +75,8 @@ def _require_kernels(device: torch.device) -> None:
     if device.type == "cpu":
         return
     if device.type == "cuda":
-        if _library.cuda_load_error is not None:
-            raise RuntimeError(_library.cuda_load_error)
+        if library.cuda_load_error is not None:
+            raise RuntimeError(library.cuda_load_error)
         if torch._C._dispatch_has_kernel_for_dispatch_key("torch_ssam::perturb_", "CUDA"):
             return
         raise RuntimeError(
@@ -255,7 +256,7 @@ class NoiseState:
         copy, dtype = self._masters.get(id(param)), group["master_dtype"]
         if copy is None or not copy.noted or copy.changed() or copy.clean.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():
-                master = _masters.take(param, dtype, None if copy is None else copy.clean)
+                master = masters.take(param, dtype, None if copy is None else copy.clean)
             if copy is not None:
                 copy.leave()
             copy = self._masters[id(param)] = Copy(param, master)
@@ -463,7 +464,7 @@ class NoiseState:
 
     def _perturb_in_place(self, part: Members, how: Recipe) -> None:
         places, params = part
-        _options.check_regenerated(params)
+        parameters.check_regenerated(params)
         noted = {id(p): Copy(p, None, i, how) for i, p in zip(places, params, strict=True)}
         add(params, places, how, lambda: self._applied.update(noted))
         self.written(params)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._regenerate import Recipe, without
-from ._sharded import is_sharded, local_of, shard_of
+from torch_ssam.noise.regenerate import Recipe, without
+from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
 class Copy:

@@ -33,11 +33,6 @@ def passes_of(group: dict[str, Any]) -> list[Pass]:
     return passes
 
 
-def count_passes(group: dict[str, Any]) -> int:
-    """len(passes_of(group)), without a list of that length: what to refuse may be long."""
-    return int(group["samples"]) * (2 if group["antithetic"] else 1) + (1 if group["clean_weight"] > 0 else 0)
-
-
 def weights_of(passes: list[Pass], clean_weight: float, shares: list[float]) -> list[float]:
     """Weight of each pass in the mean: clean_weight for the clean one, shares of the rest for the others."""
     noisy = sum(share for one, share in zip(passes, shares, strict=True) if not one.clean)

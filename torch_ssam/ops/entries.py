@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._library import WRITERS
+from torch_ssam.ops.library import WRITERS
 
 
 def _without_grad(operator: Callable[..., None]) -> Callable[..., None]:

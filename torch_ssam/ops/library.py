@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-_FOLDER = Path(__file__).parent / "lib"
+_FOLDER = Path(__file__).parents[1] / "lib"
 _OLDEST = (2, 10)
 
 cuda_load_error: str | None = None
@@ -51,7 +51,7 @@ def _load() -> None:
 _load()
 
 
-#: The operators that only write into their arguments; _ops.py calls them.
+#: The operators that only write into their arguments; entries.py calls them.
 WRITERS = (
     "perturb_",
     "perturb_from_clean_",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library as _library
+from torch_ssam.ops import library as library
 
 NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
 ELEMENTWISE = ("restore_", "update_")

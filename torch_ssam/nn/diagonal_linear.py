@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import _options
-from ._ops import ops
+from torch_ssam import _checks
+from torch_ssam.noise import parameters, seeds
+from torch_ssam.ops.entries import ops
 
 _DISTRIBUTION = "gaussian"
 
@@ -291,16 +292,16 @@ class DiagonalLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.features = _options.count("features", features, low=0, high=2**62)
-        self.depth = _options.count("depth", depth)
+        self.features = _checks.count("features", features, low=0, high=2**62)
+        self.depth = _checks.count("depth", depth)
         if readout is not None:
-            _options.one_of("readout", readout, ("sum",))
+            _checks.one_of("readout", readout, ("sum",))
         self.readout = readout
-        self.noise_std = _options.number("noise_std", noise_std)
+        self.noise_std = _checks.number("noise_std", noise_std)
         self.init_scale = self._check_init_scale(init_scale)
         self.weight = nn.Parameter(torch.empty(depth, features, device=device, dtype=dtype))
-        _options.check_parameters([self.weight], [])
-        state = torch.tensor([_options.resolve_seed(seed), 0], dtype=torch.int64, device=device)
+        parameters.check_parameters([self.weight], [])
+        state = torch.tensor([seeds.resolve_seed(seed), 0], dtype=torch.int64, device=device)
         self.register_buffer("generator", state)
         self._checkpointed: OrderedDict[int, Tensor] = OrderedDict()
         self.reset_parameters()
@@ -311,7 +312,7 @@ class DiagonalLinear(nn.Module):
             raise ValueError(
                 f"init_scale has {len(values)} values; expected one number or one per layer ({self.depth})."
             )
-        return [_options.number("init_scale", v, low=-float("inf")) for v in values]
+        return [_checks.number("init_scale", v, low=-float("inf")) for v in values]
 
     def reset_parameters(self) -> None:
         """Sets every layer to its init_scale."""

@@ -17,22 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ._calls import hooked_step, untraced
-from ._checkpoints import NoiseOptimizer
-from ._clean import CleanWeights, check_model, hand_out_clean
-from ._passes import (
+from torch_ssam.noise.options import count_passes
+from torch_ssam.noise.scope import Scope
+from torch_ssam.ops.dtensor import local_of
+from torch_ssam.ops.untraced import untraced
+from torch_ssam.optim.checkpoints import NoiseOptimizer
+from torch_ssam.optim.clean_weights import CleanWeights, check_model, hand_out_clean
+from torch_ssam.optim.hooks import hooked_step
+from torch_ssam.optim.passes import (
     HALF,
     HeldGradients,
     Pass,
     bounds_of,
-    count_passes,
     examples_in,
     part_of,
     passes_of,
     weights_of,
 )
-from ._scope import Scope
-from ._sharded import local_of
 
 WAYS = (
     "Drive it in one of these ways: (1) `with opt.perturb(): loss.backward()` and then `opt.step()`; "

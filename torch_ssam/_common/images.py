@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from torch_ssam._extras import need
+from torch_ssam._common.extras import need
 
 FASHION_MNIST = Path(os.environ.get("TORCH_SSAM_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._ops import ops
-from ._sharded import local_of, shard_of
+from torch_ssam.ops.dtensor import local_of, shard_of
+from torch_ssam.ops.entries import ops
 
 
 class Recipe(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._sharded import is_sharded, local_of, shard_of
+from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
 def check_options(group: dict[str, Any]) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _options, _sharded
-from ._calls import untraced
-from ._checkpoints import NOISE_DEFAULTS
-from ._noise import NoiseState
-from ._scope import Scope
+from torch_ssam import _checks
+from torch_ssam.noise import options as noise_options
+from torch_ssam.noise import parameters, seeds
+from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.scope import Scope
+from torch_ssam.noise.state import NoiseState
+from torch_ssam.ops import dtensor
+from torch_ssam.ops.untraced import untraced
 
 
 class _Applied(Scope):
@@ -91,29 +94,29 @@ class WeightNoise:
             "scale": scale,
             "memory": memory,
         }
-        given = _options.parameter_list(params)
+        given = parameters.parameter_list(params)
         if not given:
             raise ValueError("params is empty; expected at least one tensor.")
         groups = given if isinstance(given[0], dict) else [{"params": given}]
         self.param_groups: list[dict[str, Any]] = []
         known: list[Tensor] = []
         for group in groups:
-            members = [_options.tensor_of(member) for member in _options.group_params(group)]
+            members = [parameters.tensor_of(member) for member in parameters.group_params(group)]
             unique = [p for p in members if not any(p is other for other in known)]
-            _options.check_parameters(unique, known)
+            parameters.check_parameters(unique, known)
             known += unique
             whole = {**defaults, **group, "params": unique}
-            _options.check_noise(whole)
+            noise_options.check_noise(whole)
             if whole["scale"] == "fisher":
                 raise ValueError(
                     "scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', 'tensor', "
                     "'filter' or 'element'. Use SSAM or wrap, whose steps see them."
                 )
             if whole["memory"] == "regenerate":
-                _options.check_regenerated(unique)
-            _sharded.check_options(unique, whole, noise_per_rank=False)
+                parameters.check_regenerated(unique)
+            dtensor.check_options(unique, whole, noise_per_rank=False)
             self.param_groups.append(whole)
-        self._state = NoiseState(lambda: self.param_groups, _options.resolve_seed(seed))
+        self._state = NoiseState(lambda: self.param_groups, seeds.resolve_seed(seed))
 
     @property
     def seed(self) -> int:
@@ -138,10 +141,8 @@ class WeightNoise:
             RuntimeError: inside itself, where no tensor requires gradients, or, on leaving, if tensors were
                 written to inside.
         """
-        sample = _options.count("sample", sample, low=0)
-        return _Applied(
-            self._state, sample, _options.flag("negate", negate), _options.flag("advance", advance)
-        )
+        sample = _checks.count("sample", sample, low=0)
+        return _Applied(self._state, sample, _checks.flag("negate", negate), _checks.flag("advance", advance))
 
     def state_dict(self) -> dict[str, int]:
         """Seed and draw."""
@@ -154,7 +155,7 @@ class WeightNoise:
             raise ValueError(
                 f'load_state_dict() got {came}; expected what state_dict() returned, a dict with "seed" and "draw".'
             )
-        self._state.set_generator(*_options.saved_generator(state_dict["seed"], state_dict["draw"]))
+        self._state.set_generator(*seeds.saved_generator(state_dict["seed"], state_dict["draw"]))
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
         """The noise that the next `applied()` would add to one of the tensors, rounded once to its dtype.
@@ -166,7 +167,7 @@ class WeightNoise:
         if place is None:
             raise ValueError("noise() got a tensor that is not one of params.")
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
-        return self._state.noise_of(group, param, place, _options.count("sample", sample, low=0))
+        return self._state.noise_of(group, param, place, _checks.count("sample", sample, low=0))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

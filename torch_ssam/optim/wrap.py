@@ -12,9 +12,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from . import _options, _sharded
-from ._checkpoints import NOISE_DEFAULTS
-from ._driver import NoiseDriver
+from torch_ssam.noise import options as noise_options
+from torch_ssam.noise import parameters, seeds
+from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.ops import dtensor
+from torch_ssam.optim import options as update_options
+from torch_ssam.optim.base import NoiseDriver
 
 
 class WrappedOptimizer(NoiseDriver):
@@ -35,13 +38,13 @@ class WrappedOptimizer(NoiseDriver):
         ]
         for i, group in enumerate(own):
             self._check_names(i, group, options)
-            _options.check_common({**options, **group}, {**options, **own[0]})
-            _options.check_parameters(
+            update_options.check_common({**options, **group}, {**options, **own[0]})
+            parameters.check_parameters(
                 group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
             )
             # radius is SSAM's: a base may have an option of that name
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
-            _sharded.check_options(group["params"], noise, noise_per_rank)
+            dtensor.check_options(group["params"], noise, noise_per_rank)
         self._init_driver(seed, noise_per_rank)
         saved = [(group["seed"], group["draw"]) for group in base.param_groups if "seed" in group]
         if saved:
@@ -55,13 +58,13 @@ class WrappedOptimizer(NoiseDriver):
         for group, given in zip(base.param_groups, own, strict=True):
             for name in ("seed", "draw"):
                 group.pop(name, None)
-            group.update(_options.plain({**options, **{k: v for k, v in given.items() if k in options}}))
+            group.update(noise_options.plain({**options, **{k: v for k, v in given.items() if k in options}}))
         self._filled = [options.keys() - given.keys() for given in own]
         self._mark()
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
         if saved and seed is None:
-            self._noise.set_generator(*_options.saved_generator(*saved[0]))
+            self._noise.set_generator(*seeds.saved_generator(*saved[0]))
         self._noise.set_fisher_sums(fisher)
 
     def _taken_from(self, base: Optimizer) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor]]:
@@ -107,7 +110,7 @@ class WrappedOptimizer(NoiseDriver):
                     "the noise's; expected none of that name. Rename it in the base."
                 )
         try:
-            _options.check_noise({**options, **group})
+            noise_options.check_noise({**options, **group})
         except (TypeError, ValueError) as error:
             if not set(options) & group.keys():
                 raise
@@ -271,4 +274,4 @@ def wrap(
         "keep_perturbed": keep_perturbed,
         "memory": memory,
     }
-    return WrappedOptimizer(base_optimizer, _options.plain(options), seed, noise_per_rank)
+    return WrappedOptimizer(base_optimizer, noise_options.plain(options), seed, noise_per_rank)

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from ._scope import Scope
+from torch_ssam.noise.scope import Scope
 
 if TYPE_CHECKING:
-    from ._driver import NoiseDriver
+    from torch_ssam.optim.base import NoiseDriver
 
 
 class PerturbedWeightsSaved(UserWarning):

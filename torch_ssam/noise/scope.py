@@ -15,8 +15,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._calls import untraced
-from ._noise import PerturbedWeightsChanged
+from torch_ssam.noise.state import PerturbedWeightsChanged
+from torch_ssam.ops.untraced import untraced
 
 
 class _Guard:

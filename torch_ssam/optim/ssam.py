@@ -1,7 +1,7 @@
 """SSAM: SGD whose gradients are taken at Gaussian-perturbed weights, fused into one operator a step.
 
 S-SAM of arXiv 2503.11891 and its relatives (options of the one class). How it is driven, and checkpoints, are
-in _driver.py; the noise in _noise.py; the arithmetic in csrc/math. Tests: test_ssam_*.py,
+in base.py; the noise in noise/state.py; the arithmetic in csrc/math. Tests: test_ssam_*.py,
 test_keep_perturbed.py.
 """
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import _masters, _options
-from ._checkpoints import NOISE_DEFAULTS
-from ._driver import NoiseDriver
-from ._noise import ROWS, Members
-from ._ops import ops
+from torch_ssam.noise import masters, parameters
+from torch_ssam.noise import options as noise_options
+from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.state import ROWS, Members
+from torch_ssam.ops.entries import ops
+from torch_ssam.optim import options as update_options
+from torch_ssam.optim.base import NoiseDriver
 
 
 class _Part(NamedTuple):
@@ -162,17 +164,17 @@ class SSAM(NoiseDriver):
         }
         self._init_driver(seed, noise_per_rank)
         self._noise.keeps_masters = True
-        super().__init__(_options.parameter_list(params), _options.plain(defaults))
+        super().__init__(parameters.parameter_list(params), noise_options.plain(defaults))
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
-        _options.check_sgd(group)
-        _masters.check_options(group)
+        update_options.check_sgd(group)
+        masters.check_options(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its options are checked, and, in train with keep_perturbed, its weights perturbed."""
         group = self._check_group(param_group)
-        _masters.check_parameters(list(map(_options.tensor_of, group["params"])), {**self.defaults, **group})
+        masters.check_parameters(list(map(parameters.tensor_of, group["params"])), {**self.defaults, **group})
         super().add_param_group(group)
         if self._training:
             self._noise.apply_new()
@@ -372,10 +374,10 @@ class SSAM(NoiseDriver):
         if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in ROWS:
             return
         for group, members in placed:
-            _options.check_noise(group)
+            noise_options.check_noise(group)
             lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
             on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
-            _options.check_sgd({**group, "lr": 0.0} if on_gpu else group)
+            update_options.check_sgd({**group, "lr": 0.0} if on_gpu else group)
             _check_dense(members)
 
     def _update(self) -> None:

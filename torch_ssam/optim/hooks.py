@@ -1,40 +1,22 @@
-"""What a call of an optimizer costs before it does anything: torch.compile and profiler hooks, paid only in use.
+"""The hooks of torch.optim round a step, paid only where a hook or a profiler wants them.
 
-A step of a small network takes 20 us; the wrappers that torch puts round every optimizer call would double it.
-Tests: tests/python/test_compile.py, test_ssam_optimizer.py.
+A step of a small network takes 20 us; the wrapper that torch puts round every step would double it.
+Tests: tests/python/test_ssam_optimizer.py.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as _module
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from ..ops.untraced import untraced
 
-_compiling = torch.compiler.is_dynamo_compiling
-_watcher: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
-
-
-def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """torch.compile breaks its graph at the function: traced, a changed lr or noise_std would compile again."""
-    disabled = _disable_dynamo(function)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Dynamo takes the first as true while it traces; the second is there while it watches frames.
-        if _compiling() or _watcher() is not None:
-            return disabled(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return call
 
 
 def hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:

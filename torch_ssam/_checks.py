@@ -1,0 +1,61 @@
+"""Checks of single values, whoever owns them: numbers, counts, flags, names.
+
+Each says what came, what was expected and in which unit. Shapes, dtypes and devices are the operators' to check.
+Tests: tests/python/test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+
+
+def number(name: str, value: Any, *, low: float = 0.0, open_low: bool = False) -> float:
+    """A finite float >= low (> low where `open_low`)."""
+    bound = "a finite number" if low == -math.inf else f"a finite number {'>' if open_low else '>='} {low:g}"
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}; expected {bound}.")
+    try:
+        if isinstance(value, bool | str | bytes | bytearray):  # float() would take them
+            raise TypeError
+        result = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {bound}.") from None
+    if not math.isfinite(result) or result < low or (open_low and result == low):
+        raise ValueError(f"{name} is {result}; expected {bound}.")
+    return result
+
+
+def integer(name: str, value: Any, expected: str = "an int") -> int:
+    """An int, from anything that is one (NumPy's, a tensor's), but not a bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}.") from None
+
+
+def count(name: str, value: Any, *, low: int = 1, high: int = 2**32 - 1) -> int:
+    """An int from low to high."""
+    result = integer(name, value)
+    if not low <= result <= high:
+        raise ValueError(f"{name} is {result}; expected {low} to {high}.")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected True or False.")
+    return value
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of the names."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+    return str(value)

@@ -1,0 +1,1 @@
+"""The optimizers: SSAM, wrap, how they are driven, what their checkpoints hold. Imports go optim -> noise -> ops."""

@@ -1,0 +1,57 @@
+"""The options of updates, and what all groups of an optimizer share.
+
+Tests: tests/python/test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from .._checks import flag, number
+
+# How a step is driven is one thing for the whole optimizer.
+COMMON = ("samples", "antithetic", "clean_weight", "keep_perturbed")
+
+
+def check_sgd(group: dict[str, Any]) -> None:
+    """The options of the update of one group of SSAM."""
+    number("lr", group["lr"])
+    momentum = number("momentum", group["momentum"])
+    number("weight_decay", group["weight_decay"])
+    dampening = number("dampening", group["dampening"], low=-math.inf)
+    flag("maximize", group["maximize"])
+    if flag("nesterov", group["nesterov"]) and (momentum <= 0 or dampening != 0):
+        raise ValueError(
+            f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum "
+            f"expects "
+            "momentum > 0 and dampening 0."
+        )
+    if group["radius"] is not None:
+        number("radius", group["radius"], open_low=True)
+
+
+def check_common(group: dict[str, Any], first: dict[str, Any]) -> None:
+    """All groups share the options that decide how many passes a step makes."""
+    for name in COMMON:
+        if group[name] != first[name]:
+            raise ValueError(
+                f"{name} is {group[name]!r} in one parameter group and {first[name]!r} in another; "
+                "expected the same in all groups, since a pass runs the whole model."
+            )
+
+
+def check_caller() -> None:
+    """Refuses to be the optimizer_class of ZeroRedundancyOptimizer, which gives it this rank's parameters only."""
+    frame: Any = sys._getframe(1)
+    for _ in range(6):
+        frame = frame.f_back
+        if frame is None:
+            return
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise TypeError(
+                "ZeroRedundancyOptimizer got an optimizer of torch_ssam as its optimizer_class, which would perturb "
+                "only the parameters that this rank updates. Wrap it from outside: "
+                "torch_ssam.wrap(ZeroRedundancyOptimizer(params, torch.optim.SGD, lr=0.1), noise_std=0.01)."
+            )
