@@ -20,7 +20,7 @@ from torch_ssam.optim.ssam import SSAM
 from torch_ssam.optim.wrap import WrappedOptimizer, wrap
 
 from . import _former_paths as _former_paths
-from . import pac_bayes, schedules, sharpness, theory
+from . import pac_bayes, robustness, schedules, sharpness, theory
 from ._version import __version__
 from .simulate import Simulation, simulate
 
@@ -39,6 +39,7 @@ __all__ = [
     "cmake_prefix_path",
     "frozen_batchnorm",
     "pac_bayes",
+    "robustness",
     "schedules",
     "sharpness",
     "simulate",
