@@ -496,3 +496,17 @@ def test_weight_noise_names_a_wrong_state(given: Any) -> None:
     ):
         noise.load_state_dict(given)
     assert (noise.seed, noise.draw) == (5, 0)
+
+
+@pytest.mark.parametrize("rest", [(0.9,), (0.9, 0.0, 1e-4, True)])
+def test_what_follows_lr_without_a_name_is_refused_and_named_as_torch_has_it(rest: tuple[Any, ...]) -> None:
+    torch.optim.SGD([parameter()], 0.1, *rest)  # momentum, dampening, weight_decay, nesterov
+    with pytest.raises(TypeError, match=r"SSAM\(\) got 0\.9.* by name\. Was momentum=0\.9.* meant"):
+        torch_ssam.SSAM([parameter()], 0.1, *rest)
+
+    class Own(torch_ssam.SSAM):
+        pass
+
+    with pytest.raises(TypeError, match=r"Own\(\) got 0\.9"):
+        Own([parameter()], 0.1, *rest)
+    assert Own([parameter()], 0.2).param_groups[0]["lr"] == 0.2

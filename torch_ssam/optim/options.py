@@ -5,11 +5,16 @@ Tests: tests/python/test_bad_input.py.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from .._checks import flag, number
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # How a step is driven is one thing for the whole optimizer.
 COMMON = ("samples", "antithetic", "clean_weight", "keep_perturbed")
@@ -55,3 +60,26 @@ def check_caller() -> None:
                 "only the parameters that this rank updates. Wrap it from outside: "
                 "torch_ssam.wrap(ZeroRedundancyOptimizer(params, torch.optim.SGD, lr=0.1), noise_std=0.01)."
             )
+
+
+def by_name(*of_torch: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Of a constructor (self, params, lr, *, ...): says so where more than that comes without names.
+
+    `of_torch` are the names of what follows lr in the torch optimizer that ours takes the place of.
+    """
+
+    def decorate(construct: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(construct)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            if len(args) > 3:
+                more = args[3:]
+                meant = ", ".join(f"{name}={value!r}" for name, value in zip(of_torch, more, strict=False))
+                raise TypeError(
+                    f"{type(args[0]).__name__}() got {', '.join(map(repr, more))} after lr without a name; expected every "
+                    f"option after lr by name. Was {meant} meant, as torch.optim has them in that order?"
+                )
+            return construct(*args, **options)
+
+        return call
+
+    return decorate

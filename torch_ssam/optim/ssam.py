@@ -58,7 +58,7 @@ class SSAM(NoiseDriver):
         params: parameters, or dicts of parameter groups; every option below may differ by group, save that
             samples, antithetic, clean_weight and keep_perturbed are the same in all. Frozen parameters count
             for the noise's place and are never perturbed.
-        lr: learning rate alpha, >= 0, or a tensor of one element.
+        lr: learning rate alpha, >= 0, or a tensor of one element. Everything after it is given by name.
         noise_std: standard deviation eta of the noise on each weight, >= 0, in the units of the weights.
         momentum: momentum factor, >= 0.
         dampening: dampening of momentum.
@@ -97,8 +97,8 @@ class SSAM(NoiseDriver):
             the optimizer after init_process_group().
 
     Raises:
-        ValueError, TypeError: options out of range, empty parameter lists, tensors that are sparse or
-            complex.
+        ValueError, TypeError: options out of range, options after lr without their names, empty parameter lists,
+            tensors that are sparse or complex.
 
     Example:
         >>> import torch, torch_ssam
@@ -116,16 +116,17 @@ class SSAM(NoiseDriver):
     _state_tensors = NoiseDriver._state_tensors | {"momentum_buffer", "master"}
     _own_options = frozenset({"master_dtype"})
 
+    @update_options.by_name("momentum", "dampening", "weight_decay", "nesterov")
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 0.1,
+        *,
         noise_std: float = 0.01,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
         maximize: bool = False,
         distribution: str = "gaussian",
         scale: str = "isotropic",
