@@ -12,8 +12,8 @@ Quick start::
 from pathlib import Path as _Path
 
 from torch_ssam.nn.diagonal_linear import DiagonalLinear
-from torch_ssam.noise.state import PerturbedWeightsChanged
 from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops import library as library
 from torch_ssam.optim.clean_weights import PerturbedWeightsSaved, frozen_batchnorm, update_bn
 from torch_ssam.optim.ssam import SSAM

@@ -298,7 +298,7 @@ def test_fisher_sums_of_another_shape_are_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match=r"3 Fisher sums for parameter 0 of shape \(7, 5\); expected 7"):
         opt.load_state_dict(bad)
     assert front.same_bits([saved["state"][i]["fisher"] for i in range(4)], before)
-    assert front.same_bits(list(opt._noise.fisher_sums().values()), before)
+    assert front.same_bits(list(opt._noise.scales.fisher_sums().values()), before)
 
 
 def test_the_state_of_a_plain_optimizer_starts_the_fisher_sums_anew() -> None:
@@ -306,7 +306,7 @@ def test_the_state_of_a_plain_optimizer_starts_the_fisher_sums_anew() -> None:
     opt = front.ssam(model, scale="fisher", momentum=0.0)
     front.by_perturb(opt, model, front.batches(2))
     opt.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
-    assert opt._noise.fisher_sums() == {}
+    assert opt._noise.scales.fisher_sums() == {}
 
 
 def test_what_was_loaded_does_not_follow_the_optimizer_that_it_came_from() -> None:

@@ -27,7 +27,7 @@ def one_process(way: str, seed: int) -> list[Tensor]:
     """The same training with the whole batch; no_sync's micro-batches as one batch each."""
     model = front.Net()
     opt = ddp_program.make(way, model)
-    opt._noise.set_generator(seed, 0)
+    opt._noise.generator.set(seed, 0)
     todo = front.batches(4)
     opt.train()
     if way == "no_sync":

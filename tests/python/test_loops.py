@@ -65,7 +65,7 @@ def test_a_scaler_skips_infs_leaves_clean_weights_and_goes_on(kind: str, kept: b
     for k, batch in enumerate(front.batches(6)):
         if k in bad:
             if not kept:
-                reference._noise.advance()
+                reference._noise.generator.advance()
             continue
         front.by_perturb(reference, other, [batch])
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -102,7 +102,7 @@ def test_bf16_autocast_sees_the_noisy_float32_weights(kept: bool) -> None:
         for p, q in zip(reference.parameters(), noisy.parameters(), strict=True):
             p.grad = q.grad
         twin._fresh = True
-        twin._noise.advance()
+        twin._noise.generator.advance()
         twin.step()
 
         opt.zero_grad()

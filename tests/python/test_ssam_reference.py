@@ -43,7 +43,7 @@ class NetWithSpare(front.Net):
 def compare(model: nn.Module, opt: Any, reference: ReferenceSSAM, dtype: torch.dtype) -> None:
     by_rows = any(group["scale"] in ("tensor", "filter", "fisher") for group in opt.param_groups)
     tolerance = max(TOLERANCE[dtype], ROW_TOLERANCE if by_rows else 0.0)
-    sums = opt._noise.fisher_sums()
+    sums = opt._noise.scales.fisher_sums()
     for i, (p, w) in enumerate(zip(model.parameters(), reference.weights, strict=True)):
         torch.testing.assert_close(p.detach(), w, rtol=tolerance, atol=tolerance)
         buffer = opt.state.get(p, {}).get("momentum_buffer")

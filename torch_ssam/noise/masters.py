@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_ssam.noise.members import Group, Members
+from torch_ssam.noise.saved import Saved, WrittenTogether
 from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
@@ -65,3 +67,46 @@ def _alike(known: Tensor, param: Tensor) -> bool:
     if not is_sharded(param):
         return not is_sharded(known)
     return is_sharded(known) and shard_of(known) == shard_of(param)
+
+
+class Masters:
+    """The masters of an optimizer's parameters. They last from step to step, perturbed or not."""
+
+    def __init__(self, enabled: bool = False) -> None:
+        self.enabled = enabled  # whether groups have the option master_dtype
+        self.saved: dict[int, Saved] = {}  # by id of the parameter
+
+    def wanted(self, group: Group, param: Tensor) -> bool:
+        """Whether a clean parameter of the group is to have one."""
+        return group["master_dtype"] is not None and param.dtype != group["master_dtype"]
+
+    def of(self, group: Group, param: Tensor) -> Saved:
+        """The master of a parameter that is clean, taken from it where there is none or where others wrote."""
+        saved, dtype = self.saved.get(id(param)), group["master_dtype"]
+        if saved is None or not saved.noted or saved.changed() or saved.clean.dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():
+                master = take(param, dtype, None if saved is None else saved.clean)
+            if saved is not None:
+                saved.forget_writes()
+            saved = self.saved[id(param)] = Saved(param, master, is_master=True)
+            WrittenTogether([saved]).note()
+        return saved
+
+    def forget(self, members: Members) -> None:
+        """Of clean tensors whose master_dtype is None now: what is no longer followed must not come back."""
+        for key in members.keys:
+            gone = self.saved.pop(key, None)
+            if gone is not None:
+                gone.forget_writes()
+
+    def keep_only(self, keys: set[int]) -> None:
+        """Forgets those of tensors that are in no group any more."""
+        self.saved = {key: saved for key, saved in self.saved.items() if key in keys}
+
+    def all(self) -> dict[Tensor, Tensor]:
+        """All masters there are, as they were when they were last in use."""
+        return {saved.param: saved.clean for saved in self.saved.values()}
+
+    def set_all(self, masters: dict[Tensor, Tensor]) -> None:
+        """Continues with these, where the parameters then hold their roundings."""
+        self.saved = {id(p): Saved(p, master, is_master=True) for p, master in masters.items()}

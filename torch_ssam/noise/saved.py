@@ -1,4 +1,4 @@
-"""Clean copies of tensors that are perturbed, and whether others wrote to the tensors since.
+"""What puts a tensor's clean weights back, and whether others wrote to the tensor since we did.
 
 Writes in place move a tensor's version, `param.data = other` moves its address. Both are read for all tensors of an
 operator call at once: a call for each tensor would cost more than the reading. Tests: test_weight_noise.py,
@@ -9,37 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from torch_ssam.noise.regenerate import Recipe, without
 from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
-class Copy:
-    """The clean copy of a tensor, which lasts while nobody else changes the tensor's shape, dtype or device.
+class Saved:
+    """The clean weights of one tensor, as a copy, as a master, or (memory="regenerate") as a recipe to make them again.
 
-    With memory="regenerate" there is none; a recipe says what noise to take off again.
+    A copy serves while nobody else changes the tensor's shape, dtype or device.
     """
 
-    __slots__ = ("index", "param", "place", "recipe", "row_scales", "saved", "sharded", "together")
+    __slots__ = (
+        "copy",
+        "index",
+        "is_master",
+        "param",
+        "place",
+        "recipe",
+        "row_scales",
+        "sharded",
+        "together",
+    )
 
     def __init__(
-        self, param: Tensor, saved: Tensor | None, place: int = -1, recipe: Recipe | None = None
+        self,
+        param: Tensor,
+        copy: Tensor | None,
+        *,
+        is_master: bool = False,
+        place: int = -1,
+        recipe: Recipe | None = None,
     ) -> None:
-        self.param, self.saved = param, saved
+        self.param, self.copy, self.is_master = param, copy, is_master
         self.place, self.recipe = place, recipe
         self.row_scales: Tensor | None = None
         self.sharded = is_sharded(param)
-        self.together: Together | None = None  # what the tensor was last written with, and its position there
+        self.together: WrittenTogether | None = (
+            None  # what the tensor was last written with, and its position there
+        )
         self.index = -1
 
     @property
     def clean(self) -> Tensor:
         """The clean weights; without a copy a new tensor."""
-        if self.saved is None:
+        if self.copy is None:
             assert self.recipe is not None
             return without(self.param, self.place, self.recipe)
-        return self.saved
+        return self.copy
 
     @property
     def noted(self) -> bool:
@@ -50,44 +69,44 @@ class Copy:
         """Whether somebody else wrote to the tensor since we did."""
         return self.together is not None and self.together.changed_at(self.index)
 
-    def leave(self) -> None:
+    def forget_writes(self) -> None:
         """Forgets how we left the tensor: whatever is found from here on is ours."""
         if self.together is not None:
-            self.together.keys, self.together.saved = [], None
+            self.together.keys, self.together.copies = [], None
             self.together = None
 
     def fits(self, param: Tensor) -> bool:
         """Whether the copy has the tensor's shape, dtype and device."""
-        saved = self.saved
+        copy = self.copy
         return (
-            saved is not None
-            and param.shape == saved.shape
-            and param.dtype == saved.dtype
-            and param.device == saved.device
-            and (not self.sharded or shard_of(param) == shard_of(saved))
+            copy is not None
+            and param.shape == copy.shape
+            and param.dtype == copy.dtype
+            and param.device == copy.device
+            and (not self.sharded or shard_of(param) == shard_of(copy))
         )
 
 
-class Together:
-    """Tensors that are written by one operator call, and the version and address of each as the call left it.
+class WrittenTogether:
+    """Tensors that one operator call wrote, and the version and address of each as the call left it.
 
-    `keys` are the ids of the tensors, in the call's order, as long as all copies are in use and point here; after
-    that it is empty, and only `changed_at` may be asked. `saved` are the clean copies, where all have one.
+    `keys` are the ids of the tensors, in the call's order, as long as all of them are in use and point here; after that
+    it is empty, and only `changed_at` may be asked. `copies` are their clean weights, where all have a copy.
     """
 
-    __slots__ = ("_addresses", "_params", "_sharded", "_versions", "keys", "saved")
+    __slots__ = ("_addresses", "_params", "_sharded", "_versions", "copies", "keys")
 
-    def __init__(self, copies: Sequence[Copy]) -> None:
-        self._params = [copy.param for copy in copies]
-        self._sharded = any([copy.sharded for copy in copies])
+    def __init__(self, saved: Sequence[Saved]) -> None:
+        self._params = [one.param for one in saved]
+        self._sharded = any([one.sharded for one in saved])
         self._versions: list[int] | None = None  # none while whatever is found is ours
         self._addresses: list[int] | None = None
-        saved = [copy.saved for copy in copies if copy.saved is not None]
-        self.saved = saved if len(saved) == len(copies) else None
+        copies = [one.copy for one in saved if one.copy is not None]
+        self.copies = copies if len(copies) == len(saved) else None
         self.keys: list[int] = []
-        for index, copy in enumerate(copies):
-            copy.leave()
-            copy.index, copy.together = index, self
+        for index, one in enumerate(saved):
+            one.forget_writes()
+            one.index, one.together = index, self
         self.keys = list(map(id, self._params))
 
     @property
@@ -133,3 +152,20 @@ class Together:
         if self._sharded:
             return [local_of(p).data_ptr() for p in self._params]
         return [p.data_ptr() for p in self._params]
+
+
+def expect_writes(saved: list[Saved], keys: list[int]) -> None:
+    """From here until these tensors are noted as written, whatever is found in them is ours."""
+    together = saved[0].together if saved else None
+    if together is not None and together.keys == keys:
+        together.expect_writes()
+    else:
+        for one in saved:
+            one.forget_writes()
+
+
+def tell_torch(params: list[Tensor]) -> None:
+    """Autograd, and autocast, which keeps its casts of weights for a whole block, that the weights changed."""
+    if torch._C._is_any_autocast_enabled():
+        torch.clear_autocast_cache()
+    torch.autograd.graph.increment_version(params)

@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from torch_ssam.noise.state import PerturbedWeightsChanged
+from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops.untraced import untraced
 
 

@@ -48,7 +48,7 @@ class _Applied(Scope):
             self._state.restore()
         finally:
             if self._pending_advance:
-                self._state.advance()
+                self._state.generator.advance()
                 self._pending_advance = False
 
 
@@ -121,12 +121,12 @@ class WeightNoise:
     @property
     def seed(self) -> int:
         """The seed of the noise."""
-        return self._state.seed
+        return self._state.generator.seed
 
     @property
     def draw(self) -> int:
         """Number of the next draw."""
-        return self._state.draw
+        return self._state.generator.draw
 
     @untraced
     def applied(self, *, sample: int = 0, negate: bool = False, advance: bool = True) -> Scope:
@@ -146,7 +146,7 @@ class WeightNoise:
 
     def state_dict(self) -> dict[str, int]:
         """Seed and draw."""
-        return {"seed": self._state.seed, "draw": self._state.draw}
+        return {"seed": self._state.generator.seed, "draw": self._state.generator.draw}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues with the seed and draw of `state_dict()`."""
@@ -155,7 +155,7 @@ class WeightNoise:
             raise ValueError(
                 f'load_state_dict() got {came}; expected what state_dict() returned, a dict with "seed" and "draw".'
             )
-        self._state.set_generator(*seeds.saved_generator(state_dict["seed"], state_dict["draw"]))
+        self._state.generator.set(*seeds.saved_generator(state_dict["seed"], state_dict["draw"]))
 
     def noise(self, param: Tensor, *, sample: int = 0) -> Tensor:
         """The noise that the next `applied()` would add to one of the tensors, rounded once to its dtype.

@@ -72,7 +72,7 @@ class Perturbation(Scope):
         finally:
             if owner._inside_pass:
                 if self._last:
-                    owner._noise.advance()
+                    owner._noise.generator.advance()
                 owner._inside_pass = False
 
     def _completed(self) -> None:
@@ -200,7 +200,7 @@ class NoiseDriver(NoiseOptimizer):
 
     @untraced  # what a generator calls is traced on its own
     def _advance(self) -> None:
-        self._noise.advance()
+        self._noise.generator.advance()
 
     @untraced
     def _hold(self, held: HeldGradients, weight: float) -> None:
@@ -284,7 +284,7 @@ class NoiseDriver(NoiseOptimizer):
             return loss
         try:
             self._update_and_perturb()
-            self._noise.advance()
+            self._noise.generator.advance()
         except BaseException:
             # Half of the tensors may hold the old noise: nobody should train on with that.
             self._training = False
@@ -327,7 +327,7 @@ class NoiseDriver(NoiseOptimizer):
             if not total:  # the first pass failed
                 self._scale_grads(weights[0])
             total.put_back()
-            self._noise.advance()
+            self._noise.generator.advance()
         return mean_loss
 
     def _first_gradient(self) -> Tensor | None:

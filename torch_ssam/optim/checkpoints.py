@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.state import NoiseState, PerturbedWeightsChanged, rows_of
+from torch_ssam.noise.scales import rows_of
+from torch_ssam.noise.state import NoiseState
+from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.clean_weights import warn_perturbed
@@ -36,7 +38,7 @@ class NoiseOptimizer(Optimizer):
     _own_options: frozenset[str] = frozenset()  # stay as constructed, whatever a checkpoint says
     _hands_out_clean = False  # whether the user has asked for clean weights, and needs no warning
 
-    def _init_driver(self, seed: int | None, noise_per_rank: bool = False) -> None:
+    def _init_noise(self, seed: int | None, noise_per_rank: bool = False, masters: bool = False) -> None:
         update_options.check_caller()
         stream = seeds.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
@@ -47,7 +49,7 @@ class NoiseOptimizer(Optimizer):
             optimizer = myself()
             return [] if optimizer is None else optimizer.param_groups
 
-        self._noise = NoiseState(groups, seeds.resolve_seed(seed), stream)
+        self._noise = NoiseState(groups, seeds.resolve_seed(seed), stream, masters)
         self._inside_pass = False
         self._fresh = False
         self._training = False
@@ -78,12 +80,12 @@ class NoiseOptimizer(Optimizer):
     @property
     def seed(self) -> int:
         """The seed of the noise."""
-        return self._noise.seed
+        return self._noise.generator.seed
 
     @property
     def draw(self) -> int:
         """Number of the draw in use (perturbed) or next (clean)."""
-        return self._noise.draw
+        return self._noise.generator.draw
 
     def _noisy(self) -> bool:
         return any(float(group["noise_std"]) > 0 for group in self.param_groups)
@@ -107,20 +109,24 @@ class NoiseOptimizer(Optimizer):
             self._hands_out_clean = True  # once is enough
             warn_perturbed("inside perturb()" if self._inside_pass else "between train() and eval()")
         state_dict = self._plain_state_dict()
-        draw = self._noise.draw
-        groups = [{**group, "seed": self._noise.seed, "draw": draw} for group in state_dict["param_groups"]]
+        draw = self._noise.generator.draw
+        groups = [
+            {**group, "seed": self._noise.generator.seed, "draw": draw}
+            for group in state_dict["param_groups"]
+        ]
         # The entries are the live state: ours go into copies.
         state = dict(state_dict["state"])
         self._check_names_of_state(state)
-        fisher, masters = self._noise.fisher_sums(), self._noise.masters()
-        mine = self._noise.active or self._pending_clean or fisher or masters
-        place = self._noise.place_of() if mine else {}
-        for p, weights in {**self._noise.applied_clean(), **self._pending_clean}.items():
-            state[place[p]] = {**state.get(place[p], {}), "clean": weights}
-        for p, sums in fisher.items():
-            state[place[p]] = {**state.get(place[p], {}), "fisher": sums}
-        for p, master in masters.items():
-            state[place[p]] = {**state.get(place[p], {}), "master": master}
+        place = self._noise.place_of()
+        mine = {
+            "clean": {**self._noise.applied_clean(), **self._pending_clean},
+            "fisher": self._noise.scales.fisher_sums(),
+            "master": self._noise.masters.all(),
+        }
+        for name, tensors in mine.items():
+            for p, value in tensors.items():
+                if p in place:  # else it has left its group
+                    state[place[p]] = {**state.get(place[p], {}), name: value}
         state_dict = {**state_dict, "state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             changed = hook(self, state_dict)
@@ -130,7 +136,7 @@ class NoiseOptimizer(Optimizer):
     @property
     def _names_in_state(self) -> tuple[str, ...]:
         """Under which checkpoints keep what the noise has of a parameter, beside the state of the update."""
-        return ("clean", "fisher", "master") if self._noise.keeps_masters else ("clean", "fisher")
+        return ("clean", "fisher", "master") if self._noise.masters.enabled else ("clean", "fisher")
 
     def _check_names_of_state(self, state: dict[Any, Any]) -> None:
         """Raises if the update's state has a name of ours: a checkpoint would lose one of the two."""
@@ -171,12 +177,12 @@ class NoiseOptimizer(Optimizer):
             # A model loaded before its optimizer has written to the weights: go on with those.
             with suppress(PerturbedWeightsChanged):
                 self._noise.restore_surely()
-        self._noise.drop_buffers()
+        self._noise.drop_copies()
         if noise_state is not None:
-            self._noise.set_generator(*noise_state)
+            self._noise.generator.set(*noise_state)
         self._pending_clean = clean
-        self._noise.set_fisher_sums(fisher)
-        self._noise.set_masters(masters)
+        self._noise.scales.set_fisher_sums(fisher)
+        self._noise.masters.set_all(masters)
         self._fresh = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -45,7 +45,7 @@ class WrappedOptimizer(NoiseDriver):
             # radius is SSAM's: a base may have an option of that name
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             dtensor.check_options(group["params"], noise, noise_per_rank)
-        self._init_driver(seed, noise_per_rank)
+        self._init_noise(seed, noise_per_rank)
         saved = [(group["seed"], group["draw"]) for group in base.param_groups if "seed" in group]
         if saved:
             state, fisher = self._taken_from(base)
@@ -64,8 +64,8 @@ class WrappedOptimizer(NoiseDriver):
         # Not Optimizer.__init__, which would make groups and state of its own.
         Optimizer.__setstate__(self, {"defaults": base.defaults})
         if saved and seed is None:
-            self._noise.set_generator(*seeds.saved_generator(*saved[0]))
-        self._noise.set_fisher_sums(fisher)
+            self._noise.generator.set(*seeds.saved_generator(*saved[0]))
+        self._noise.scales.set_fisher_sums(fisher)
 
     def _taken_from(self, base: Optimizer) -> tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Tensor]]:
         """The base's state without the noise's, and the Fisher sums, of a base that has loaded a checkpoint.
@@ -181,7 +181,7 @@ class WrappedOptimizer(NoiseDriver):
 
     def _update(self) -> None:
         for group in self.param_groups:
-            self._noise.observe(group)
+            self._noise.scales.observe(group)
         self.base.step()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""What the noise of each weight is multiplied by: one number for each row, computed from the weights, or each its own.
+
+`Scales` keeps the sums of squared gradients that scale="fisher" divides by. The formulas are csrc/math/scale.h's.
+Tests: test_ops_scale.py, test_ssam_reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_ssam.noise.members import Group, members_of
+from torch_ssam.noise.saved import Saved
+from torch_ssam.ops.entries import ops
+
+BY_ROWS = ("tensor", "filter", "fisher")  # one number for each row, from the clean weights
+
+
+def rows_of(param: Tensor) -> int:
+    """The filters of a tensor: dimension 0, or the whole tensor where it has less than two."""
+    return 1 if param.dim() < 2 else param.size(0)
+
+
+class ScaleArguments(NamedTuple):
+    """What operators are told of a scale: how they apply it, and, by rows, each tensor's numbers."""
+
+    scale: str = "isotropic"
+    row_scales: list[Tensor] | None = None
+
+    def arguments(self) -> tuple[object, ...]:
+        """The operators' last arguments; the defaults cost nothing where they are left out."""
+        if self.row_scales is not None:
+            return self.scale, self.row_scales
+        return () if self.scale == "isotropic" else (self.scale,)
+
+    def of_one(self, i: int) -> tuple[object, ...]:
+        """The same of one tensor alone."""
+        return (self.scale, [self.row_scales[i]]) if self.row_scales is not None else self.arguments()
+
+
+class Scales:
+    """Numbers by rows, and the sums that some of them need."""
+
+    def __init__(self) -> None:
+        self._fisher: dict[int, tuple[Tensor, Tensor]] = {}  # tensors and their F, one number for each filter
+
+    def of(self, group: Group, saved: list[Saved], clean: list[Tensor]) -> ScaleArguments:
+        """What the operators are told of the group's scale; row scales are computed from the clean weights."""
+        scale = group["scale"]
+        if scale == "isotropic" or scale == "element":
+            return ScaleArguments(scale)
+        row_scales = []
+        for one in saved:
+            rows = 1 if scale == "tensor" else rows_of(one.param)
+            known = one.row_scales
+            if known is None or known.numel() != rows:
+                with torch.inference_mode(False):
+                    known = torch.empty(rows, dtype=torch.float32, device=one.param.device)
+                one.row_scales = known
+            row_scales.append(known)
+        if scale == "fisher":
+            fisher = [self._fisher_of(one.param) for one in saved]
+            ops.row_scales_(row_scales, clean, fisher, float(group["fisher_factor"]))
+        else:
+            ops.row_scales_(row_scales, clean, [])
+        return ScaleArguments("rows", row_scales)
+
+    def observe(self, group: Group) -> None:
+        """With scale="fisher": F <- beta F + sum of g^2, from the gradients of a step."""
+        if group["scale"] != "fisher":
+            return
+        # Checkpoint tools step with lr = 0 and gradients of zeros, to create the state that they then load into.
+        lr = group.get("lr", 1.0)
+        counts = (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0
+        for _, part in members_of([p for p in group["params"] if p.grad is not None]).by_device():
+            fisher = [self._fisher_of(p) for p in part.params]
+            if counts:
+                ops.row_fisher_(fisher, [p.grad for p in part.params], float(group["fisher_decay"]))
+
+    def fisher_sums(self) -> dict[Tensor, Tensor]:
+        """F of every tensor that has one: per filter, the decayed sum of squared gradients."""
+        return dict(self._fisher.values())
+
+    def set_fisher_sums(self, sums: dict[Tensor, Tensor]) -> None:
+        """Continues with these."""
+        self._fisher = {id(p): (p, f) for p, f in sums.items()}
+
+    def keep_only(self, keys: set[int]) -> None:
+        """Forgets the sums of tensors that are in no group any more."""
+        self._fisher = {key: known for key, known in self._fisher.items() if key in keys}
+
+    def _fisher_of(self, param: Tensor) -> Tensor:
+        known = self._fisher.get(id(param))
+        if known is None or known[1].numel() != rows_of(param) or known[1].device != param.device:
+            with torch.inference_mode(False):
+                known = param, torch.zeros(rows_of(param), dtype=torch.float32, device=param.device)
+            self._fisher[id(param)] = known
+        return known[1]

@@ -1,0 +1,316 @@
+"""The base of SSAM and of its relatives with other updates: clean weights updated and perturbed anew in one pass over memory.
+
+A step is: the noise plans which tensors an operator call is about (`_Part`), one operator call updates them and draws
+the next noise, and the noise notes what was written. A subclass names its update rule (csrc/math), the state that the
+rule keeps of each parameter, and its numbers; everything else is here and in base.py, once. Tests: test_ssam_*.py,
+test_keep_perturbed.py, test_masters.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from torch_ssam.noise import masters, parameters
+from torch_ssam.noise import options as noise_options
+from torch_ssam.noise.members import Members
+from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.scales import BY_ROWS
+from torch_ssam.ops.entries import ops
+from torch_ssam.optim.base import NoiseDriver
+
+#: Options of the fused optimizers beside those of the noise, with their defaults.
+FUSED_DEFAULTS: dict[str, Any] = {"maximize": False, "radius": None, "master_dtype": None}
+
+
+class _Part(NamedTuple):
+    """Tensors of a group that one operator call can update: a device, all at their first step or none."""
+
+    members: Members
+    grads: list[Tensor]
+    state: list[list[Tensor]]  # for each name of the rule's state, that of every tensor
+    first: bool
+    perturbed: bool
+    mastered: bool
+
+
+def _check_dense(members: Members) -> None:
+    for place, p in zip(members.places, members.params, strict=True):
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise ValueError(
+                f"The gradient of parameter {place} is sparse; expected a dense one. Use sparse=False in the "
+                "embedding, or give the parameter an optimizer of its own."
+            )
+
+
+class FusedOptimizer(NoiseDriver):
+    """An optimizer whose update is one of csrc/math's rules."""
+
+    _state_tensors = NoiseDriver._state_tensors | {"master"}
+    _own_options = frozenset({"master_dtype"})
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], seed: int | None, noise_per_rank: bool
+    ) -> None:
+        self._init_noise(seed, noise_per_rank, masters=True)
+        super().__init__(parameters.parameter_list(params), noise_options.plain(defaults))
+
+    # -- what a subclass says of its rule --------------------------------------------------------------------
+
+    def _check_update(self, group: dict[str, Any]) -> None:
+        """Raises if the options of the group's update are out of range."""
+        raise NotImplementedError
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Under which names `state` has what the group's rule keeps of a parameter."""
+        raise NotImplementedError
+
+    def _numbers(self, group: dict[str, Any], device: torch.device) -> tuple[tuple[Any, ...], Tensor | None]:
+        """The rule's numbers as the operators take them, and lr where it lies on the device."""
+        raise NotImplementedError
+
+    # -- options and state -----------------------------------------------------------------------------------
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        self._check_update(group)
+        masters.check_options(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; its options are checked, and, in train with keep_perturbed, its weights perturbed."""
+        group = self._check_group(param_group)
+        masters.check_parameters(list(map(parameters.tensor_of, group["params"])), {**self.defaults, **group})
+        super().add_param_group(group)
+        if self._training:
+            self._noise.apply_new()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in {**NOISE_DEFAULTS, **FUSED_DEFAULTS}.items():
+                group.setdefault(name, value)
+
+    def _plain_state_dict(self) -> dict[str, Any]:
+        hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
+        try:
+            state_dict = Optimizer.state_dict(self)
+        finally:
+            self._optimizer_state_dict_post_hooks = hooks
+        for group in state_dict["param_groups"]:  # by name: not every reader of checkpoints knows dtypes
+            if group["master_dtype"] is not None:
+                group["master_dtype"] = str(group["master_dtype"]).removeprefix("torch.")
+        return state_dict
+
+    def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        try:
+            Optimizer.load_state_dict(self, state_dict)
+        finally:
+            self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks = hooks
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        for group in self.param_groups:  # torch has cast it to the parameters' dtype
+            for p in group["params"]:
+                saved = state_dict["state"].get(next(keys), {})
+                for name in self._state_names(group) if self._noise.has_master(group, p) else ():
+                    if saved.get(name) is not None:
+                        kept = saved[name].to(dtype=group["master_dtype"], device=p.device)
+                        self.state[p][name] = kept
+
+    # -- the plan of a step ----------------------------------------------------------------------------------
+
+    def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
+        """Members with a gradient, split by device, first step or later, perturbed or not, master or not: a call each."""
+        if group["master_dtype"] is None:
+            self._noise.forget_masters(members)
+            parts = self._split(group, members)
+        else:
+            with_master = members.where(lambda p: self._noise.has_master(group, p))
+            without = members.where(lambda p: not self._noise.has_master(group, p))
+            parts = self._split(group, without) + self._split(group, with_master, group["master_dtype"])
+        if len(parts) > 1:  # several operator calls
+            _check_dense(members)
+        return parts
+
+    def _split(
+        self, group: dict[str, Any], members: Members, master_dtype: torch.dtype | None = None
+    ) -> list[_Part]:
+        whole = self._whole(group, members) if master_dtype is None else None
+        if whole is not None:
+            return [whole]
+        names = self._state_names(group)
+        parts: dict[Any, _Part] = {}
+        is_applied = self._noise.is_applied
+        for p, place, key in zip(*members, strict=True):
+            grad = p.grad
+            if grad is None:
+                continue
+            entry = self.state.get(p) if names else None
+            kept = [None if entry is None else entry.get(name) for name in names]
+            first = any(value is None for value in kept)
+            kind = p.is_cpu or p.device, first, is_applied(p)
+            part = parts.get(kind)
+            if part is None:
+                nothing: list[list[Tensor]] = [[] for _ in names]
+                part = parts[kind] = _Part(
+                    Members([], [], []), [], nothing, first, kind[2], master_dtype is not None
+                )
+            part.members.params.append(p)
+            part.members.places.append(place)
+            part.members.keys.append(key)
+            part.grads.append(grad)
+            for values, value in zip(part.state, kept, strict=True):
+                if value is None or first:
+                    value = torch.zeros_like(p, requires_grad=False, dtype=master_dtype)
+                elif master_dtype is not None:  # of steps without masters
+                    value = value.to(master_dtype)
+                values.append(value)
+        return list(parts.values())
+
+    def _whole(self, group: dict[str, Any], members: Members) -> _Part | None:
+        """All members as one part where nothing sets them apart: nearly always, and cheaper than one by one."""
+        params = members.params
+        grads: list[Any] = [p.grad for p in params]
+        perturbed = self._noise.all_or_none_applied(members)
+        if perturbed is None or not all([grad is not None and grad.is_cpu for grad in grads]):
+            return None
+        kept: list[Any] = []
+        names = self._state_names(group)
+        if names:
+            state = (
+                self.state
+            )  # in the order of params it serves without the tensors' hashes, which run Python
+            in_order = list(map(id, state)) == members.keys
+            entries = list(state.values()) if in_order else [state.get(p) for p in params]
+            for name in names:
+                values = [entry.get(name) if entry else None for entry in entries]
+                if not all([value is not None for value in values]):
+                    return None
+                kept.append(values)
+        return _Part(members, grads, kept, False, perturbed, False)
+
+    # -- the call --------------------------------------------------------------------------------------------
+
+    def _update_part(self, group: dict[str, Any], part: _Part, noise_std: float | None = None) -> None:
+        """Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update.
+
+        With a noise_std the tensors get the next draw of noise in the same pass over memory.
+        """
+        noise = self._noise
+        members, first = part.members, part.first
+        clean = noise.all_clean_of(members) if part.perturbed else members.params
+        if part.mastered and not part.perturbed:
+            clean, noise_std = noise.masters_of(group, members), 0.0  # then the tensors get the rounding
+        device = members.params[0].device
+        numbers, lr_tensor = self._numbers(group, device)
+        state = [value for values in part.state for value in values]
+        if noise_std is None:
+            ops.update_(clean, part.grads, state, *numbers, first, lr_tensor)
+        else:
+            generator, draw = noise.generator.on(device)
+            # An argument costs half a microsecond, the schema's defaults nothing.
+            others: dict[str, Any] = {"draw_offset": draw + 1}
+            if group["distribution"] != "gaussian":
+                others["distribution"] = group["distribution"]
+            if group["scale"] != "isotropic" and noise_std != 0.0:
+                others["scale"] = group["scale"]
+            if lr_tensor is not None:
+                others["lr_tensor"] = lr_tensor
+            ops.update_and_perturb_(
+                members.params,
+                clean,
+                part.grads,
+                state,
+                generator,
+                members.places,
+                *numbers,
+                first,
+                noise_std,
+                **others,
+            )
+        if part.state and (
+            first or part.mastered
+        ):  # only now: an operator that refuses must leave no state behind
+            for name, values in zip(self._state_names(group), part.state, strict=True):
+                for p, value in zip(members.params, values, strict=True):
+                    self.state[p][name] = value
+        if noise_std is not None or not part.perturbed:
+            noise.written(members)
+
+    def _update_group(self, group: dict[str, Any], members: Members) -> None:
+        for part in self._parts(group, members):
+            self._update_part(group, part)
+        stacked = members.trainable() if group["radius"] is not None else None
+        if stacked is not None and stacked.params:
+            self._project(group, stacked)
+        self._noise.scales.observe(group)
+
+    def _project(self, group: dict[str, Any], stacked: Members) -> None:
+        noise = self._noise
+        rounded = stacked.where(lambda p: noise.has_master(group, p))
+        kept = dict(zip(rounded.params, noise.masters_of(group, rounded), strict=True))
+        ops.project_([kept.get(p, noise.clean_of(p)) for p in stacked.params], float(group["radius"]))
+        rounded = rounded.where(lambda p: not noise.is_applied(p))
+        if rounded.params:
+            ops.restore_(rounded.params, [kept[p] for p in rounded.params])
+        noise.written(stacked.where(lambda p: not noise.is_applied(p)))
+
+    # -- the step --------------------------------------------------------------------------------------------
+
+    def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
+        """One operator call checks all before it writes; of several, none may fail after another wrote."""
+        if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in BY_ROWS:
+            return
+        for group, members in placed:
+            noise_options.check_noise(group)
+            lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
+            on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
+            self._check_update({**group, "lr": 0.0} if on_gpu else group)
+            _check_dense(members)
+
+    def _update(self) -> None:
+        # As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
+        placed = self._noise.placed(frozen=True)
+        self._check_before(placed)
+        for group, members in placed:
+            self._update_group(group, members)
+
+    def _update_and_perturb(self) -> None:
+        noise = self._noise
+        noise.ready_to_update()
+        placed = noise.placed(frozen=True)
+        self._check_before(placed)
+        for group, everything in placed:
+            noise_std = float(group["noise_std"])
+            # Norms of the new weights, or a projection to them, come between update and noise.
+            one_pass = noise_std != 0.0 and group["radius"] is None and group["scale"] not in BY_ROWS
+            parts = self._parts(group, everything) if one_pass else []
+            if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):
+                self._update_part(group, parts[0], noise_std)  # nearly always
+                continue
+            members = everything.trainable()
+            kept = members.where(noise.is_applied)
+            if not one_pass or len(kept.params) < len(members.params):  # or noise is switched on or off here
+                parts = []  # with state of a first step, which is made again
+                self._update_group(group, everything)
+                if noise_std == 0.0:
+                    noise.restore(kept.params)
+                else:
+                    noise.apply_group(group, members, draw_offset=1)
+                continue
+            for part in parts:  # frozen tensors are not perturbed
+                self._update_part(group, part, noise_std if part.perturbed else None)
+            noise.apply_from_clean(group, members.where(lambda p: p.grad is None), draw_offset=1)
+
+
+def lr_on(group: dict[str, Any], device: torch.device) -> tuple[float, Tensor | None]:
+    """The learning rate as a number, or 0 and the tensor where it lies on the device."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.device == device and lr.dtype in (torch.float32, torch.float64):
+        return 0.0, lr
+    return float(lr), None
