@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from torch_ssam.noise.options import NOISE_DEFAULTS
 from torch_ssam.optim.fused import FusedOptimizer, lr_on
-from torch_ssam.optim.options import check_sgd
+from torch_ssam.optim.options import by_name, check_sgd
 
 
 class SSAM(FusedOptimizer):
@@ -89,7 +89,7 @@ class SSAM(FusedOptimizer):
 
     _state_tensors = FusedOptimizer._state_tensors | {"momentum_buffer"}
 
-    @update_options.by_name("momentum", "dampening", "weight_decay", "nesterov")
+    @by_name("momentum", "dampening", "weight_decay", "nesterov")
     def __init__(
         self,
         params: ParamsT,
