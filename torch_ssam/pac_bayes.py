@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _checks, theory
+from torch_ssam._common.measured_model import Move, add_noise
 from torch_ssam._common.progress import resolve_progress
 from torch_ssam.noise import seeds
 from torch_ssam.noise.weight_noise import WeightNoise
@@ -146,9 +147,13 @@ class _Examples:
         return len(self.targets)
 
     @torch.no_grad()
-    def risk(self, rows: Tensor | slice) -> float:
-        targets = self.targets[rows]
+    def risk(self, rows: Tensor | slice, at: Move | None = None) -> float:
+        """The mean loss on some of them, with the model moved and put back."""
+        measured, targets = self._evaluator.measured, self.targets[rows]
+        if at is not None:
+            at(measured)
         losses = self._loss(self._evaluator.model(self.inputs[rows]), targets)
+        measured.restore()
         if not isinstance(losses, Tensor) or losses.shape != targets.shape[:1]:
             came = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(f"loss gave {came}; expected one value an example, ({len(targets)},).")
@@ -189,8 +194,7 @@ class _Draws:
         total = 0.0
         for _ in range(draws):
             rows = torch.randint(len(self._examples), (self._batch_size,), generator=self._rows)
-            with noise.applied():
-                total += self._examples.risk(rows.to(self._examples.targets.device))
+            total += self._examples.risk(rows.to(self._examples.targets.device), add_noise(noise))
             tell()
         return total / draws
 

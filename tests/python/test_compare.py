@@ -246,7 +246,7 @@ def test_the_cost_of_a_step_is_measured_for_every_method() -> None:
 def test_rounding_leaves_2_to_the_bits_values_and_comes_off_again() -> None:
     model = torch.nn.Linear(40, 50)
     before = model.weight.detach().clone()
-    with _measures.quantised(model, 3):
+    with _measures.Quantised(model, 3):
         values = model.weight.unique()
         assert len(values) <= 7
         step = before.abs().max() / 3

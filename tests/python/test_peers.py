@@ -154,6 +154,31 @@ COVERED: dict[int, tuple[str, tuple[str, ...]]] = {
             "test_distributed::test_the_ranks_end_in_the_same_bits_and_agree_on_the_seed",
         ),
     ),
+    35: (
+        "reentrant checkpointing hides parameters",
+        (
+            "test_measured_models::test_gradients_and_curvature_are_right_or_refused",
+            "test_measured_models::test_what_is_hidden_is_named_with_what_to_do",
+        ),
+    ),
+    37: (
+        "Embedding(max_norm=) writes in the forward",
+        (
+            "test_measured_models::test_every_measure_leaves_every_bit_whatever_the_model_does",
+            "test_measured_models::test_the_average_under_max_norm_is_that_of_fresh_copies",
+        ),
+    ),
+    41: (
+        "observers resize buffers",
+        (
+            "test_measured_models::test_every_measure_leaves_every_bit_whatever_the_model_does",
+            "test_measured_models::test_a_measure_that_is_stopped_leaves_every_bit",
+        ),
+    ),
+    43: (
+        "modules that cannot be deep-copied",
+        ("test_measured_models::test_checkpoints_of_models_that_cannot_be_copied_are_compared",),
+    ),
 }
 
 #: row: (what went wrong elsewhere, why no Python test covers it)
@@ -180,4 +205,4 @@ def test_every_test_that_the_table_names_exists(row: int) -> None:
 
 
 def test_every_row_is_in_one_of_the_tables() -> None:
-    assert sorted([*COVERED, *NOT_COVERED]) == list(range(1, 26))
+    assert sorted([*COVERED, *NOT_COVERED]) == [*range(1, 26), 35, 37, 41, 43]

@@ -6,9 +6,7 @@ R^2 in %. Tests: tests/python/test_compare.py.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import sharpness
+from torch_ssam._common.measured_model import MeasuredModel
 from torch_ssam.optim.clean_weights import update_bn
 
 from ._data import Data, Pair
@@ -38,20 +37,18 @@ def refresh_statistics(model: nn.Module, data: Data, examples: int | None = None
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, pair: Pair) -> dict[str, float]:
     """score and loss, and for classes the expected calibration error in %, of the model in eval mode."""
-    was_training = model.training
-    model.eval()
     loss, confidence, right = 0.0, [], []
     residual = 0.0
-    for x, y in batches(pair):
-        outputs = model(x)
-        loss += float(data.loss(outputs, y)) * len(y)
-        if data.classifies:
-            best = outputs.flatten(0, -2).softmax(-1).max(-1)
-            confidence.append(best.values)
-            right.append(best.indices == y.flatten())
-        else:
-            residual += float((outputs.squeeze(-1) - y).double().square().sum())
-    model.train(was_training)
+    with MeasuredModel(model, training=False):
+        for x, y in batches(pair):
+            outputs = model(x)
+            loss += float(data.loss(outputs, y)) * len(y)
+            if data.classifies:
+                best = outputs.flatten(0, -2).softmax(-1).max(-1)
+                confidence.append(best.values)
+                right.append(best.indices == y.flatten())
+            else:
+                residual += float((outputs.squeeze(-1) - y).double().square().sum())
     found = {"loss": loss / len(pair[1])}
     if data.classifies:
         hits = torch.cat(right).numpy()
@@ -75,19 +72,19 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return weight if step == 0 else torch.round(weight / step) * step
 
 
-@contextlib.contextmanager
-def quantised(model: nn.Module, bits: int) -> Iterator[None]:
+class Quantised(MeasuredModel):
     """Context in which every weight of two or more dimensions is rounded, each tensor by its own step."""
-    before = [(p, p.detach().clone()) for p in model.parameters() if p.dim() >= 2]
-    try:
+
+    def __init__(self, model: nn.Module, bits: int) -> None:
+        super().__init__(model)
+        self._bits = bits
+
+    def _begin(self) -> None:
+        super()._begin()
         with torch.no_grad():
-            for p, weight in before:
-                p.copy_(rounded(weight, bits))
-        yield
-    finally:
-        with torch.no_grad():
-            for p, weight in before:
-                p.copy_(weight)
+            for p in self.model.parameters():
+                if p.dim() >= 2:
+                    p.copy_(rounded(self.clean(p), self._bits))
 
 
 def measure_sharpness(

@@ -19,7 +19,7 @@ from torch_ssam.noise.generator import Generator, NoiseArguments
 from torch_ssam.noise.masters import Masters
 from torch_ssam.noise.members import Group, Members, Placement
 from torch_ssam.noise.regenerate import Recipe, add, recipe
-from torch_ssam.noise.saved import Saved, WrittenTogether, expect_writes
+from torch_ssam.noise.saved import Saved, WrittenTogether, expect_writes, tell_torch
 from torch_ssam.noise.scales import ScaleArguments, Scales
 from torch_ssam.noise.weights import SavedWeights
 from torch_ssam.ops.dtensor import local_of
@@ -84,6 +84,18 @@ class NoiseState(SavedWeights):
             generator, noise = self._noise(device, group, sample, negate, draw_offset)
             _perturb_from_clean(part, clean, generator, noise, scale)
             self.written(part)
+
+    def write(self, clean_of: Callable[[Tensor], Tensor], negate: bool = False) -> None:
+        """Writes clean weights plus noise, for a caller that keeps the clean ones and puts them back itself."""
+        for group, members in self.placed():
+            if float(group["noise_std"]) != 0.0:
+                for device, part in members.by_device():
+                    clean = [clean_of(p) for p in part.params]
+                    saved = [Saved(p, c) for p, c in zip(part.params, clean, strict=True)]
+                    scale = self.scales.of(group, saved, clean)
+                    generator, noise = self._noise(device, group, 0, negate, 0)
+                    _perturb_from_clean(part, clean, generator, noise, scale)
+                    tell_torch(part.params)
 
     def noise_of(self, group: Group, param: Tensor, place: int, sample: int) -> Tensor:
         """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""

@@ -5,7 +5,7 @@ Tests: tests/python/test_weight_noise.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -143,6 +143,12 @@ class WeightNoise:
         """
         sample = _checks.count("sample", sample, low=0)
         return _Applied(self._state, sample, _checks.flag("negate", negate), _checks.flag("advance", advance))
+
+    def _write(self, clean_of: Callable[[Tensor], Tensor], *, negate: bool, advance: bool) -> None:
+        """Writes clean + noise once, for measures that keep the clean weights and put them back themselves."""
+        self._state.write(clean_of, negate)
+        if advance:
+            self._state.generator.advance()
 
     def state_dict(self) -> dict[str, int]:
         """Seed and draw."""

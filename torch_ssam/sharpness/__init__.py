@@ -10,10 +10,10 @@ What it has::
     compare       a report that sets checkpoints side by side; also python -m torch_ssam.sharpness
 
 All take (model, loss_fn, data) with loss_fn(outputs, targets) the mean loss of a batch, and data an iterable
-of (inputs, targets) batches that can be read again, such as a DataLoader. Weights, buffers, flags, `.grad`
-and torch's random generators are afterwards what they were. On a `DiagonalLinear` they agree with the closed
+of (inputs, targets) batches that can be read again, such as a DataLoader. The model and torch's random generators are
+afterwards what they were, whatever the model does as it runs (`MeasuredModel`). On a `DiagonalLinear` they agree with the closed
 forms of `torch_ssam.theory`. docs/sharpness.md is the guide. Tests: tests/python/test_sharpness.py,
-test_sharpness_models.py.
+test_sharpness_models.py, test_measured_models.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ._curvature import (
     top_eigenvalue,
     top_eigenvalues,
 )
+from ._evaluate import HiddenParameters
 from ._landscape import Landscape, filter_normalized, landscape
 from ._worst_case import WorstCase, worst_case
 
@@ -35,6 +36,7 @@ __all__ = [
     "AverageSharpness",
     "Comparison",
     "HessianTrace",
+    "HiddenParameters",
     "Landscape",
     "LayerBalance",
     "WorstCase",

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from torch_ssam import _checks
+from torch_ssam._common.measured_model import add_noise
 from torch_ssam.noise import parameters
 
 from ._estimate import Floats, Plan
@@ -94,11 +95,12 @@ def average(
             noise is not that of an `SSAM` of the same seed, which would bias the estimate for the weights that
             it trained.
         mode: "eval" (dropout off, BatchNorm with its running statistics) or "train" (dropout drawn, BatchNorm
-            with the statistics of each batch, as in training). Either way flags and buffers are put back.
+            with the statistics of each batch, as in training).
         progress: True for a tqdm bar, or a function of (draws done, draws to do).
 
-    Returns: AverageSharpness. The weights get their exact bits back, also after an exception, and torch's random
-    generators (CPU, and CUDA devices in use) their state.
+    Returns: AverageSharpness. The model is afterwards what it was, also after an exception, and whatever it wrote to itself:
+    weights and buffers bit for bit, flags, `.grad`, and torch's random generators (CPU, and CUDA devices in use).
+    That takes one copy of all parameters and buffers.
     Raises: TypeError, ValueError: arguments that make no sense; a loss that is not one finite number.
 
     >>> import torch, torch_ssam
@@ -123,10 +125,10 @@ def average(
     clean: list[float] = []
 
     def clean_loss(watch: bool = False) -> None:
-        loss = evaluator.loss(watch)
+        loss = evaluator.loss(watch=watch)
         clean.append(finite(loss, "at the clean weights", "Check the model and the data."))
 
-    with evaluator.ready(), generators.kept():
+    with evaluator.ready():
         start = generators.state()
         clean_loss(watch=True)
 
@@ -137,9 +139,10 @@ def average(
                 clean_loss()
             losses = []
             for negate in (False, True) if antithetic else (False,):
-                with noise.applied(negate=negate, advance=negate or not antithetic):
-                    generators.set(state)
-                    losses.append(evaluator.loss())
+                generators.set(state)
+                losses.append(
+                    evaluator.loss(add_noise(noise, negate=negate, advance=negate or not antithetic))
+                )
             return np.asarray(
                 finite(float(np.mean(losses)), f"under draw {i} of the noise", "Lower noise_std.") - clean[-1]
             )

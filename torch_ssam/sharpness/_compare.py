@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from torch_ssam import _checks
 from torch_ssam._common.extras import need
+from torch_ssam._common.measured_model import MeasuredModel
 
 from ._average import average
 from ._curvature import hessian_trace, layer_balance, top_eigenvalue
-from ._estimate import student_quantile
-from ._evaluate import Data, LossFunction
+from ._estimate import Floats, student_quantile
+from ._evaluate import Data, HiddenParameters, LossFunction
 from ._landscape import Landscape, landscape
 from ._worst_case import worst_case
 
@@ -74,10 +76,37 @@ class Comparison:
         self.figure().savefig(place / "sharpness.png", dpi=120)
 
 
-def _loaded(model: nn.Module, name: str, checkpoint: Checkpoint) -> nn.Module:
-    """A copy of the model with the checkpoint's weights."""
+class _Loaded(MeasuredModel):
+    """Context in which the model has the weights, buffers and extra state of a checkpoint; all is put back."""
+
+    def __init__(self, model: nn.Module, name: str, state: Mapping[str, Tensor] | None) -> None:
+        super().__init__(model)
+        self._name, self._state = name, state
+        self._extra_states: list[tuple[nn.Module, Any]] = []
+
+    def _begin(self) -> None:
+        super()._begin()
+        if self._state is None:
+            return
+        for module in self.model.modules():
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                self._extra_states.append((module, copy.deepcopy(module.get_extra_state())))
+        try:
+            self.model.load_state_dict(dict(self._state))
+        except RuntimeError as error:
+            raise ValueError(f"checkpoint {self._name!r} does not fit the model: {error}") from None
+
+    def _end(self) -> None:
+        super()._end()
+        for module, state in self._extra_states:
+            module.set_extra_state(state)
+        self._extra_states = []
+
+
+def _read(name: str, checkpoint: Checkpoint) -> Mapping[str, Tensor] | None:
+    """The state_dict of a checkpoint; None for a module, which is measured as it is."""
     if isinstance(checkpoint, nn.Module):
-        return checkpoint
+        return None
     state: Any = checkpoint
     if isinstance(checkpoint, str | Path):
         if not Path(checkpoint).is_file():
@@ -92,12 +121,7 @@ def _loaded(model: nn.Module, name: str, checkpoint: Checkpoint) -> nn.Module:
         raise TypeError(
             f"checkpoint {name!r} is a {type(state).__name__}; expected a state_dict of the model."
         )
-    own = copy.deepcopy(model)
-    try:
-        own.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint {name!r} does not fit the model: {error}") from None
-    return own
+    return state
 
 
 def compare(
@@ -122,7 +146,7 @@ def compare(
     weights; the filter-normalised landscape does less so.
 
     Args:
-        model: the architecture; copied, not changed.
+        model: the architecture. It is loaded with each checkpoint in turn, never copied, and afterwards what it was.
         checkpoints: two or more by name: a state_dict, a file that torch.save wrote (read with
             weights_only=True; one under "state_dict" or "model" is found), or a module.
         loss_fn, data, mode: as in `average`.
@@ -133,7 +157,7 @@ def compare(
         progress: True for tqdm bars, or a function of (done, to do), for each measure.
 
     Returns: Comparison; `print` it, or `save(folder)` it. Without curvlinops (extra `sharpness`) trace and
-    eigenvalue are left out, and a note says so.
+    eigenvalue are left out, and where autograd does not see all parameters the worst case too; a note says so.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(2, init_scale=1.0)
@@ -155,47 +179,69 @@ def compare(
     notes = (
         [] if curvature else ["without curvlinops there is no Hessian: pip install 'torch_ssam[sharpness]'."]
     )
-    models = {str(name): _loaded(model, str(name), state) for name, state in checkpoints.items()}
+    loaded = {
+        str(name): _Loaded(
+            checkpoint if isinstance(checkpoint, nn.Module) else model,
+            str(name),
+            _read(str(name), checkpoint),
+        )
+        for name, checkpoint in checkpoints.items()
+    }
+    for context in loaded.values():
+        with context:
+            pass  # what does not fit is said before anything is measured
     values: dict[str, dict[str, float]] = {}
     texts: dict[str, dict[str, str]] = {}
-    draws: dict[str, Any] = {}
+    draws: dict[str, Floats] = {}
     landscapes: dict[str, Landscape] = {}
-    common: dict[str, Any] = {"mode": mode, "progress": progress}
-    for name, own in models.items():
-        mean = average(own, loss_fn, data, noise_std, samples=samples, seed=seed, **common)
-        worst = worst_case(own, loss_fn, data, radius, seed=seed, **common)
-        balance = layer_balance(own) if any(p.dim() >= 2 for p in own.parameters()) else None
-        found = {"loss": mean.loss, "average sharpness": mean.mean, "average sharpness +-": mean.half_width}
-        text = {
-            "loss": f"{mean.loss:.4g}",
-            f"average sharpness, std {noise_std:g}": _show(mean.mean, mean.half_width),
-        }
-        found["worst case"] = worst.increase
-        text[f"worst case, radius {radius:g}"] = f">= {worst.increase:.4g}"
-        if curvature:
-            trace = hessian_trace(own, loss_fn, data, samples=samples, seed=seed, **common)
-            top = top_eigenvalue(own, loss_fn, data, seed=seed, mode=mode)
-            found |= {
-                "hessian trace": trace.mean,
-                "hessian trace +-": trace.half_width,
-                "top eigenvalue": top,
+    common: dict[str, Any] = {"seed": seed, "mode": mode, "progress": progress}
+    for name, context in loaded.items():
+        own = context.model
+        with context:
+            mean = average(own, loss_fn, data, noise_std, samples=samples, **common)
+            draws[name] = mean.values
+            values[name] = {
+                "loss": mean.loss,
+                "average sharpness": mean.mean,
+                "average sharpness +-": mean.half_width,
             }
-            text |= {"Hessian trace": _show(trace.mean, trace.half_width), "top eigenvalue": f"{top:.4g}"}
-        if balance is not None:
-            found["imbalance"] = balance.imbalance
-            text["imbalance, log(max / min |W_l|^2)"] = f"{balance.imbalance:.4g}"
-        norm = float(np.sqrt(sum(float(p.detach().double().square().sum()) for p in own.parameters())))
-        found["norm"], text["norm of the weights"] = norm, f"{norm:.4g}"
-        values[name], texts[name], draws[name] = found, text, mean.values
-        landscapes[name] = landscape(own, loss_fn, data, points=points, extent=extent, seed=seed, **common)
-    first, *others = models
+            texts[name] = {
+                "loss": f"{mean.loss:.4g}",
+                f"average sharpness, std {noise_std:g}": _show(mean.mean, mean.half_width),
+            }
+            try:
+                worst = worst_case(own, loss_fn, data, radius, **common)
+                values[name]["worst case"] = worst.increase
+                texts[name][f"worst case, radius {radius:g}"] = f">= {worst.increase:.4g}"
+                if curvature:
+                    trace = hessian_trace(own, loss_fn, data, samples=samples, **common)
+                    top = top_eigenvalue(own, loss_fn, data, seed=seed, mode=mode)
+                    values[name] |= {
+                        "hessian trace": trace.mean,
+                        "hessian trace +-": trace.half_width,
+                        "top eigenvalue": top,
+                    }
+                    texts[name] |= {
+                        "Hessian trace": _show(trace.mean, trace.half_width),
+                        "top eigenvalue": f"{top:.4g}",
+                    }
+            except HiddenParameters as error:
+                notes.append(f"{name} lacks what takes gradients: {error}")
+            if any(p.requires_grad and p.dim() >= 2 for p in own.parameters()):
+                imbalance = layer_balance(own).imbalance
+                values[name]["imbalance"] = imbalance
+                texts[name]["imbalance, log(max / min |W_l|^2)"] = f"{imbalance:.4g}"
+            norm = math.sqrt(sum(float(p.detach().double().square().sum()) for p in own.parameters()))
+            values[name]["norm"], texts[name]["norm of the weights"] = norm, f"{norm:.4g}"
+            landscapes[name] = landscape(own, loss_fn, data, points=points, extent=extent, **common)
+    first, *others = loaded
     t = student_quantile(0.95, samples - 1) / np.sqrt(samples)
     differences = {}
     for name in others:
         gap = draws[name] - draws[first]
         differences[name] = float(gap.mean()), float(t * gap.std(ddof=1))
     rows = [
-        {"measure": measure, **{name: texts[name].get(measure, "") for name in models}}
+        {"measure": measure, **{name: texts[name].get(measure, "") for name in loaded}}
         for measure in texts[first]
     ]
     rows.insert(

@@ -23,7 +23,7 @@ from torch_ssam._common.extras import need
 from torch_ssam.nn.diagonal_linear import DiagonalLinear
 
 from ._estimate import Floats, Plan
-from ._evaluate import Batches, Data, Evaluator, LossFunction, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, measuring_noise
 
 # Up to this many parameters all of the Hessian costs no more than an estimate or a Lanczos run.
 DENSE = 64
@@ -43,13 +43,13 @@ class _Share(nn.Module):
 
 
 class _Pairs:
-    """Batches as curvlinops reads them."""
+    """The data as curvlinops reads it, once for each product."""
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        return ((inputs, targets) for inputs, targets, _ in self._batches)
+        return ((inputs, targets) for inputs, targets, _ in self._evaluator.read())
 
 
 def _batch_product(
@@ -99,7 +99,7 @@ def _hessian(evaluator: Evaluator, what: str) -> Iterator[tuple[Any, list[int]]]
     if any(id(p) not in owned for p in evaluator.params):
         raise ValueError("params holds a tensor that is no parameter of the model; expected the model's own.")
     # The other implementations of attention have no second derivatives.
-    with evaluator.ready(), evaluator.generators.kept(), sdpa_kernel(SDPBackend.MATH):
+    with evaluator.ready(), sdpa_kernel(SDPBackend.MATH):
         # Also says in our words what is wrong with the data or the loss.
         places = [i for i, curved in enumerate(evaluator.curved()) if curved]
         if not places:
@@ -112,7 +112,7 @@ def _hessian(evaluator: Evaluator, what: str) -> Iterator[tuple[Any, list[int]]]
             evaluator.model,
             share,
             params,
-            _Pairs(evaluator.batches),
+            _Pairs(evaluator),
             num_data=examples,
             check_deterministic=False,
             batch_size_fn=lambda inputs: 1,  # the shares are in the loss
@@ -215,7 +215,8 @@ def hessian_trace(
 
     Args: as in `average`; draws are products with H, each about three gradients.
     Returns: HessianTrace, in units of the loss over the weights squared.
-    Raises: ImportError: without curvlinops (`pip install 'torch_ssam[sharpness]'`).
+    Raises: ImportError: without curvlinops (`pip install 'torch_ssam[sharpness]'`). HiddenParameters, a ValueError: autograd
+    does not see all that the loss depends on.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(2, init_scale=1.0)
@@ -265,7 +266,7 @@ def top_eigenvalues(
         seed: of the starting vector.
 
     Returns: (count,), in units of the loss over the weights squared.
-    Raises: RuntimeError: no convergence. ImportError: without curvlinops.
+    Raises: RuntimeError: no convergence. ImportError, HiddenParameters: as in `hessian_trace`.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(1, init_scale=1.0)  # Hessian [[2, 4], [4, 2]]

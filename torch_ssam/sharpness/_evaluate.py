@@ -1,26 +1,26 @@
 """Mean loss of a model over data, and its gradient: what every measure of sharpness evaluates.
 
-What came from the caller is checked here, once. Flags and buffers that an evaluation may touch are put back,
-and so are weights that were moved. Tests: tests/python/test_sharpness.py, test_sharpness_models.py.
+What came from the caller is checked here, once, and so is whether autograd sees the parameters. Every evaluation begins
+at the model as it was given, moved or not, and leaves it so (`MeasuredModel`). Tests: tests/python/test_sharpness.py,
+test_sharpness_models.py, test_measured_models.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_ssam import _checks
+from torch_ssam._common.measured_model import MeasuredModel, Move, shift, wide
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
-from torch_ssam.optim.clean_weights import frozen_batchnorm
+
+from ._estimate import Floats
 
 Data = Iterable[Any]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -38,25 +38,6 @@ def to_device(value: Any, device: torch.device) -> Any:
         members = [to_device(member, device) for member in value]
         return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
     return value
-
-
-class Generators:
-    """torch's random generators, of the CPU and of the CUDA devices that the tensors are on."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-
-    def state(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
-
-    def set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self._cuda, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-    def kept(self) -> AbstractContextManager[None]:
-        """Context after which they are in the state that they were in."""
-        return torch.random.fork_rng(self._cuda)
 
 
 class Batches:
@@ -101,16 +82,27 @@ class Batches:
             raise ValueError("data has no batches; expected at least one (inputs, targets).")
 
 
-def wide(p: Tensor) -> torch.dtype:
-    """The dtype to sum and to step in: 16-bit numbers overflow, or stop growing."""
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
+# How far parameters are moved, relative to their root mean square, to see whether the loss depends on those that have no
+# gradient, and the gradient on those that have no curvature. The second is small: what a mask makes constant must stay so.
+HIDDEN_STEP, FLAT_STEP = 1e-2, 1e-5
+
+REMEDY = (
+    "Reentrant activation checkpointing (pass use_reentrant=False, or evaluate without it), a custom "
+    "autograd.Function that calls modules, and code under no_grad() or detach() hide parameters from autograd. "
+    "Mend that; or leave the parameters out by requires_grad_(False) or params=; or use `average`, which needs no gradient."
+)
+
+
+class HiddenParameters(ValueError):
+    """The loss depends on parameters in ways that autograd does not see."""
 
 
 class Evaluator:
     """Loss L(w) = sum_b n_b loss_b / sum_b n_b over the batches b of the data, and its gradient.
 
-    A model may draw random numbers (dropout). Losses at two weights can only be compared where it draws the same
-    ones: set `generators` to one state before both.
+    Evaluated inside `ready()`, each time from the model as it was given; what the model writes to itself over the batches
+    lasts to the end of that evaluation. `at` moves parameters before it. A model may draw random numbers (dropout).
+    Losses at two weights can only be compared where it draws the same ones: set `generators` to one state before both.
     """
 
     def __init__(
@@ -132,9 +124,21 @@ class Evaluator:
         self.mode = _checks.one_of("mode", mode, MODES)
         self.params = trainable(model, params)
         self.batches = Batches(data, self.params[0].device)
-        self.generators = Generators(itertools.chain(model.parameters(), model.buffers(), self.params))
+        self.measured = MeasuredModel(model, self.params, training=self.mode == "train")
+        self.generators = self.measured.generators
         #: Whether the model or the loss was seen to draw random numbers, in an evaluation that watched for it.
         self.random = False
+
+    def ready(self) -> MeasuredModel:
+        """Context with the model in its mode; afterwards it is what it was, and so are torch's random generators."""
+        return self.measured
+
+    def read(self, at: Move | None = None) -> Iterator[tuple[Any, Any, int]]:
+        """One evaluation: the batches, read with the model moved, which is put back when they end."""
+        if at is not None:
+            at(self.measured)
+        yield from self.batches
+        self.measured.restore()
 
     def _batch_loss(self, inputs: Any, targets: Tensor, watch: bool = False) -> Tensor:
         before = self.generators.state() if watch and not self.random else []
@@ -146,86 +150,142 @@ class Evaluator:
             raise ValueError(f"loss_fn gave {came}; expected one number, the mean loss of the batch.")
         return loss.reshape(())
 
-    def loss(self, watch: bool = False) -> float:
+    def loss(self, at: Move | None = None, watch: bool = False) -> float:
         """The mean loss, summed over batches in float64."""
         total, examples = torch.zeros((), dtype=torch.float64), 0
         with torch.no_grad():
-            for inputs, targets, n in self.batches:
+            for inputs, targets, n in self.read(at):
                 term = self._batch_loss(inputs, targets, watch).double() * n
                 total = total.to(term.device) + term
                 examples += n
         return float(total) / examples
 
-    def loss_and_gradient(self) -> tuple[float, list[Tensor]]:
-        """The mean loss and its gradient for `params`, in `wide` dtypes; `.grad` is left alone."""
+    def loss_and_gradient(self, at: Move | None = None, check: bool = False) -> tuple[float, list[Tensor]]:
+        """The mean loss and its gradient for `params`, in `wide` dtypes; `.grad` is left alone.
+
+        With `check`, refuses parameters that the loss depends on and autograd does not reach.
+        """
         total, examples = 0.0, 0
         gradient = [torch.zeros_like(p, dtype=wide(p)) for p in self.params]
+        reached = [False] * len(self.params)
         with torch.enable_grad():
-            for inputs, targets, n in self.batches:
+            for inputs, targets, n in self.read(at):
                 loss = self._batch_loss(inputs, targets)
-                for sum_, g in zip(gradient, self._batch_gradient(loss), strict=True):
+                for i, g in enumerate(self._batch_gradient(loss)):
                     if g is not None:
-                        sum_.add_(g, alpha=n)
+                        gradient[i].add_(g, alpha=n)
+                        reached[i] = True
                 total += float(loss.detach()) * n
                 examples += n
+        if check:
+            self._check_reached(reached)
         return total / examples, [g.div_(examples) for g in gradient]
 
     def curved(self) -> list[bool]:
         """For each of `params`, whether the gradient for it depends on any of them: else its rows of the Hessian are 0.
 
-        By the autograd graph, so True may stand for zeros that come out of the numbers. Watches for random numbers.
+        By the autograd graph, so True may stand for zeros that come out of the numbers; False is checked against the
+        numbers. Watches for random numbers.
         """
-        found = [False] * len(self.params)
+        reached, found = [False] * len(self.params), [False] * len(self.params)
         with torch.enable_grad():
-            for inputs, targets, _ in self.batches:
-                gradient = self._batch_gradient(
-                    self._batch_loss(inputs, targets, watch=True), create_graph=True
-                )
-                found = [
-                    known or (g is not None and g.requires_grad)
-                    for known, g in zip(found, gradient, strict=True)
-                ]
+            for inputs, targets, _ in self.read():
+                loss = self._batch_loss(inputs, targets, watch=True)
+                for i, g in enumerate(self._batch_gradient(loss, create_graph=True)):
+                    if g is not None:
+                        reached[i] = True
+                        found[i] |= g.requires_grad
+        self._check_reached(reached)
+        self._check_flat([i for i, known in enumerate(reached) if known and not found[i]])
         return found
 
     def _batch_gradient(self, loss: Tensor, create_graph: bool = False) -> Sequence[Tensor | None]:
         if not loss.requires_grad:
-            raise ValueError("the loss does not depend on the parameters through autograd.")
-        return torch.autograd.grad(loss, self.params, allow_unused=True, create_graph=create_graph)
+            raise HiddenParameters(f"the loss does not depend on the parameters through autograd. {REMEDY}")
+        for p in self.model.parameters():
+            p.grad = None
+        visible = [p for p in self.params if p.requires_grad]  # a forward may have frozen some
+        try:
+            found = torch.autograd.grad(loss, visible, allow_unused=True, create_graph=create_graph)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise HiddenParameters(
+                f"the gradient cannot be taken under reentrant checkpointing. {REMEDY}"
+            ) from error
+        # A backward() within the backward, as functions that recompute modules make it.
+        hidden = [p for p in self.model.parameters() if p.grad is not None]
+        if hidden:
+            raise HiddenParameters(
+                f"the gradient for {self._names(hidden)} goes to .grad past autograd.grad(). {REMEDY}"
+            )
+        gradient = {id(p): g for p, g in zip(visible, found, strict=True)}
+        return [gradient.get(id(p)) for p in self.params]
 
-    @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
-        """The model in its mode; afterwards every module's flags and every buffer are what they were.
+    # -- whether autograd sees what the loss depends on --------------------------------------------------------
 
-        In train mode BatchNorm uses the batch's statistics and does not average them.
+    def _check_reached(self, reached: list[bool]) -> None:
+        """Refuses parameters without a gradient that the loss depends on: it must stay where they move."""
+        unreached = [p for p, known in zip(self.params, reached, strict=True) if not known]
+
+        def depends(params: list[Tensor]) -> bool:
+            return self._moves(lambda at: np.array([self.loss(at)]), self._nudge(params, HIDDEN_STEP))
+
+        if unreached and depends(unreached):
+            found = next(([p] for p in unreached if depends([p])), unreached)
+            raise HiddenParameters(
+                f"the loss depends on {self._names(found)}, and autograd does not see it: its gradient and curvature "
+                f"would count 0. {REMEDY}"
+            )
+
+    def _check_flat(self, flat: list[int]) -> None:
+        """Refuses parameters whose gradient has no graph and yet depends on the parameters."""
+
+        def gradients(at: Move | None) -> Floats:
+            _, gradient = self.loss_and_gradient(at)
+            return torch.cat([gradient[i].double().reshape(-1) for i in flat]).cpu().numpy()
+
+        if flat and self._moves(gradients, self._nudge(self.params, FLAT_STEP)):
+            raise HiddenParameters(
+                f"the gradient for {self._names([self.params[i] for i in flat])} depends on the parameters, and "
+                "autograd does not see how: its curvature would count 0, since the backward of a custom "
+                "autograd.Function cannot be differentiated, or stops at a detach(). "
+                f"{REMEDY}"
+            )
+
+    def _moves(self, measure: Callable[[Move | None], Floats], at: Move) -> bool:
+        """Whether a measurement is another one after a move, by more than rounding and than it differs by itself.
+
+        Where it never comes twice alike, a move that changes nothing is taken for one that does in about 1 of 10,000.
         """
-        with contextlib.ExitStack() as undo:  # goes on to the others where one of them fails
-            for module in self.model.modules():
-                undo.callback(setattr, module, "training", module.training)
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
-            undo.enter_context(frozen_batchnorm(self.model))
-            self.model.train(self.mode == "train")
-            yield
+        start = self.generators.state()
 
+        def again(at: Move | None) -> Floats:
+            self.generators.set(start)
+            return measure(at)
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether plain tensors have the same bits; False where that cannot be told."""
-    if type(a) is not Tensor or a.layout != torch.strided or a.is_meta or a.is_quantized or a.is_conj():
-        return False
-    return torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+        clean, moved = again(None), again(at)
+        change = float(np.abs(moved - clean).max())
+        rounding = 4 * torch.finfo(wide(self.params[0])).eps * float(np.abs(clean).max())
+        differs = change > rounding and all(change > 10 * np.abs(again(None) - clean).max() for _ in range(4))
+        self.generators.set(start)
+        return differs
 
+    def _nudge(self, params: list[Tensor], relative: float) -> Move:
+        """A small random step, for each tensor in proportion to its size, and at least what its dtype can hold."""
+        noise = measuring_noise(params, 1.0, 0)
+        direction = []
+        for p in params:
+            size = float(p.detach().double().square().mean().sqrt()) if p.numel() else 0.0
+            step = max(relative, torch.finfo(p.dtype).eps) * (size or 1.0)
+            direction.append(noise.noise(p).to(wide(p)) * step)
+        return shift(params, (1.0, direction))
 
-@torch.no_grad()
-def _put_back(module: nn.Module, name: str, buffer: Tensor, before: Tensor) -> None:
-    """The buffer under its name, with its values; nothing is written where nothing changed."""
-    module._buffers[name] = buffer
-    if _same_bits(buffer, before):
-        return
-    if buffer.layout == torch.strided:  # expanded: elements in one place of memory, of which one is written
-        once = tuple(slice(1) if stride == 0 else slice(None) for stride in buffer.stride())
-        buffer, before = buffer[once], before[once]
-    buffer.copy_(before)
+    def _names(self, params: Sequence[Tensor]) -> str:
+        """Up to three of them by the names that they have in the model."""
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        names = [named.get(id(p), f"a tensor of shape {tuple(p.shape)}") for p in params]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def trainable(model: nn.Module, params: Any = None) -> list[Tensor]:
@@ -259,30 +319,3 @@ def finite(loss: float, where: str, advice: str) -> float:
     if loss - loss != 0:
         raise ValueError(f"the loss is {loss} {where}; expected a finite number. {advice}")
     return loss
-
-
-class Moved(Scope):
-    """Context in which parameters may be written to; afterwards their exact bits are back."""
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self._params = params
-        self._clean: list[Tensor] | None = None
-
-    def _begin(self) -> None:
-        self._clean = [p.detach().clone() for p in self._params]
-
-    def _end(self) -> None:
-        if self._clean is not None:
-            self.put()
-            self._clean = None
-
-    @torch.no_grad()
-    def put(self, *terms: tuple[float, Sequence[Tensor]]) -> None:
-        """Writes clean + sum of factor * direction; without terms, the clean bits."""
-        if self._clean is None:
-            raise RuntimeError("put() outside of the context, where no clean weights are held.")
-        for i, (p, clean) in enumerate(zip(self._params, self._clean, strict=True)):
-            value = clean.to(wide(clean)) if terms else clean
-            for factor, direction in terms:
-                value = value + factor * direction[i].to(value.dtype)
-            p.copy_(value)  # rounds once

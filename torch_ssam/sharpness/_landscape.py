@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from torch_ssam import _checks
 from torch_ssam._common.extras import need
+from torch_ssam._common.measured_model import shift
 from torch_ssam._common.progress import resolve_progress
 
 from ._estimate import Floats
-from ._evaluate import Data, Evaluator, LossFunction, Moved, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, measuring_noise
 
 
 def filter_normalized(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
@@ -116,8 +117,7 @@ def landscape(
             training with this seed.
         progress: True for a tqdm bar, or a function of (points done, points to do).
 
-    Returns: Landscape, with `figure()` and `save(path)` (need matplotlib). The weights get their exact bits
-    back, torch's random generators their state.
+    Returns: Landscape, with `figure()` and `save(path)` (need matplotlib). The model is afterwards what it was, as in `average`.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(1, depth=1, init_scale=1.0)
@@ -142,15 +142,15 @@ def landscape(
     positions = np.linspace(-extent, extent, points)
     grid = [(a,) for a in positions] if dimensions == 1 else [(a, b) for a in positions for b in positions]
     report, close = resolve_progress(progress, len(grid), "point")
-    moved, losses = Moved(evaluator.params), []
+    losses: list[float] = []
     try:
         generators = evaluator.generators
         same = generators.state()
-        with evaluator.ready(), generators.kept(), moved:
+        with evaluator.ready():
             for place in grid:
                 generators.set(same)
-                moved.put(*((float(a), way) for a, way in zip(place, ways, strict=True)))
-                losses.append(evaluator.loss())
+                terms = ((float(a), way) for a, way in zip(place, ways, strict=True))
+                losses.append(evaluator.loss(shift(evaluator.params, *terms)))
                 if report is not None:
                     report(len(losses), len(grid))
     finally:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _checks
+from torch_ssam._common.measured_model import shift, wide
 from torch_ssam._common.progress import resolve_progress
 
-from ._evaluate import Data, Evaluator, LossFunction, Moved, finite, measuring_noise, wide
+from ._evaluate import Data, Evaluator, LossFunction, finite, measuring_noise
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def worst_case(
         seed: of the random starts, which are not the noise of a training with this seed.
         progress: True for a tqdm bar, or a function of (gradients done, gradients at most).
 
-    Returns: WorstCase. The weights get their exact bits back, also after an exception, and torch's random
-    generators (CPU, and CUDA devices in use) their state; `.grad` is left alone.
+    Returns: WorstCase. The model is afterwards what it was, as in `average`.
+    Raises: HiddenParameters, a ValueError: the loss depends on parameters that autograd does not see.
 
     >>> import torch, torch_ssam
     >>> layer = torch_ssam.DiagonalLinear(1, init_scale=1.0)
@@ -100,7 +101,6 @@ def worst_case(
     restarts = _checks.count("restarts", restarts, low=0)
     noise = measuring_noise(evaluator.params, 1.0, seed)
     report, close = resolve_progress(progress, steps * (restarts + 1), "gradient")
-    moved = Moved(evaluator.params)
     advice = "Lower the radius."
     history: list[float] = []
     by_start: list[float] = []
@@ -109,14 +109,13 @@ def worst_case(
     same = generators.state()
 
     def evaluate(xi: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
-        moved.put((1.0, xi))
         generators.set(same)
-        loss, gradient = evaluator.loss_and_gradient()
+        loss, gradient = evaluator.loss_and_gradient(shift(evaluator.params, (1.0, xi)))
         return finite(loss, f"within the ball of radius {radius:g}", advice), gradient
 
     try:
-        with evaluator.ready(), generators.kept(), moved:
-            clean, gradient = evaluator.loss_and_gradient()
+        with evaluator.ready():
+            clean, gradient = evaluator.loss_and_gradient(check=True)
             finite(clean, "at the clean weights", "Check the model and the data.")
             for start in range(restarts + 1):
                 way = gradient if start == 0 else [noise.noise(p, sample=start) for p in evaluator.params]
