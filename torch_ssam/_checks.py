@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,3 +60,22 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     return str(value)
+
+
+class Option(NamedTuple):
+    """One option of a parameter group, named once: default, check of its own, and what it is, in a line."""
+
+    default: Any
+    check: Callable[[str, Any], object]
+    text: str
+
+
+def check_each(options: dict[str, Option], group: dict[str, Any]) -> None:
+    """Each option of a group by itself; what goes together is the caller's to check."""
+    for name, option in options.items():
+        option.check(name, group[name])
+
+
+def defaults_of(options: dict[str, Option]) -> dict[str, Any]:
+    """The options' defaults, by name."""
+    return {name: option.default for name, option in options.items()}

@@ -18,22 +18,6 @@ from torch_ssam.noise.saved import Saved, WrittenTogether
 from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
-def check_options(group: dict[str, Any]) -> None:
-    """The option of one parameter group of SSAM."""
-    dtype = group["master_dtype"]
-    if dtype is None:
-        return
-    if dtype is not torch.float32:
-        raise ValueError(
-            f"master_dtype is {dtype!r}; expected torch.float32, for bfloat16 and float16 parameters, or None."
-        )
-    if group["memory"] == "regenerate":
-        raise ValueError(
-            'memory="regenerate" with master_dtype: the masters are the clean weights, and are kept in any case. '
-            'Use memory="copy", which makes no further copy beside masters.'
-        )
-
-
 def check_parameters(params: list[Any], group: dict[str, Any]) -> None:
     """Raises ValueError for parameters that masters would be coarser than."""
     if group["master_dtype"] is None:

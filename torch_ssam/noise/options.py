@@ -5,38 +5,50 @@ They serve SSAM, wrap and WeightNoise. Tests: tests/python/test_bad_input.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from .._checks import count, flag, number, one_of
+from torch_ssam._checks import Option, check_each, count, defaults_of, flag, number, one_of
 
 DISTRIBUTIONS = ("gaussian", "rademacher")
 SCALES = ("isotropic", "tensor", "filter", "element", "fisher")
 MEMORIES = ("copy", "regenerate")
 
-NOISE_DEFAULTS: dict[str, Any] = {
-    "noise_std": 0.0,
-    "distribution": "gaussian",
-    "scale": "isotropic",
+
+def _up_to_one(name: str, value: Any) -> None:
+    if number(name, value) > 1.0:
+        raise ValueError(f"{name} is {value}; expected 0 <= {name} <= 1.")
+
+
+def _below_one(name: str, value: Any) -> None:
+    if number(name, value) >= 1.0:
+        raise ValueError(
+            f"{name} is {value}; expected 0 <= {name} < 1 (the share of the gradient at the clean weights)."
+        )
+
+
+#: Each option of the noise, here and nowhere else; SSAM, wrap and WeightNoise take them as arguments of these names.
+NOISE_OPTIONS: dict[str, Option] = {
+    "noise_std": Option(0.01, number, "standard deviation of the noise on each weight"),
+    "distribution": Option("gaussian", partial(one_of, choices=DISTRIBUTIONS), "of the noise"),
+    "memory": Option("copy", partial(one_of, choices=MEMORIES), "how the clean weights come back"),
+    "scale": Option("isotropic", partial(one_of, choices=SCALES), "what noise_std is multiplied by"),
     # The rule is ARWP's (arXiv 2404.00357), the two defaults are ours.
-    "fisher_decay": 0.99,
-    "fisher_factor": 0.1,
-    "samples": 1,
-    "antithetic": False,
-    "clean_weight": 0.0,
-    "keep_perturbed": False,
-    "memory": "copy",
+    "fisher_decay": Option(0.99, _up_to_one, 'beta of scale="fisher"'),
+    "fisher_factor": Option(0.1, number, 's of scale="fisher"'),
+    "samples": Option(1, count, "draws whose gradients are averaged in a step"),
+    "antithetic": Option(False, flag, "each draw twice, as +noise and -noise"),
+    "clean_weight": Option(0.0, _below_one, "weight of the gradient at the clean weights"),
+    "keep_perturbed": Option(False, flag, "step() leaves the weights perturbed with the next draw"),
 }
+#: What a group has that knows nothing of noise: one of a plain optimizer's, say, or of an old checkpoint.
+NOISE_DEFAULTS: dict[str, Any] = {**defaults_of(NOISE_OPTIONS), "noise_std": 0.0}
 
 
 def check_noise(group: dict[str, Any]) -> None:
     """The noise options of one parameter group, wherever they came from."""
-    number("noise_std", group["noise_std"])
-    one_of("distribution", group["distribution"], DISTRIBUTIONS)
-    one_of("memory", group["memory"], MEMORIES)
-    scale = one_of("scale", group["scale"], SCALES)
-    if number("fisher_decay", group["fisher_decay"]) > 1.0:
-        raise ValueError(f"fisher_decay is {group['fisher_decay']}; expected 0 <= fisher_decay <= 1.")
-    number("fisher_factor", group["fisher_factor"])
+    check_each(NOISE_OPTIONS, group)
+    scale = group["scale"]
     if group.get("differentiable"):
         raise ValueError(
             "differentiable=True: noise, restoring and the update write the weights in place, outside autograd; "
@@ -48,14 +60,7 @@ def check_noise(group: dict[str, Any]) -> None:
             f'memory="regenerate" with scale={scale!r}: the clean weights that the scale depends on are gone '
             'when the noise is to be taken off; expected scale="isotropic". Use memory="copy".'
         )
-    count("samples", group["samples"])
-    flag("antithetic", group["antithetic"])
-    if number("clean_weight", group["clean_weight"]) >= 1.0:
-        raise ValueError(
-            f"clean_weight is {group['clean_weight']}; expected 0 <= clean_weight < 1 "
-            "(the share of the gradient at the clean weights)."
-        )
-    if flag("keep_perturbed", group["keep_perturbed"]) and count_passes(group) > 1:
+    if group["keep_perturbed"] and count_passes(group) > 1:
         raise ValueError(
             "keep_perturbed=True keeps one perturbation in the parameters, so it goes with samples=1, "
             f"antithetic=False, clean_weight=0; got samples={group['samples']}, "
@@ -75,3 +80,8 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
         name: value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
         for name, value in options.items()
     }
+
+
+def chosen(given: dict[str, Any], *tables: dict[str, Option]) -> dict[str, Any]:
+    """Of a constructor's arguments (`locals()`), those that the tables name, NumPy's numbers as Python's."""
+    return plain({name: given[name] for table in tables for name in table})

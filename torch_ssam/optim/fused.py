@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from torch_ssam._checks import defaults_of
 from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members
@@ -22,9 +23,7 @@ from torch_ssam.noise.options import NOISE_DEFAULTS
 from torch_ssam.noise.scales import BY_ROWS
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
-
-#: Options of the fused optimizers beside those of the noise, with their defaults.
-FUSED_DEFAULTS: dict[str, Any] = {"maximize": False, "radius": None, "master_dtype": None}
+from torch_ssam.optim.options import FUSED_OPTIONS, check_fused
 
 
 class _Part(NamedTuple):
@@ -57,7 +56,7 @@ class FusedOptimizer(NoiseDriver):
         self, params: ParamsT, defaults: dict[str, Any], seed: int | None, noise_per_rank: bool
     ) -> None:
         self._init_noise(seed, noise_per_rank, masters=True)
-        super().__init__(parameters.parameter_list(params), noise_options.plain(defaults))
+        super().__init__(parameters.parameter_list(params), defaults)
 
     # -- what a subclass says of its rule --------------------------------------------------------------------
 
@@ -78,7 +77,7 @@ class FusedOptimizer(NoiseDriver):
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
         self._check_update(group)
-        masters.check_options(group)
+        check_fused(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its options are checked, and, in train with keep_perturbed, its weights perturbed."""
@@ -91,7 +90,7 @@ class FusedOptimizer(NoiseDriver):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in {**NOISE_DEFAULTS, **FUSED_DEFAULTS}.items():
+            for name, value in {**NOISE_DEFAULTS, **defaults_of(FUSED_OPTIONS)}.items():
                 group.setdefault(name, value)
 
     def _plain_state_dict(self) -> dict[str, Any]:
@@ -271,6 +270,7 @@ class FusedOptimizer(NoiseDriver):
             lr = group["lr"]  # one that lies on a GPU is not looked at: that would wait for it
             on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
             self._check_update({**group, "lr": 0.0} if on_gpu else group)
+            check_fused(group)
             _check_dense(members)
 
     def _update(self) -> None:

@@ -9,9 +9,12 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from .._checks import flag, number
+import torch
+
+from torch_ssam._checks import Option, check_each, flag, number
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,21 +23,53 @@ R = TypeVar("R")
 COMMON = ("samples", "antithetic", "clean_weight", "keep_perturbed")
 
 
+def _radius(name: str, value: Any) -> None:
+    if value is not None:
+        number(name, value, open_low=True)
+
+
+def _master_dtype(name: str, value: Any) -> None:
+    if value is not None and value is not torch.float32:
+        raise ValueError(
+            f"{name} is {value!r}; expected torch.float32, for bfloat16 and float16 parameters, or None."
+        )
+
+
+#: Options of every optimizer whose update is ours.
+FUSED_OPTIONS: dict[str, Option] = {
+    "maximize": Option(False, flag, "ascend instead of descend"),
+    "radius": Option(None, _radius, "of the ball that the group's stacked parameters are projected onto"),
+    "master_dtype": Option(None, _master_dtype, "of the clean weights of 16-bit parameters"),
+}
+#: Those of SSAM, whose update is SGD's.
+SGD_OPTIONS: dict[str, Option] = {
+    "lr": Option(0.1, number, "learning rate"),
+    "momentum": Option(0.0, number, "momentum factor"),
+    "dampening": Option(0.0, partial(number, low=-math.inf), "dampening of momentum"),
+    "weight_decay": Option(0.0, number, "L2 penalty on the clean weights"),
+    "nesterov": Option(False, flag, "Nesterov momentum"),
+}
+
+
+def check_fused(group: dict[str, Any]) -> None:
+    """The options of one group that every update of ours has."""
+    check_each(FUSED_OPTIONS, group)
+    if group["master_dtype"] is not None and group["memory"] == "regenerate":
+        raise ValueError(
+            'memory="regenerate" with master_dtype: the masters are the clean weights, and are kept in any case. '
+            'Use memory="copy", which makes no further copy beside masters.'
+        )
+
+
 def check_sgd(group: dict[str, Any]) -> None:
     """The options of the update of one group of SSAM."""
-    number("lr", group["lr"])
-    momentum = number("momentum", group["momentum"])
-    number("weight_decay", group["weight_decay"])
-    dampening = number("dampening", group["dampening"], low=-math.inf)
-    flag("maximize", group["maximize"])
-    if flag("nesterov", group["nesterov"]) and (momentum <= 0 or dampening != 0):
+    check_each(SGD_OPTIONS, group)
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    if group["nesterov"] and (momentum <= 0 or dampening != 0):
         raise ValueError(
-            f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum "
-            f"expects "
+            f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum expects "
             "momentum > 0 and dampening 0."
         )
-    if group["radius"] is not None:
-        number("radius", group["radius"], open_low=True)
 
 
 def check_common(group: dict[str, Any], first: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.options import NOISE_OPTIONS, chosen
 from torch_ssam.optim.fused import FusedOptimizer, lr_on
-from torch_ssam.optim.options import by_name, check_sgd
+from torch_ssam.optim.options import FUSED_OPTIONS, SGD_OPTIONS, by_name, check_sgd
 
 
 class SSAM(FusedOptimizer):
@@ -115,27 +115,7 @@ class SSAM(FusedOptimizer):
         seed: int | None = None,
         noise_per_rank: bool = False,
     ) -> None:
-        defaults = {
-            **NOISE_DEFAULTS,
-            "lr": lr,
-            "noise_std": noise_std,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "distribution": distribution,
-            "scale": scale,
-            "fisher_decay": fisher_decay,
-            "fisher_factor": fisher_factor,
-            "samples": samples,
-            "antithetic": antithetic,
-            "clean_weight": clean_weight,
-            "radius": radius,
-            "keep_perturbed": keep_perturbed,
-            "memory": memory,
-            "master_dtype": master_dtype,
-        }
+        defaults = chosen(locals(), SGD_OPTIONS, FUSED_OPTIONS, NOISE_OPTIONS)
         super().__init__(params, defaults, seed, noise_per_rank)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

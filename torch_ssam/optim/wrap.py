@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.options import NOISE_DEFAULTS, NOISE_OPTIONS, chosen
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.base import NoiseDriver
@@ -261,17 +261,5 @@ def wrap(
             + ("runs closures of its own" if isinstance(base_optimizer, LBFGS) else "perturbs already")
             + "; expected an optimizer whose step() uses p.grad."
         )
-    options = {
-        **NOISE_DEFAULTS,
-        "noise_std": noise_std,
-        "distribution": distribution,
-        "scale": scale,
-        "fisher_decay": fisher_decay,
-        "fisher_factor": fisher_factor,
-        "samples": samples,
-        "antithetic": antithetic,
-        "clean_weight": clean_weight,
-        "keep_perturbed": keep_perturbed,
-        "memory": memory,
-    }
-    return WrappedOptimizer(base_optimizer, noise_options.plain(options), seed, noise_per_rank)
+    options = chosen(locals(), NOISE_OPTIONS)
+    return WrappedOptimizer(base_optimizer, options, seed, noise_per_rank)
