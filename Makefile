@@ -10,11 +10,14 @@ CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.c
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx docs wheel clean build bootstrap cuda
+.PHONY: all help check demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx docs wheel clean build bootstrap cuda
 
 all: build
 
-bootstrap:
+help:                       ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+
+bootstrap:                  ## .venv with the pinned tools
 	@tools/bootstrap.sh
 
 build: bootstrap            ## the Python package, in place
@@ -26,12 +29,25 @@ demo: build                 ## the main job on real data: about 2 minutes
 
 test: test-cpp test-python  ## all tests, C++ then Python
 
-build-cpp: bootstrap
+# What changed is built by Ninja alone; `make build` once before.
+check: bootstrap            ## T="test_wrap test_math": builds what changed, runs these files or C++ programs: seconds
+	@[ -f build/package/build.ninja ] || $(MAKE) build
+	@cmake --build build/package --parallel $(JOBS) > build-check.log 2>&1 || { tail -60 build-check.log; exit 1; }
+	@cmake --install build/package --prefix torch_ssam --component python > build-check.log 2>&1 && rm -f build-check.log
+	@for name in $(T); do \
+	  if [ -f tests/python/$$name.py ]; then $(PY) -m pytest -q tests/python/$$name.py || exit 1; \
+	  elif [ -f tests/cpp/$$name.cpp ] && [ -f build/cpp/build.ninja ]; then \
+	    cmake --build build/cpp --parallel $(JOBS) --target $$name && build/cpp/$$name --gtest_brief=1 || exit 1; \
+	  elif [ -f tests/cpp/$$name.cpp ]; then echo "run make build-cpp once before $$name"; exit 1; \
+	  else echo "no tests/python/$$name.py and no tests/cpp/$$name.cpp"; exit 1; fi; \
+	done
+
+build-cpp: bootstrap        ## C++ tests and examples, in build/cpp
 	@cmake -S . -B build/cpp -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
 	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
 	@rm -f build-cpp.log
 
-test-cpp: build-cpp
+test-cpp: build-cpp         ## C++ tests
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
 	@[ ! -x build/cpp/count_instructions ] || $(PY) tools/check_instructions.py build/cpp/count_instructions
 
@@ -48,7 +64,7 @@ consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outsi
 	@cmake --build build/consumer --parallel $(JOBS) > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
 	@rm -f build-consumer.log
 
-test-python: consumer
+test-python: consumer       ## Python tests
 	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
 
 # Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and over 900 kills.
@@ -57,13 +73,14 @@ stress: build build-cpp     ## random walks, wrong calls, damaged checkpoints an
 	TORCH_SSAM_STRESS=$(STRESS) $(PY) -m pytest -q -n $(JOBS) tests/python/test_state_machine.py tests/python/test_random_calls.py tests/python/test_fuzzed_state.py tests/python/test_killed.py
 	TORCH_SSAM_STRESS=$(STRESS) ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) -R RandomCalls
 
-lint: bootstrap             ## layout, types, names
+lint: bootstrap             ## layout, types, names, which room imports which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo
 	clang-format --dry-run -Werror $(CXX_SOURCES)
 
-format: bootstrap
+format: bootstrap           ## puts layout right
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	clang-format -i $(CXX_SOURCES)
@@ -76,7 +93,7 @@ bench: build                ## ratios against peers, written to docs/benchmarks.
 
 # LibTorch itself is not instrumented: ASan and UBSan see our code in it, ThreadSanitizer and valgrind run what needs none.
 SANITIZED = -G Ninja -DCMAKE_BUILD_TYPE=None -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR)
-sanitize: asan tsan valgrind
+sanitize: asan tsan valgrind  ## asan, tsan and valgrind
 
 asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
 	cmake -S . -B build/asan $(SANITIZED) -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_SANITIZE=address,undefined
@@ -133,5 +150,5 @@ wheel: bootstrap            ## sdist and wheel in dist/, tried in empty environm
 	$(if $(filter file,$(origin FORCE_CUDA)),env -u FORCE_CUDA) tools/make_wheel.sh $(PY)
 	PYTHON=$(PY) tools/check_wheel.sh $(WHEEL_TORCH)
 
-clean:
+clean:                      ## everything that was built
 	rm -rf build out dist torch_ssam/lib torch_ssam/_C*.so *.egg-info

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,21 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch_ssam._common.extras import need
 from torch_ssam._common.images import DataError, Images, load_digits_images, load_images
 
-if TYPE_CHECKING:
-    from ._settings import Setting
+
+class Wanted(Protocol):
+    """What a `Setting` says of its data."""
+
+    @property
+    def folder(self) -> Path | None: ...
+    @property
+    def train(self) -> int: ...
+    @property
+    def validation(self) -> int: ...
+    @property
+    def test(self) -> int: ...
+    @property
+    def wrong_labels(self) -> float: ...
+
 
 Pair = tuple[Tensor, Tensor]
 Labels = npt.NDArray[np.int64]
@@ -87,7 +100,7 @@ class Data:
         return digest.hexdigest()[:16]
 
 
-DataFactory = Callable[["Setting", int], Data]
+DataFactory = Callable[[Any, int], Data]
 
 
 def wrong_labels(correct: Labels, classes: int, share: float, seed: int) -> Labels:
@@ -104,7 +117,7 @@ def wrong_labels(correct: Labels, classes: int, share: float, seed: int) -> Labe
 
 
 def _with_wrong_labels(
-    labels: Labels, classes: int, setting: Setting, seed: int
+    labels: Labels, classes: int, setting: Wanted, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     if setting.wrong_labels == 0:
         return torch.from_numpy(labels), None
@@ -117,7 +130,7 @@ def _images(name: str, folder: Path | None) -> Images:
     return load_digits_images() if name == "digits" else load_images(folder)
 
 
-def _image_data(images: Images, setting: Setting, seed: int, note: str) -> Data:
+def _image_data(images: Images, setting: Wanted, seed: int, note: str) -> Data:
     order = np.random.default_rng(0).permutation(len(images.train_images))
     n = min(setting.train, len(order) * 4 // 5)
     chosen, held_out = order[:n], order[n : n + setting.validation]
@@ -140,7 +153,7 @@ def _image_data(images: Images, setting: Setting, seed: int, note: str) -> Data:
     )
 
 
-def fashion_mnist(setting: Setting, seed: int) -> Data:
+def fashion_mnist(setting: Wanted, seed: int) -> Data:
     """Fashion-MNIST, or the idx folder of the setting; without either scikit-learn's digits, with a note."""
     images = _images("fashion-mnist", setting.folder)
     note = ""
@@ -152,12 +165,12 @@ def fashion_mnist(setting: Setting, seed: int) -> Data:
     return _image_data(images, setting, seed, note)
 
 
-def digits(setting: Setting, seed: int) -> Data:
+def digits(setting: Wanted, seed: int) -> Data:
     """scikit-learn's digits, 8 x 8 pixels; the last 500 to test on."""
     return _image_data(_images("digits", None), setting, seed, "")
 
 
-def _table(name: str, setting: Setting, seed: int, title: str) -> Data:
+def _table(name: str, setting: Wanted, seed: int, title: str) -> Data:
     bunch = getattr(need("sklearn.datasets", "compare", f"the data set {name}"), f"load_{name}")()
     x, y = np.asarray(bunch.data, np.float64), np.asarray(bunch.target)
     order = np.random.default_rng(0).permutation(len(x))
@@ -191,12 +204,12 @@ def _table(name: str, setting: Setting, seed: int, title: str) -> Data:
     )
 
 
-def breast_cancer(setting: Setting, seed: int) -> Data:
+def breast_cancer(setting: Wanted, seed: int) -> Data:
     """scikit-learn's breast cancer: 569 tumours, 30 features, 2 classes; a quarter to test on."""
     return _table("breast_cancer", setting, seed, "breast cancer")
 
 
-def diabetes(setting: Setting, seed: int) -> Data:
+def diabetes(setting: Wanted, seed: int) -> Data:
     """scikit-learn's diabetes: 442 patients, 10 features, progression to predict; a quarter to test on."""
     return _table("diabetes", setting, seed, "diabetes")
 
@@ -215,7 +228,7 @@ def _python_sources() -> list[Any]:
     return [np.array([table.get(c, len(CHARACTERS)) for c in text], np.int64) for text in texts]
 
 
-def text(setting: Setting, seed: int) -> Data:
+def text(setting: Wanted, seed: int) -> Data:
     """Source code of Python's standard library, character by character; other files to test on."""
     wanted = {"test": min(setting.test, 1000), "validation": setting.validation, "train": setting.train}
     files = iter(_python_sources())

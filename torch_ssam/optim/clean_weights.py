@@ -12,17 +12,29 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from torch_ssam.noise.scope import Scope
+from torch_ssam.noise.weights import SavedWeights
 
-if TYPE_CHECKING:
-    from torch_ssam.optim.base import NoiseDriver
+
+class Owner(Protocol):
+    """What is asked here of an optimizer that holds noise on its weights."""
+
+    _inside_pass: bool
+
+    @property
+    def _noise(self) -> SavedWeights: ...
+    def _modes(self) -> tuple[bool, bool]: ...
+    def _resume(self, training: bool, base_in_train: bool) -> None: ...
+    def _clean_of(self, param: Tensor) -> Tensor: ...
+    def eval(self) -> None: ...
+    def clean_weights(self) -> Scope: ...
 
 
 class PerturbedWeightsSaved(UserWarning):
@@ -32,7 +44,7 @@ class PerturbedWeightsSaved(UserWarning):
 class CleanWeights(Scope):
     """Inside, the parameters hold the clean weights; leaving puts the noise of the same draw back."""
 
-    def __init__(self, owner: NoiseDriver) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._was = False, False
 
@@ -56,8 +68,8 @@ class _HandOutClean:
     What `keep_vars=True` asks for, the parameters themselves, stays as it is.
     """
 
-    def __init__(self, owner: NoiseDriver) -> None:
-        self._owner: Callable[[], NoiseDriver | None] = weakref.ref(owner)
+    def __init__(self, owner: Owner) -> None:
+        self._owner: Callable[[], Owner | None] = weakref.ref(owner)
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
         owner = self._owner()
@@ -81,7 +93,7 @@ def _nobody() -> None:
     return None
 
 
-def hand_out_clean(model: nn.Module, owner: NoiseDriver) -> list[RemovableHandle]:
+def hand_out_clean(model: nn.Module, owner: Owner) -> list[RemovableHandle]:
     """Hooks under which the state_dict of the model, or of any part of it, has clean weights in it."""
     hook = _HandOutClean(owner)
     return [
@@ -143,7 +155,7 @@ def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
 def update_bn(
     loader: Iterable[Any],
     model: nn.Module,
-    optimizer: NoiseDriver | None = None,
+    optimizer: Owner | None = None,
     device: torch.device | int | None = None,
 ) -> None:
     """Gathers BatchNorm statistics anew, at the clean weights: torch.optim.swa_utils.update_bn.
