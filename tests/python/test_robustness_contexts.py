@@ -89,6 +89,30 @@ def test_the_exact_bits_are_back_where_weights_were_written_to_inside(context: C
                     p.sub_(g)
 
 
+def test_the_exact_bits_are_back_where_parameters_were_moved_inside(context: Context) -> None:
+    """`.half()` and the like give a parameter other memory; the old one is put back."""
+    model = convolutional()
+    with left_alone(model):
+        addresses = [p.data_ptr() for p in model.parameters() if p.dim() >= 2]
+        with context(model):
+            for p in model.parameters():
+                if p.dim() >= 2:
+                    p.data = p.data.half()
+                    p.requires_grad_(False)
+        assert [p.data_ptr() for p in model.parameters() if p.dim() >= 2] == addresses
+
+
+def test_gradients_taken_inside_stay(context: Context) -> None:
+    """A step of quantisation-aware or noisy training: the gradient at disturbed weights, for the clean ones."""
+    model = convolutional()
+    clean = weights(model)
+    x, y = images()[0]
+    with context(model):
+        nn.functional.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model[6].parameters())
+    assert all(map(torch.equal, weights(model), clean))
+
+
 @pytest.mark.parametrize("at", range(1, 30))
 def test_the_exact_bits_are_back_if_ctrl_c_strikes_anywhere_while_entering(context: Context, at: int) -> None:
     """An interrupt at the n-th of the context's own function calls, on the way in or out."""

@@ -1,7 +1,7 @@
 """Report pages and tables: one HTML file with its images inside, the same table in a terminal and in Markdown.
 
-No scripts and no outside files, so that a page can be mailed and read anywhere. Used by compare, the experiments
-and the demo. Tests: tests/python/test_experiments.py, test_compare.py, test_demo.py.
+No scripts and no outside files, so that a page can be mailed and read anywhere. Used by compare, robustness,
+the experiments and the demo. Tests: tests/python/test_experiments.py, test_compare.py, test_demo.py, test_robustness_report.py.
 """
 
 from __future__ import annotations
@@ -112,6 +112,19 @@ class Table:
         console.print(table)
         if self.note:
             console.print(self.note + "\n", highlight=False)
+
+    def text(self) -> str:
+        """As plain text, the first column to the left, the others to the right."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        shown = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.title, *shown, *([self.note] if self.note else [])])
 
     def markdown(self) -> str:
         """As a Markdown table."""

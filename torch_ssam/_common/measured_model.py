@@ -42,7 +42,7 @@ class Generators:
             torch.cuda.set_rng_state(state, device)
 
 
-class _SavedTensor:
+class SavedTensor:
     """A tensor as it was: its place in memory, its bits, and what autograd knows of it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -104,6 +104,19 @@ def _write(tensor: Tensor, bits: Tensor) -> None:
         tensor.copy_(bits)
 
 
+def in_turn(*steps: Sequence[Callable[[], None]]) -> None:
+    """All steps, also where one fails; then tells autocast, and raises what the first failure was."""
+    failure: Exception | None = None
+    for step in (step for group in steps for step in group):
+        try:
+            step()
+        except Exception as error:
+            failure = failure or error
+    tell_torch([])
+    if failure is not None:
+        raise failure
+
+
 class _SavedModule:
     """What a module holds, by reference: parameters, buffers, parts, tensor attributes; and its flags."""
 
@@ -160,7 +173,7 @@ class MeasuredModel(Scope):
         self._extra = list(extra)
         self._training = training
         self._modules: list[_SavedModule] = []
-        self._tensors: dict[int, _SavedTensor] = {}
+        self._tensors: dict[int, SavedTensor] = {}
         self._random: list[Tensor] | None = None
         self.generators = Generators([*model.parameters(), *model.buffers(), *self._extra])
 
@@ -174,7 +187,7 @@ class MeasuredModel(Scope):
         attributes = [tensor for module in self._modules for tensor in module.tensors()]
         for tensor in [*self.model.parameters(), *self.model.buffers(), *attributes, *self._extra]:
             if id(tensor) not in self._tensors:
-                self._tensors[id(tensor)] = _SavedTensor(tensor)
+                self._tensors[id(tensor)] = SavedTensor(tensor)
                 if tensor.is_leaf:
                     tensor.grad = None  # not copied: what adds to .grad finds none
         if self._training is not None:
@@ -187,7 +200,7 @@ class MeasuredModel(Scope):
 
     def restore(self) -> None:
         """Weights, buffers and attributes as they were on entering; the mode stays."""
-        self._each([module.put_back for module in self._modules], self._tensor_steps())
+        in_turn([module.put_back for module in self._modules], self._tensor_steps())
 
     def _tensor_steps(self) -> list[Callable[[], None]]:
         return [tensor.put_back for tensor in self._tensors.values()]
@@ -195,7 +208,7 @@ class MeasuredModel(Scope):
     def _end(self) -> None:
         tensors = self._tensors.values()
         try:
-            self._each(
+            in_turn(
                 [module.put_back for module in self._modules],
                 self._tensor_steps(),
                 [tensor.put_gradient_back for tensor in tensors],
@@ -209,18 +222,6 @@ class MeasuredModel(Scope):
 
     def _forget(self) -> None:
         self._modules, self._tensors, self._random = [], {}, None
-
-    def _each(self, *steps: Sequence[Callable[[], None]]) -> None:
-        """All steps, also where one fails; then raises what the first failure was."""
-        failure: Exception | None = None
-        for step in (step for group in steps for step in group):
-            try:
-                step()
-            except Exception as error:
-                failure = failure or error
-        tell_torch([])
-        if failure is not None:
-            raise failure
 
     def clean(self, p: Tensor) -> Tensor:
         """The bits on entering of a tensor that is about to be written to."""

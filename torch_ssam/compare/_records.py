@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import warnings
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from torch_ssam._common.files import replace_file
 from torch_ssam._version import __version__
 
 from ._measures import finite
@@ -69,16 +69,6 @@ def describe(run: Run) -> dict[str, Any]:
         for name in ("sharpness_std", "sharpness_filter_std", "sharpness_draws", "bits", "curve_points"):
             found[name] = getattr(setting, name)
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # tuples as a record has them
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place and moves it there, which is one step for the file system."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch_ssam._common.files import replace_file
 from torch_ssam._common.html_page import Table, image, page, png
 
 from ._compare import Comparison
 from ._plots import all_plots
-from ._records import replace_file
 from ._tables import all_tables, options_text, overview_table, verdict
 
 _PROTOCOL = """<p>Each method is tuned over a grid of the same size by its score on a validation split, in a run with a seed

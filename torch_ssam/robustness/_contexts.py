@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _checks
+from torch_ssam._common.measured_model import SavedTensor, in_turn
 from torch_ssam.noise import seeds
+from torch_ssam.noise.saved import tell_torch
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
 
-from ._quantizers import Quantizer, check_bits
+from ._quantizers import Quantizer
 from ._weights import ChannelDim, Skip, Weight, check_per, chosen_weights, rows_of
 
 KINDS = ("programming", "read")
@@ -30,46 +32,35 @@ Change = Callable[[Weight, Tensor], Tensor]  # a weight and its clean values to 
 
 
 class Disturbed(Scope):
-    """Context in which weights hold what `change` makes of them."""
+    """Context in which weights hold what `change` makes of them. Only weights are put back: gradients taken inside stay."""
 
     def __init__(self, weights: Sequence[Weight], change: Change) -> None:
         self._weights = weights
         self._change = change
-        self._clean: list[Tensor] | None = None
+        self._saved: list[SavedTensor] | None = None
 
     def _check(self) -> None:
-        if self._clean is not None:
+        if self._saved is not None:
             raise RuntimeError(
                 "this context is entered inside itself: the weights are disturbed already. Leave it first."
             )
 
     def _begin(self) -> None:
-        self._clean = [weight.param.detach().clone() for weight in self._weights]
+        self._saved = [SavedTensor(weight.param) for weight in self._weights]
         self._write()
 
     def _write(self) -> None:
-        assert self._clean is not None
-        for weight, clean in zip(self._weights, self._clean, strict=True):
-            _put(weight.param, self._change(weight, weight.computing(clean)))
-        _forget_casts()
+        assert self._saved is not None
+        for weight, saved in zip(self._weights, self._saved, strict=True):
+            saved.moved = True
+            value = self._change(weight, weight.computing(saved.bits))
+            weight.param.detach().copy_(value)  # in place, so that autograd sees a new version; rounds once
+        tell_torch([])  # autocast keeps casts of weights for a whole block
 
     def _end(self) -> None:
-        if self._clean is not None:
-            for weight, clean in zip(self._weights, self._clean, strict=True):
-                _put(weight.param, clean)
-            _forget_casts()
-            self._clean = None
-
-
-def _put(param: Tensor, value: Tensor) -> None:
-    """Writes in place, and so that autograd sees a new version; rounds once."""
-    param.detach().copy_(value)
-
-
-def _forget_casts() -> None:
-    """Autocast keeps its casts of weights for a whole block."""
-    if torch._C._is_any_autocast_enabled():
-        torch.clear_autocast_cache()
+        if self._saved is not None:
+            in_turn([saved.put_back for saved in self._saved])
+            self._saved = None
 
 
 class _Before:
@@ -151,13 +142,19 @@ def quantized(
     >>> layer.weight.tolist() == torch.tensor([[1.0, 0.4, -0.6]]).tolist()
     True
     """
-    quantizer, per = Quantizer(bits, grid, step), check_per(per)
+    change = rounding(bits, per, grid, step)
+    return Disturbed(chosen_weights(model, skip, channel_dim), change)
+
+
+def rounding(bits: Any, per: Any, grid: str, step: str) -> Change:
+    """What `quantized` does to a weight."""
+    quantizer, sharing = Quantizer(bits, grid, step), check_per(per)
 
     def change(weight: Weight, clean: Tensor) -> Tensor:
-        rows, undo = rows_of(clean, weight.channel_dim, per)
+        rows, undo = rows_of(clean, weight.channel_dim, sharing)
         return undo(quantizer.encode(rows).values())
 
-    return Disturbed(chosen_weights(model, skip, channel_dim), change)
+    return change
 
 
 def noisy(
@@ -198,12 +195,24 @@ def noisy(
     >>> bool((layer.weight == before).all())
     True
     """
+    return noise_on(model, chosen_weights(model, skip, channel_dim), std, relative_to, kind, seed, draw)
+
+
+def noise_on(
+    model: nn.Module,
+    weights: Sequence[Weight],
+    std: Any,
+    relative_to: str | None,
+    kind: str,
+    seed: int | None,
+    draw: Any,
+) -> Scope:
+    """`noisy` of these weights."""
     std = _checks.number("std", std)
     if relative_to not in RELATIVE_TO:
         raise ValueError(f"relative_to is {relative_to!r}; expected 'filter', 'tensor' or None.")
     kind = _checks.one_of("kind", kind, KINDS)
     draw = _checks.count("draw", draw, low=0, high=2**62)
-    weights = chosen_weights(model, skip, channel_dim)
     noise, of = _normal(weights, seed)
     passes = itertools.count(draw)
 
@@ -272,20 +281,26 @@ def bit_flips(
     ...     layer.weight.tolist()
     [[-2.0, -1.0]]
     """
+    change = flipping(rate, bits, seed, draw, per, grid, step)
+    return Disturbed(chosen_weights(model, skip, channel_dim), change)
+
+
+def flipping(rate: Any, bits: Any, seed: int | None, draw: Any, per: Any, grid: str, step: str) -> Change:
+    """What `bit_flips` does to a weight."""
     rate = _checks.number("rate", rate)
     if rate > 1:
         raise ValueError(f"rate is {rate:g}; expected a probability, 0 <= rate <= 1.")
-    quantizer, per = Quantizer(check_bits("bits", bits), grid, step), check_per(per)
+    quantizer, sharing = Quantizer(bits, grid, step), check_per(per)
     draw = _checks.count("draw", draw, low=0, high=2**62)
     key = seeds.resolve_seed(seed) % 2**64
 
     def change(weight: Weight, clean: Tensor) -> Tensor:
-        rows, undo = rows_of(clean, weight.channel_dim, per)
+        rows, undo = rows_of(clean, weight.channel_dim, sharing)
         encoded = quantizer.encode(rows)
         flipped = _flipped(encoded.codes, quantizer.bits, rate, (key, weight.place), draw)
         return undo(encoded._replace(codes=flipped).values())
 
-    return Disturbed(chosen_weights(model, skip, channel_dim), change)
+    return change
 
 
 _CHUNK = 2**18  # codes at a time, of which each needs a word for each bit

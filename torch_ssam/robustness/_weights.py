@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from torch_ssam import _checks
+from torch_ssam._common.measured_model import wide
 from torch_ssam.noise import parameters
 
 Skip = str | nn.Module | type[nn.Module] | Tensor | Iterable[Any]
@@ -45,7 +46,7 @@ class Weight:
         Raises:
             ValueError: numbers that are not finite, which have no range.
         """
-        copied = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32, copy=True)
+        copied = weights.to(wide(weights), copy=True)
         wrong = int((~torch.isfinite(copied)).sum())
         if wrong:
             raise ValueError(

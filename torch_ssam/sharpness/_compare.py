@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import importlib.util
 import math
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_ssam import _checks
+from torch_ssam._common.checkpoints import Checkpoint, LoadedModel, read_checkpoint
 from torch_ssam._common.extras import need
-from torch_ssam._common.measured_model import MeasuredModel
 
 from ._average import average
 from ._curvature import hessian_trace, layer_balance, top_eigenvalue
@@ -25,8 +23,6 @@ from ._estimate import Floats, student_quantile
 from ._evaluate import Data, HiddenParameters, LossFunction
 from ._landscape import Landscape, landscape
 from ._worst_case import worst_case
-
-Checkpoint = nn.Module | Mapping[str, Any] | str | Path
 
 
 @dataclass(frozen=True)
@@ -74,54 +70,6 @@ class Comparison:
             for name, measures in self.values.items():
                 writer.writerows([name, measure, repr(value)] for measure, value in measures.items())
         self.figure().savefig(place / "sharpness.png", dpi=120)
-
-
-class _Loaded(MeasuredModel):
-    """Context in which the model has the weights, buffers and extra state of a checkpoint; all is put back."""
-
-    def __init__(self, model: nn.Module, name: str, state: Mapping[str, Tensor] | None) -> None:
-        super().__init__(model)
-        self._name, self._state = name, state
-        self._extra_states: list[tuple[nn.Module, Any]] = []
-
-    def _begin(self) -> None:
-        super()._begin()
-        if self._state is None:
-            return
-        for module in self.model.modules():
-            if type(module).get_extra_state is not nn.Module.get_extra_state:
-                self._extra_states.append((module, copy.deepcopy(module.get_extra_state())))
-        try:
-            self.model.load_state_dict(dict(self._state))
-        except RuntimeError as error:
-            raise ValueError(f"checkpoint {self._name!r} does not fit the model: {error}") from None
-
-    def _end(self) -> None:
-        super()._end()
-        for module, state in self._extra_states:
-            module.set_extra_state(state)
-        self._extra_states = []
-
-
-def _read(name: str, checkpoint: Checkpoint) -> Mapping[str, Tensor] | None:
-    """The state_dict of a checkpoint; None for a module, which is measured as it is."""
-    if isinstance(checkpoint, nn.Module):
-        return None
-    state: Any = checkpoint
-    if isinstance(checkpoint, str | Path):
-        if not Path(checkpoint).is_file():
-            raise ValueError(
-                f"checkpoint {name!r}: {checkpoint} is no file; expected one that torch.save wrote."
-            )
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):  # as training programs nest it
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise TypeError(
-            f"checkpoint {name!r} is a {type(state).__name__}; expected a state_dict of the model."
-        )
-    return state
 
 
 def compare(
@@ -180,10 +128,10 @@ def compare(
         [] if curvature else ["without curvlinops there is no Hessian: pip install 'torch_ssam[sharpness]'."]
     )
     loaded = {
-        str(name): _Loaded(
+        str(name): LoadedModel(
             checkpoint if isinstance(checkpoint, nn.Module) else model,
             str(name),
-            _read(str(name), checkpoint),
+            read_checkpoint(str(name), checkpoint),
         )
         for name, checkpoint in checkpoints.items()
     }

@@ -93,9 +93,10 @@ class Plan:
 
         try:
             go_on_to(self.samples)
-            half = student_quantile(self.confidence, self.samples - 1) * np.std(values, axis=0, ddof=1)
+            with np.errstate(invalid="ignore"):  # values that are not finite have an interval of NaN
+                half = student_quantile(self.confidence, self.samples - 1) * np.std(values, axis=0, ddof=1)
             wanted = self.samples
-            if self.precision is not None:
+            if self.precision is not None and math.isfinite(float(half.flat[0])):
                 wanted = max(wanted, math.ceil((float(half.flat[0]) / self.precision) ** 2))
                 go_on_to(min(wanted, self.max_samples))
         finally:
