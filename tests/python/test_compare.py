@@ -27,7 +27,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from torch_ssam import compare
+from torch_ssam import compare, robustness
 from torch_ssam._common import images as shared_images
 from torch_ssam._common.workers import Workers
 from torch_ssam.compare import METHODS, SAM, SETTINGS, Comparison, Data, Setting, _compare, _measures, _models
@@ -246,13 +246,24 @@ def test_the_cost_of_a_step_is_measured_for_every_method() -> None:
 def test_rounding_leaves_2_to_the_bits_values_and_comes_off_again() -> None:
     model = torch.nn.Linear(40, 50)
     before = model.weight.detach().clone()
-    with _measures.Quantised(model, 3):
+    with robustness.quantized(model, 3, per="tensor"):
         values = model.weight.unique()
         assert len(values) <= 7
         step = before.abs().max() / 3
         assert float((model.weight.detach() - before).abs().max()) <= float(step) / 2 + 1e-6
         assert float(model.weight.detach().abs().max()) == float(before.abs().max())
     assert torch.equal(model.weight, before)
+
+
+def test_weights_that_are_not_finite_have_no_rounded_score() -> None:
+    pair = (torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+    data = Data("known", pair, pair, pair, 2)
+    model = torch.nn.Linear(2, 2)
+    assert _measures.rounded_score(model, data, 8) is not None
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    assert _measures.rounded_score(model, data, 8) is None
+    assert _measures.rounded_score(torch.nn.Identity(), data, 8) is None
 
 
 def test_scores_of_a_known_classifier_and_a_known_regression() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torch_ssam import sharpness
+from torch_ssam import robustness, sharpness
 from torch_ssam._common.measured_model import MeasuredModel
 from torch_ssam.optim.clean_weights import update_bn
 
@@ -61,30 +61,13 @@ def evaluate(model: nn.Module, data: Data, pair: Pair) -> dict[str, float]:
     return found
 
 
-def rounded(weight: Tensor, bits: int) -> Tensor:
-    """The nearest of 2^bits - 1 values, evenly spaced from -max |w| to max |w|.
-
-    >>> import torch
-    >>> rounded(torch.tensor([1.0, 0.4, -0.9]), 2).tolist()
-    [1.0, 0.0, -1.0]
-    """
-    step = weight.abs().max() / (2 ** (bits - 1) - 1)
-    return weight if step == 0 else torch.round(weight / step) * step
-
-
-class Quantised(MeasuredModel):
-    """Context in which every weight of two or more dimensions is rounded, each tensor by its own step."""
-
-    def __init__(self, model: nn.Module, bits: int) -> None:
-        super().__init__(model)
-        self._bits = bits
-
-    def _begin(self) -> None:
-        super()._begin()
-        with torch.no_grad():
-            for p in self.model.parameters():
-                if p.dim() >= 2:
-                    p.copy_(rounded(self.clean(p), self._bits))
+def rounded_score(model: nn.Module, data: Data, bits: int) -> float | None:
+    """The test score with rounded weights, each tensor by its own step; None where weights are not finite, or there are none."""
+    weights = [p for p in model.parameters() if p.dim() >= 2]
+    if not weights or not all(bool(p.isfinite().all()) for p in weights):
+        return None
+    with robustness.quantized(model, bits, per="tensor"):
+        return evaluate(model, data, data.test)["score"]
 
 
 def measure_sharpness(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._data import DATA, Data
-from ._measures import Quantised, evaluate, finite, measure_sharpness, refresh_statistics
+from ._measures import evaluate, finite, measure_sharpness, refresh_statistics, rounded_score
 from ._methods import Method, Stepper
 from ._models import make_model
 from ._settings import Setting
@@ -134,8 +134,7 @@ def _measures(model: torch.nn.Module, data: Data, setting: Setting) -> dict[str,
         if y.dim() == 1 and bool(wrong.any()):
             found["wrong labels learnt"] = evaluate(model, data, (x[wrong], y[wrong]))["score"]
     for bits in setting.bits:
-        with Quantised(model, bits):
-            found["quantised"][str(bits)] = evaluate(model, data, data.test)["score"]
+        found["quantised"][str(bits)] = rounded_score(model, data, bits)
     found.update(
         measure_sharpness(
             model, data, setting.sharpness_std, setting.sharpness_filter_std, setting.sharpness_draws
