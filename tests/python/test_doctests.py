@@ -57,3 +57,15 @@ def test_the_page_on_ways_to_drive_runs_as_written() -> None:
         if "opt.step" in block or "scaler.step" in block:
             assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), block
         assert all(bool(torch.isfinite(p).all()) for p in after)
+
+
+def test_the_page_on_robustness_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    page = Path(__file__).resolve().parents[2] / "docs" / "robustness.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "robustness.png", "robustness.json"}
