@@ -157,8 +157,8 @@ COVERED: dict[int, tuple[str, tuple[str, ...]]] = {
     35: (
         "reentrant checkpointing hides parameters",
         (
-            "test_measured_models::test_gradients_and_curvature_are_right_or_refused",
-            "test_measured_models::test_what_is_hidden_is_named_with_what_to_do",
+            "test_hidden_parameters::test_gradients_and_curvature_are_right_or_refused",
+            "test_hidden_parameters::test_what_is_hidden_is_named_with_what_to_do",
         ),
     ),
     37: (

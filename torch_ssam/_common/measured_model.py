@@ -9,6 +9,7 @@ attributes; noise and other moves are written from that copy and need no second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from torch_ssam.noise.saved import tell_torch
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
+
+# What bits are compared as: whole words are four times faster than bytes.
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 # Flags of modules that the mode changes, or that the model may.
 FLAGS = ("training", "track_running_stats")
@@ -93,7 +97,9 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     a = a.detach()
     if type(a) is not Tensor or a.layout != torch.strided or a.is_meta or a.is_quantized or a.is_conj():
         return False
-    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+    rows = [t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
+    size = math.gcd(8, *(n for t in rows for n in (t.numel(), t.storage_offset())))
+    return torch.equal(*(t.view(WORDS[size]) for t in rows))
 
 
 def _write(tensor: Tensor, bits: Tensor) -> None:

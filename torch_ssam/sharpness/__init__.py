@@ -19,17 +19,16 @@ test_sharpness_models.py, test_measured_models.py.
 from __future__ import annotations
 
 from ._average import AverageSharpness, average
+from ._balance import LayerBalance, layer_balance
 from ._compare import Comparison, compare
 from ._curvature import (
     HessianTrace,
-    LayerBalance,
     hessian_trace,
-    layer_balance,
     top_eigenvalue,
     top_eigenvalues,
 )
-from ._evaluate import HiddenParameters
 from ._landscape import Landscape, filter_normalized, landscape
+from ._visible import HiddenParameters
 from ._worst_case import WorstCase, worst_case
 
 __all__ = [

@@ -18,10 +18,12 @@ from torch_ssam._common.checkpoints import Checkpoint, LoadedModel, read_checkpo
 from torch_ssam._common.extras import need
 
 from ._average import average
-from ._curvature import hessian_trace, layer_balance, top_eigenvalue
+from ._balance import layer_balance
+from ._curvature import hessian_trace, top_eigenvalue
 from ._estimate import Floats, student_quantile
-from ._evaluate import Data, HiddenParameters, LossFunction
+from ._evaluate import Data, LossFunction
 from ._landscape import Landscape, landscape
+from ._visible import HiddenParameters
 from ._worst_case import worst_case
 
 

@@ -1,4 +1,4 @@
-"""Hessian trace and top eigenvalues through curvlinops, and the balance of the layers.
+"""Hessian trace and top eigenvalues through curvlinops.
 
 The Hessian of the mean loss is curvlinops' linear operator, which multiplies it by vectors and never forms it.
 Tests: tests/python/test_sharpness.py, test_sharpness_models.py.
@@ -7,9 +7,8 @@ Tests: tests/python/test_sharpness.py, test_sharpness_models.py.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_ssam import _checks
 from torch_ssam._common.extras import need
-from torch_ssam.nn.diagonal_linear import DiagonalLinear
 
 from ._estimate import Floats, Plan
 from ._evaluate import Data, Evaluator, LossFunction, measuring_noise
+from ._visible import check_product
 
 # Up to this many parameters all of the Hessian costs no more than an estimate or a Lanczos run.
 DENSE = 64
@@ -84,7 +83,7 @@ def _batch_product(
             )
             for k in range(count)
         ]
-    return [torch.stack(product, dim=-1) for product in zip(*products, strict=True)]
+    return [torch.stack(product, dim=-1).detach() for product in zip(*products, strict=True)]
 
 
 @contextlib.contextmanager
@@ -118,6 +117,7 @@ def _hessian(evaluator: Evaluator, what: str) -> Iterator[tuple[Any, list[int]]]
             batch_size_fn=lambda inputs: 1,  # the shares are in the loss
         )
         operator._matmat_batch = partial(_batch_product, evaluator.model, share, params)
+        check_product(evaluator, places, operator.__matmul__)
         yield operator, places
 
 
@@ -155,7 +155,7 @@ def _whole(hessian: Any, params: list[Tensor]) -> Tensor:
     return torch.cat([product.double().flatten(0, -2) for product in hessian @ columns])
 
 
-def _diagonal(
+def hessian_diagonal(
     evaluator: Evaluator,
     what: str,
     plan: Plan,
@@ -226,7 +226,7 @@ def hessian_trace(
     """
     evaluator = Evaluator(model, loss_fn, data, params, mode)
     plan = Plan.of(samples, max_samples, precision, confidence)
-    mean, half, converged, exact, draws = _diagonal(
+    mean, half, converged, exact, draws = hessian_diagonal(
         evaluator, "hessian_trace", plan, seed, lambda _, term: [float(term.sum())], progress
     )
     return HessianTrace(
@@ -334,86 +334,3 @@ def top_eigenvalue(model: nn.Module, loss_fn: LossFunction, data: Data, **option
     6.0
     """
     return float(top_eigenvalues(model, loss_fn, data, 1, **options)[0])
-
-
-@dataclass(frozen=True)
-class LayerBalance:
-    """How evenly the layers share the weights and the curvature; see `layer_balance`."""
-
-    names: tuple[str, ...]
-    #: |W_l|^2 of every layer.
-    squared_norms: Floats
-    #: |W_i|^2 - |W_j|^2, (layers, layers); on a DiagonalLinear the sum over features of its `balance_gaps`.
-    gaps: Floats
-    #: log(largest / smallest squared norm); 0 is balance, inf where a layer is zero.
-    imbalance: float
-    #: Trace of every layer's block of the Hessian, its half-width, and log(largest / smallest); None without
-    #: loss_fn and data.
-    traces: Floats | None = None
-    traces_half_width: Floats | None = None
-    trace_imbalance: float | None = None
-
-
-def _spread(values: Floats) -> float:
-    low, high = float(values.min()), float(values.max())
-    return math.inf if low <= 0 < high else math.log(high / low) if high > 0 else 0.0
-
-
-def layer_balance(
-    model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    data: Data | None = None,
-    *,
-    confidence: float = 0.95,
-    samples: int = 16,
-    seed: int | None = 0,
-    mode: str = "eval",
-    progress: bool | Callable[[int, int], object] | None = None,
-) -> LayerBalance:
-    """Squared norms of the layers' weights and, with a loss and data, the traces of their Hessian blocks.
-
-    A layer is a parameter of two or more dimensions that requires gradients; each layer of a `DiagonalLinear`
-    is one. Biases are left out. On diagonal networks S-SAM drives w_i^2 - w_j^2 to 0 (arXiv 2503.11891, theorem 3.1).
-    Between layers of different shapes it is the traces that it tends to make equal: rescaling layers at an
-    unchanged product, eta^2 / 2 times their sum is least there.
-
-    Args: as in `hessian_trace`; loss_fn and data together or not at all (traces need curvlinops).
-    Returns: LayerBalance.
-
-    >>> import torch_ssam
-    >>> layer = torch_ssam.DiagonalLinear(3, init_scale=[2.0, 1.0])
-    >>> layer_balance(layer).squared_norms
-    array([12.,  3.])
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
-    if (loss_fn is None) != (data is None):
-        raise ValueError("layer_balance got one of loss_fn and data; expected both, for traces, or neither.")
-    diagonal = {id(m.weight) for m in model.modules() if isinstance(m, DiagonalLinear)}
-    chosen = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.dim() >= 2]
-    if not chosen:
-        raise ValueError("the model has no parameter of two or more dimensions that requires gradients.")
-
-    def by_layer(p: Tensor, terms: Tensor) -> list[float]:
-        values: list[float] = terms.flatten(1).sum(1).tolist() if id(p) in diagonal else [float(terms.sum())]
-        return values
-
-    names = tuple(
-        layer
-        for name, p in chosen
-        for layer in ([f"{name}[{i}]" for i in range(len(p))] if id(p) in diagonal else [name])
-    )
-    norms = np.array([v for _, p in chosen for v in by_layer(p, p.detach().double().square())])
-    result = LayerBalance(names, norms, norms[:, None] - norms[None, :], _spread(norms))
-    if loss_fn is None or data is None:
-        return result
-    evaluator = Evaluator(model, loss_fn, data, [p for _, p in chosen], mode)
-    mean, half, *_ = _diagonal(
-        evaluator,
-        "layer_balance with a loss",
-        Plan.of(samples, samples, None, confidence),
-        seed,
-        lambda i, term: by_layer(evaluator.params[i], term),
-        progress,
-    )
-    return replace(result, traces=mean[1:], traces_half_width=half[1:], trace_imbalance=_spread(mean[1:]))

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_ssam import _checks
-from torch_ssam._common.measured_model import MeasuredModel, Move, shift, wide
+from torch_ssam._common.measured_model import MeasuredModel, Move, wide
 from torch_ssam.noise import parameters, seeds
 from torch_ssam.noise.weight_noise import WeightNoise
 
-from ._estimate import Floats
+from ._visible import REMEDY, HiddenParameters, check_flat, check_reached, custom_functions, names
 
 Data = Iterable[Any]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -82,21 +81,6 @@ class Batches:
             raise ValueError("data has no batches; expected at least one (inputs, targets).")
 
 
-# How far parameters are moved, relative to their root mean square, to see whether the loss depends on those that have no
-# gradient, and the gradient on those that have no curvature. The second is small: what a mask makes constant must stay so.
-HIDDEN_STEP, FLAT_STEP = 1e-2, 1e-5
-
-REMEDY = (
-    "Reentrant activation checkpointing (pass use_reentrant=False, or evaluate without it), a custom "
-    "autograd.Function that calls modules, and code under no_grad() or detach() hide parameters from autograd. "
-    "Mend that; or leave the parameters out by requires_grad_(False) or params=; or use `average`, which needs no gradient."
-)
-
-
-class HiddenParameters(ValueError):
-    """The loss depends on parameters in ways that autograd does not see."""
-
-
 class Evaluator:
     """Loss L(w) = sum_b n_b loss_b / sum_b n_b over the batches b of the data, and its gradient.
 
@@ -128,6 +112,8 @@ class Evaluator:
         self.generators = self.measured.generators
         #: Whether the model or the loss was seen to draw random numbers, in an evaluation that watched for it.
         self.random = False
+        #: Names of the custom autograd.Functions that the loss was seen to pass, by `curved`.
+        self.custom_functions: set[str] = set()
 
     def ready(self) -> MeasuredModel:
         """Context with the model in its mode; afterwards it is what it was, and so are torch's random generators."""
@@ -173,30 +159,31 @@ class Evaluator:
                 loss = self._batch_loss(inputs, targets)
                 for i, g in enumerate(self._batch_gradient(loss)):
                     if g is not None:
-                        gradient[i].add_(g, alpha=n)
+                        gradient[i].add_(g.detach(), alpha=n)
                         reached[i] = True
                 total += float(loss.detach()) * n
                 examples += n
         if check:
-            self._check_reached(reached)
+            check_reached(self, reached)
         return total / examples, [g.div_(examples) for g in gradient]
 
     def curved(self) -> list[bool]:
         """For each of `params`, whether the gradient for it depends on any of them: else its rows of the Hessian are 0.
 
         By the autograd graph, so True may stand for zeros that come out of the numbers; False is checked against the
-        numbers. Watches for random numbers.
+        numbers. Watches for random numbers and custom functions.
         """
         reached, found = [False] * len(self.params), [False] * len(self.params)
         with torch.enable_grad():
             for inputs, targets, _ in self.read():
                 loss = self._batch_loss(inputs, targets, watch=True)
+                self.custom_functions |= custom_functions(loss)
                 for i, g in enumerate(self._batch_gradient(loss, create_graph=True)):
                     if g is not None:
                         reached[i] = True
                         found[i] |= g.requires_grad
-        self._check_reached(reached)
-        self._check_flat([i for i, known in enumerate(reached) if known and not found[i]])
+        check_reached(self, reached)
+        check_flat(self, [i for i, known in enumerate(reached) if known and not found[i]])
         return found
 
     def _batch_gradient(self, loss: Tensor, create_graph: bool = False) -> Sequence[Tensor | None]:
@@ -217,75 +204,10 @@ class Evaluator:
         hidden = [p for p in self.model.parameters() if p.grad is not None]
         if hidden:
             raise HiddenParameters(
-                f"the gradient for {self._names(hidden)} goes to .grad past autograd.grad(). {REMEDY}"
+                f"the gradient for {names(self, hidden)} goes to .grad past autograd.grad(). {REMEDY}"
             )
         gradient = {id(p): g for p, g in zip(visible, found, strict=True)}
         return [gradient.get(id(p)) for p in self.params]
-
-    # -- whether autograd sees what the loss depends on --------------------------------------------------------
-
-    def _check_reached(self, reached: list[bool]) -> None:
-        """Refuses parameters without a gradient that the loss depends on: it must stay where they move."""
-        unreached = [p for p, known in zip(self.params, reached, strict=True) if not known]
-
-        def depends(params: list[Tensor]) -> bool:
-            return self._moves(lambda at: np.array([self.loss(at)]), self._nudge(params, HIDDEN_STEP))
-
-        if unreached and depends(unreached):
-            found = next(([p] for p in unreached if depends([p])), unreached)
-            raise HiddenParameters(
-                f"the loss depends on {self._names(found)}, and autograd does not see it: its gradient and curvature "
-                f"would count 0. {REMEDY}"
-            )
-
-    def _check_flat(self, flat: list[int]) -> None:
-        """Refuses parameters whose gradient has no graph and yet depends on the parameters."""
-
-        def gradients(at: Move | None) -> Floats:
-            _, gradient = self.loss_and_gradient(at)
-            return torch.cat([gradient[i].double().reshape(-1) for i in flat]).cpu().numpy()
-
-        if flat and self._moves(gradients, self._nudge(self.params, FLAT_STEP)):
-            raise HiddenParameters(
-                f"the gradient for {self._names([self.params[i] for i in flat])} depends on the parameters, and "
-                "autograd does not see how: its curvature would count 0, since the backward of a custom "
-                "autograd.Function cannot be differentiated, or stops at a detach(). "
-                f"{REMEDY}"
-            )
-
-    def _moves(self, measure: Callable[[Move | None], Floats], at: Move) -> bool:
-        """Whether a measurement is another one after a move, by more than rounding and than it differs by itself.
-
-        Where it never comes twice alike, a move that changes nothing is taken for one that does in about 1 of 10,000.
-        """
-        start = self.generators.state()
-
-        def again(at: Move | None) -> Floats:
-            self.generators.set(start)
-            return measure(at)
-
-        clean, moved = again(None), again(at)
-        change = float(np.abs(moved - clean).max())
-        rounding = 4 * torch.finfo(wide(self.params[0])).eps * float(np.abs(clean).max())
-        differs = change > rounding and all(change > 10 * np.abs(again(None) - clean).max() for _ in range(4))
-        self.generators.set(start)
-        return differs
-
-    def _nudge(self, params: list[Tensor], relative: float) -> Move:
-        """A small random step, for each tensor in proportion to its size, and at least what its dtype can hold."""
-        noise = measuring_noise(params, 1.0, 0)
-        direction = []
-        for p in params:
-            size = float(p.detach().double().square().mean().sqrt()) if p.numel() else 0.0
-            step = max(relative, torch.finfo(p.dtype).eps) * (size or 1.0)
-            direction.append(noise.noise(p).to(wide(p)) * step)
-        return shift(params, (1.0, direction))
-
-    def _names(self, params: Sequence[Tensor]) -> str:
-        """Up to three of them by the names that they have in the model."""
-        named = {id(p): name for name, p in self.model.named_parameters()}
-        names = [named.get(id(p), f"a tensor of shape {tuple(p.shape)}") for p in params]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def trainable(model: nn.Module, params: Any = None) -> list[Tensor]:
