@@ -381,6 +381,64 @@ def test_tied_frozen_and_16_bit_weights_are_measured(dtype: torch.dtype) -> None
     assert all(p.mean != found.clean for p in found.points[1:])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_scripted_models_are_measured_as_they_were_before_scripting() -> None:
+    model = convolutional()
+    scripted = torch.jit.script(model)
+    with left_alone(model):
+        usual = measure(model, images(), first_and_last="both", **LITTLE)
+        found = measure(scripted, images(), first_and_last="both", **LITTLE)
+    assert found.points == usual.points
+    with pytest.raises(TypeError, match="kind is 'read' and the model is a ScriptModule"):
+        measure(scripted, images(), kind="read", **LITTLE)
+
+
+def test_sequence_models_are_measured_whole() -> None:
+    """Recurrent and attention weights, and an embedding tied to the head, classes last."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.recurrent = nn.Embedding(20, 16), nn.LSTM(16, 16, batch_first=True)
+            self.attention = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.head = nn.Linear(16, 20)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.attention(self.recurrent(self.embedding(x))[0]))
+            return out
+
+    torch.manual_seed(0)
+    model = Words()
+    x = torch.randint(20, (8, 12))
+    with left_alone(model):
+        found = measure(model, [(x, x.roll(-1, 1))], first_and_last="both", **LITTLE)
+    assert found.settings["first_and_last"] == ["embedding", "head"]
+    assert found.settings["weights"] == [
+        "embedding.weight",
+        "recurrent.weight_ih_l0",
+        "recurrent.weight_hh_l0",
+        "attention.self_attn.in_proj_weight",
+        "attention.self_attn.out_proj.weight",
+        "attention.linear1.weight",
+        "attention.linear2.weight",
+    ]
+    outputs = []
+    for skip in ((), "embedding", ("recurrent", "attention")):
+        with robustness.quantized(model, 2, skip=skip), torch.no_grad():
+            outputs.append(model.eval()(x))
+    assert not torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2])
+
+
+def test_compiled_models_see_the_disturbed_weights() -> None:
+    model = convolutional()
+    compiled = torch.compile(model, backend="eager")
+    found = measure(compiled, images(), kind="read", **LITTLE)
+    usual = measure(model, images(), kind="read", **LITTLE)
+    assert [p.values for p in found.points] == [pytest.approx(p.values) for p in usual.points]
+
+
 def test_progress_counts_evaluations() -> None:
     seen: list[tuple[int, int]] = []
     measure(convolutional(), images(), progress=lambda done, total: seen.append((done, total)), **LITTLE)

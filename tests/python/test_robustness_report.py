@@ -276,6 +276,9 @@ def whole(): return convolutional(), images(), lambda o, t: o.mean(), [x for x, 
 def short(): return (convolutional(),)
 def wrong(): return "model", images()
 def single(): return convolutional()
+def interrupted():
+    def metric(outputs, targets): raise KeyboardInterrupt
+    return convolutional(), images(), metric
 """
 
 
@@ -385,6 +388,11 @@ def test_the_command_line_refuses_what_it_cannot_read(here: Path, bad: list[str]
     with pytest.raises(SystemExit) as ended:
         main(["robustness_example:make", *bad])
     assert ended.value.code == 2
+
+
+def test_the_command_line_stops_at_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["robustness_example:interrupted", "--quiet"]) == 130
+    assert capsys.readouterr().err == "robustness: stopped.\n"
 
 
 def test_help_is_enough_to_use_it() -> None:

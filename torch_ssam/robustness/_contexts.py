@@ -124,8 +124,8 @@ def quantized(
         step: "absmax", the range over the levels: max |w| / q for "narrow", max |w| / (q + 1/2) for "full", (max w - min w) /
             (2^bits - 1) for "affine". "mse": r times that, of the least squared error of each row over 78 values of r in (0, 1]:
             multiples of 1/64, then of 1/512 around the best.
-        skip: what stays as it is: patterns of names of parameters or modules ("head", "*.downsample.*"), modules, types of
-            modules, parameters; one or a list of them. A tied weight is skipped if one of its names is.
+        skip: what stays as it is: patterns of names of parameters or modules (``"head"``, ``"*.downsample.*"``), modules,
+            types of modules, parameters; one or a list of them. A tied weight is skipped if one of its names is.
         channel_dim: the axis that counts filters: None for 1 in ConvTranspose layers and transformers' Conv1D, 0 elsewhere;
             an int for all; a mapping from patterns of names; or a function of (name, module that holds the weight).
 
@@ -212,6 +212,10 @@ def noise_on(
     if relative_to not in RELATIVE_TO:
         raise ValueError(f"relative_to is {relative_to!r}; expected 'filter', 'tensor' or None.")
     kind = _checks.one_of("kind", kind, KINDS)
+    if kind == "read" and isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "kind is 'read' and the model is a ScriptModule, which takes no hook before its forward pass; expected 'programming'."
+        )
     draw = _checks.count("draw", draw, low=0, high=2**62)
     noise, of = _normal(weights, seed)
     passes = itertools.count(draw)

@@ -25,7 +25,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Percent of the targets that are the class of the largest output.
 
     Args:
-        outputs: scores of two classes or more, last, (*targets.shape, classes), or second, as cross_entropy has them.
+        outputs: scores of two classes or more; the dimension of classes is the last one, or the second, as in cross_entropy.
         targets: classes, integers from 0. An example with a NaN among its outputs counts as wrong.
 
     Raises: TypeError, ValueError: other shapes, targets that are no classes.
@@ -174,6 +174,7 @@ class Order:
         handles = [
             module.register_forward_pre_hook(lambda module, _inputs: self._called.append(module))
             for _, module in self._owners
+            if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
         ]
         try:
             yield
