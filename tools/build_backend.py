@@ -10,8 +10,14 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import build_meta as _backend
-from setuptools.build_meta import *  # noqa: F403
+try:
+    from setuptools import build_meta as _backend
+    from setuptools.build_meta import *  # noqa: F403
+except ImportError:  # setup.py, which names everything else that is missing, cannot run without it
+    raise SystemExit(
+        "torch_ssam cannot be built here (setuptools missing): pip install 'setuptools>=77', or install without "
+        "--no-build-isolation."
+    ) from None
 
 _Settings = dict[str, Any] | None
 
