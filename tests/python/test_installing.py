@@ -1,22 +1,28 @@
 """Installing from a checkout: again and again, isolated and not, and what is said where something is missing.
 
-Run from an sdist without the sources (`make wheel`) there is nothing to install: everything here is left out there.
+Where the sources are not (`make wheel` runs the tests without them) what installs is left out.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
 import setuptools
 import torch
+
+import torch_ssam
+from torch_ssam import _built
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -34,7 +40,7 @@ SOURCES = (
 #: Of a wheel: what pip writes, and manuals and programs that a build does not use.
 LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", ".pyc", ".rst", "ccmake", "cpack", "ctest")
 
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="no sources to install from")
+needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="no sources to install from")
 
 
 @pytest.fixture
@@ -112,6 +118,7 @@ def answer(target: Path) -> int:
     return int(done.stdout)
 
 
+@needs_sources
 @pytest.mark.slow
 def test_installing_twice_isolated_and_not_builds_what_the_sources_say(
     checkout: Path, tmp_path: Path
@@ -192,6 +199,7 @@ def build_wheel(python: Path, checkout: Path, before: str = "", **environment: s
     return done.stderr.splitlines()
 
 
+@needs_sources
 def test_missing_build_tools_are_named_in_one_line(bare: Path, checkout: Path) -> None:
     assert build_wheel(bare, checkout)[-1] == (
         "torch_ssam cannot be built here (pybind11 missing, cmake missing, ninja missing): pip install "
@@ -199,6 +207,7 @@ def test_missing_build_tools_are_named_in_one_line(bare: Path, checkout: Path) -
     )
 
 
+@needs_sources
 def test_missing_and_old_setuptools_are_named_in_one_line(bare: Path, checkout: Path) -> None:
     missing = build_wheel(bare, checkout, "sys.modules['setuptools'] = None")
     assert missing == [
@@ -210,6 +219,7 @@ def test_missing_and_old_setuptools_are_named_in_one_line(bare: Path, checkout: 
     assert "pip install 'setuptools>=77' 'pybind11>=2.13'" in old
 
 
+@needs_sources
 def test_the_backend_names_the_setuptools_of_pyproject() -> None:
     (wanted,) = (
         word for word in (ROOT / "pyproject.toml").read_text().split('"') if word.startswith("setuptools>=")
@@ -217,6 +227,7 @@ def test_the_backend_names_the_setuptools_of_pyproject() -> None:
     assert f"'{wanted}'" in (ROOT / "tools" / "build_backend.py").read_text()
 
 
+@needs_sources
 def test_an_error_of_cmake_ends_with_its_message_and_no_traceback(checkout: Path) -> None:
     said = build_wheel(
         Path(sys.executable),
@@ -228,3 +239,80 @@ def test_an_error_of_cmake_ends_with_its_message_and_no_traceback(checkout: Path
     )
     assert any("found none at '/no torch'" in line for line in said)
     assert said[-1] == "torch_ssam could not be built: CMake's message is above."
+
+
+def linked(package: Path, *, built: bool) -> Path:
+    """A copy of the package that is imported here, by links, with or without its native parts."""
+    package.mkdir(parents=True)
+    for path in Path(torch_ssam.__file__).parent.iterdir():
+        if built or not (path.name == "lib" or path.suffix == ".so"):
+            (package / path.name).symlink_to(path)
+    return package
+
+
+def imported(folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
+    """`python -c "import torch_ssam"` in a folder, with other folders on Python's path."""
+    return subprocess.run(
+        [sys.executable, "-c", "import torch_ssam; print(torch_ssam.theory.existence_threshold(0.5, 2))"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_checkout_that_is_not_built_says_so_and_where_the_installed_copy_is(tmp_path: Path) -> None:
+    checkout, site = tmp_path / "check out", tmp_path / "site"
+    linked(checkout / "torch_ssam", built=False)
+    (checkout / "CMakeLists.txt").touch()
+    installed = linked(site / "torch_ssam", built=True)
+    said = imported(checkout, site)
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1] == (
+        f"ImportError: torch_ssam was found in a checkout that is not built, {checkout}: lib/libtorch_ssam.so is missing. "
+        f"A built copy is installed in {installed}: to use it, run Python from another folder (and without the checkout "
+        "on PYTHONPATH). To build the checkout, run `make build` there."
+    )
+    followed = imported(tmp_path, site)
+    assert followed.stdout == "0.25\n", followed.stderr
+
+
+class Finder:
+    """As an editable install's: it knows one package."""
+
+    def __init__(self, package: Path) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != self._package.name:
+            return None
+        return spec_from_file_location(name, self._package / "__init__.py")
+
+
+def test_every_package_without_native_parts_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    package = tmp_path / "torch_ssam"
+    (package / "lib").mkdir(parents=True)
+    with pytest.raises(
+        ImportError, match=r"torch_ssam is not whole: lib/libtorch_ssam.so is missing. Reinstall"
+    ):
+        _built.check_built(package)
+    (tmp_path / "CMakeLists.txt").touch()
+    with pytest.raises(
+        ImportError, match=r"not built, .*: lib/libtorch_ssam.so is missing. Run `make build`"
+    ):
+        _built.check_built(package)
+    (package / "lib" / "libtorch_ssam.so").touch()
+    (package / "_C.cpython-37-other.so").touch()
+    wanted = rf"no _C for Python 3.{sys.version_info[1]} \(_C.cpython-37-other.so found\). Run `make build`"
+    with pytest.raises(ImportError, match=wanted):
+        _built.check_built(package)
+    elsewhere = linked(tmp_path / "editable" / "torch_ssam", built=True)
+    monkeypatch.setattr(sys, "meta_path", [Finder(package), Finder(elsewhere)])
+    with pytest.raises(ImportError, match=re.escape(f"A built copy is installed in {elsewhere}:")):
+        _built.check_built(package)
+    _built.check_built(elsewhere)

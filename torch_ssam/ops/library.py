@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from torch_ssam._built import check_built
+
 _FOLDER = Path(__file__).parents[1] / "lib"
 _OLDEST = (2, 10)
 
@@ -31,13 +33,8 @@ def _load() -> None:
             f"torch_ssam needs PyTorch >= {_OLDEST[0]}.{_OLDEST[1]} and found {torch.__version__}. "
             "Upgrade it with `pip install --upgrade torch`."
         )
-    library = _FOLDER / "libtorch_ssam.so"
-    if not library.exists():
-        raise ImportError(
-            f"torch_ssam is not built: {library} is missing. In a checkout run `make` or "
-            "`pip install --no-build-isolation -e .`; otherwise reinstall the package."
-        )
-    load_library(str(library))
+    check_built(_FOLDER.parent)
+    load_library(str(_FOLDER / "libtorch_ssam.so"))
     cuda_library = _FOLDER / "libtorch_ssam_cuda.so"
     if torch.version.cuda is not None and cuda_library.exists():
         try:
