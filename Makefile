@@ -20,17 +20,21 @@ help:                       ## this list
 bootstrap:                  ## .venv with the pinned tools
 	@tools/bootstrap.sh
 
-build: bootstrap            ## the Python package, in place
+# What a target uses that only root can install, and .venv. A target of its own: what make exports looks into .venv.
+need-%:
+	@tools/bootstrap.sh $(subst +, ,$*)
+
+build: need-compiler        ## the Python package, in place
 	@$(PY) -m pip install -q --no-build-isolation --no-deps -e . > build-package.log 2>&1 || { cat build-package.log; exit 1; }
 	@rm -f build-package.log
 
-demo: build                 ## the main job on real data: about 2 minutes
+demo: build need-images     ## the main job on real data: about 2 minutes
 	$(PY) examples/python/demo.py
 
 test: test-cpp test-python  ## all tests, C++ then Python
 
 # What changed is built by Ninja alone; `make build` once before.
-check: bootstrap            ## T="test_wrap test_math": builds what changed, runs these files or C++ programs: seconds
+check: need-compiler        ## T="test_wrap test_math": builds what changed, runs these files or C++ programs: seconds
 	@[ -f build/package/build.ninja ] || $(MAKE) build
 	@cmake --build build/package --parallel $(JOBS) > build-check.log 2>&1 || { tail -60 build-check.log; exit 1; }
 	@cmake --install build/package --prefix torch_ssam --component python > build-check.log 2>&1 && rm -f build-check.log
@@ -42,7 +46,7 @@ check: bootstrap            ## T="test_wrap test_math": builds what changed, run
 	  else echo "no tests/python/$$name.py and no tests/cpp/$$name.cpp"; exit 1; fi; \
 	done
 
-build-cpp: bootstrap        ## C++ tests and examples, in build/cpp
+build-cpp: need-compiler+tests  ## C++ tests and examples, in build/cpp
 	@cmake -S . -B build/cpp -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
 	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
 	@rm -f build-cpp.log
@@ -64,7 +68,7 @@ consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outsi
 	@cmake --build build/consumer --parallel $(JOBS) > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
 	@rm -f build-consumer.log
 
-test-python: consumer       ## Python tests
+test-python: consumer need-images  ## Python tests
 	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
 
 # Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and over 900 kills.
@@ -95,18 +99,18 @@ bench: build                ## ratios against peers, written to docs/benchmarks.
 SANITIZED = -G Ninja -DCMAKE_BUILD_TYPE=None -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_CUDA=OFF -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR)
 sanitize: asan tsan valgrind  ## asan, tsan and valgrind
 
-asan: bootstrap             ## C++ tests under AddressSanitizer and UBSan
+asan: need-compiler+tests   ## C++ tests under AddressSanitizer and UBSan
 	cmake -S . -B build/asan $(SANITIZED) -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_SANITIZE=address,undefined
 	cmake --build build/asan --parallel $(JOBS)
 	ASAN_OPTIONS=detect_leaks=1 ctest --test-dir build/asan --output-on-failure
 
-tsan: bootstrap             ## the tests without LibTorch, kernels and simulator, under ThreadSanitizer
+tsan: need-compiler+tests   ## the tests without LibTorch, kernels and simulator, under ThreadSanitizer
 	cmake -S . -B build/tsan $(SANITIZED) -DCMAKE_CXX_FLAGS=-O1 -DTORCH_SSAM_WITH_TORCH=OFF -DTORCH_SSAM_SANITIZE=thread
 	cmake --build build/tsan --parallel $(JOBS)
 	ctest --test-dir build/tsan --output-on-failure
 
 # Not the trial of the noise: a statistic over 10^6 values finds no memory error and takes valgrind an hour.
-valgrind: bootstrap         ## the tests without LibTorch under valgrind: reads of uninitialised memory, leaks
+valgrind: need-compiler+tests+valgrind  ## the tests without LibTorch under valgrind: reads of uninitialised memory, leaks
 	cmake -S . -B build/valgrind $(SANITIZED) "-DCMAKE_CXX_FLAGS=-O2 -g1" -DTORCH_SSAM_WITH_TORCH=OFF
 	cmake --build build/valgrind --parallel $(JOBS)
 	set -e; for test in math storage kernels theory simulate; do \
@@ -115,7 +119,7 @@ valgrind: bootstrap         ## the tests without LibTorch under valgrind: reads 
 
 # Without test_signals.py: it strikes at every line by the trace function that coverage counts by.
 # Not counted: bodies of CUDA kernels run on the CPU count, kernels themselves cannot; processes that tests start.
-coverage: build consumer    ## lines of Python and C++ that the tests run, in build/coverage; what they miss is printed
+coverage: build consumer need-tests  ## lines of Python and C++ that the tests run, in build/coverage; what they miss is printed
 	@$(PY) tools/extra.py coverage | xargs $(PY) -m pip install -q
 	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS) --cov --cov-report=term-missing:skip-covered \
 	  --cov-report=html:build/coverage/python --ignore=tests/python/test_signals.py
@@ -128,7 +132,7 @@ coverage: build consumer    ## lines of Python and C++ that the tests run, in bu
 pre-commit: bootstrap       ## the hooks of .pre-commit-config.yaml over all files
 	$(PY) -m pre_commit run --all-files
 
-trial: bootstrap            ## the noise on trial: 10^9 values, dieharder and TestU01, the bits of clang and AArch64; hours
+trial: need-compiler+tests  ## the noise on trial: 10^9 values, dieharder and TestU01, the bits of clang and AArch64; hours
 	tools/noise_trial.sh
 
 ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
@@ -138,14 +142,13 @@ cuda: build                 ## tests and benchmark on a GPU; fails where there i
 	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py
 	FAIL_WITHOUT_CUDA=1 $(PY) benchmarks/cuda_step.py --write
 
-docs: build                 ## the site, in docs/_build
+docs: build need-doxygen    ## the site, in docs/_build
 	@$(PY) tools/extra.py docs | xargs $(PY) -m pip install -q
-	@command -v doxygen >/dev/null || { [ "$$(id -u)" != 0 ] || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq doxygen >/dev/null; }; }
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
 
 # The versions of PyTorch that the wheel is tried under: 2.14.1 and 2.10.0 bring CUDA 13's and 12.8's, 13 GB of downloads.
 WHEEL_TORCH ?= 2.13.0 2.14.1 2.10.0
-wheel: bootstrap            ## sdist and wheel in dist/, tried in empty environments beside WHEEL_TORCH's versions of PyTorch
+wheel: need-compiler        ## sdist and wheel in dist/, tried in empty environments beside WHEEL_TORCH's versions of PyTorch
 	@$(PY) tools/extra.py wheel | xargs $(PY) -m pip install -q
 	$(if $(filter file,$(origin FORCE_CUDA)),env -u FORCE_CUDA) tools/make_wheel.sh $(PY)
 	PYTHON=$(PY) tools/check_wheel.sh $(WHEEL_TORCH)

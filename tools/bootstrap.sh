@@ -1,44 +1,79 @@
 #!/usr/bin/env bash
-# Sets up ./.venv: an active PyTorch if there is one, else a pinned one, and pyproject.toml's dev, demo, sharpness
-# and frameworks extras.
-# What only root can install (a compiler, GoogleTest, the Fashion-MNIST images) is installed where we are root; else the
-# command to run is printed. Runs again only when pyproject.toml or this file changes. Used by the Makefile.
+# Sets up what a target of the Makefile uses, and asks for nothing else: tools/bootstrap.sh compiler tests
+#   (always)  ./.venv: an active PyTorch if there is one, else a pinned one, and pyproject.toml's dev, all and frameworks
+#             extras; again only when pyproject.toml or this file changes
+#   compiler  a C++ compiler and Python's headers        tests    GoogleTest, GoogleMock and zlib
+#   valgrind, doxygen   the program of that name         images   Fashion-MNIST, wanted, not needed
+# What only root can install is installed where we are root; else the command to run is printed. `--missing` before the
+# names prints the missing packages and does nothing. Tests: tests/python/test_bootstrap.py.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+case $0 in */*) cd "${0%/*}/.." ;; *) cd .. ;; esac
 
 TORCH=${TORCH:-torch==2.13.0}
 PYTHON=${PYTHON:-python3}
+SYSROOT=${SYSROOT:-} # for the tests: where system headers are looked for
 stamp=.venv/.bootstrapped
-signature="$(cat pyproject.toml tools/bootstrap.sh tools/extra.py | cksum) $TORCH"
+
+program() { command -v "$1" >/dev/null; }
+
+# The packages, by Debian's names, that are missing of those that the names given stand for.
+missing_packages() {
+  local need missing=() python=$PYTHON include
+  [ ! -x .venv/bin/python ] || python=.venv/bin/python
+  for need in "$@"; do
+    case $need in
+      compiler)
+        program "${CXX:-c++}" || program g++ || program clang++ || missing+=(g++)
+        [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+        include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+        [ -f "$SYSROOT$include/Python.h" ] || missing+=(python3-dev)
+        ;;
+      tests)
+        [ -f "$SYSROOT/usr/include/gtest/gtest.h" ] || missing+=(libgtest-dev)
+        [ -f "$SYSROOT/usr/include/gmock/gmock.h" ] || missing+=(libgmock-dev)
+        [ -f "$SYSROOT/usr/include/zlib.h" ] || missing+=(zlib1g-dev)
+        ;;
+      valgrind | doxygen) program "$need" || missing+=("$need") ;;
+      images) ;;
+      *)
+        echo "bootstrap: $need is not known; expected compiler, tests, valgrind, doxygen or images." >&2
+        exit 2
+        ;;
+    esac
+  done
+  echo "${missing[*]}"
+}
+
+install_packages() {
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+}
+
+may_install() { [ "$(id -u)" = 0 ] && program apt-get; }
 
 system_packages() {
-  local missing=()
-  command -v g++ >/dev/null || missing+=(g++)
-  command -v make >/dev/null || missing+=(make)
-  [ -f /usr/include/gtest/gtest.h ] || missing+=(libgtest-dev)
-  [ -f /usr/include/gmock/gmock.h ] || missing+=(libgmock-dev)
-  [ -f /usr/include/benchmark/benchmark.h ] || missing+=(libbenchmark-dev)
-  [ -f /usr/include/zlib.h ] || missing+=(zlib1g-dev)
-  command -v valgrind >/dev/null || missing+=(valgrind)
-  if [ "${#missing[@]}" -gt 0 ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-      echo "bootstrap: installing ${missing[*]}"
-      apt-get update -qq
-      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+  local missing
+  missing=$(missing_packages "$@")
+  if [ -n "$missing" ]; then
+    if may_install; then
+      echo "bootstrap: installing $missing"
+      # shellcheck disable=SC2086
+      install_packages $missing
     else
-      echo "bootstrap: missing system packages. Run this, then try again:"
-      echo "    sudo apt-get install -y ${missing[*]}"
+      echo "bootstrap: missing system packages. Run this (or install what they are called elsewhere), then try again:"
+      echo "    sudo apt-get install -y $missing"
       exit 1
     fi
   fi
-  # Images for the demo: wanted, not needed.
-  if [ ! -d /usr/share/datasets/fashion-mnist ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-      (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dataset-fashion-mnist >/dev/null) 2>/dev/null ||
-        echo "bootstrap: Debian's dataset-fashion-mnist could not be installed; the demo will use scikit-learn's digits."
-    else
-      echo "bootstrap: for Fashion-MNIST in the demo run: sudo apt-get install -y dataset-fashion-mnist"
-    fi
+  case " $* " in *" images "*) images ;; esac
+}
+
+images() {
+  [ ! -d /usr/share/datasets/fashion-mnist ] || return 0
+  if may_install; then
+    install_packages dataset-fashion-mnist 2>/dev/null ||
+      echo "bootstrap: Debian's dataset-fashion-mnist could not be installed; scikit-learn's digits take its place."
+  else
+    echo "bootstrap: for Fashion-MNIST in the place of scikit-learn's digits: sudo apt-get install -y dataset-fashion-mnist"
   fi
 }
 
@@ -52,32 +87,46 @@ if version >= (2, 10):
 PY
 }
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$signature" ]; then
-  exit 0
+virtual_environment() {
+  local signature site pin constraints
+  signature="$(cat pyproject.toml tools/bootstrap.sh tools/extra.py | cksum) $TORCH"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$signature" ]; then
+    return 0
+  fi
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or stopped while it was made
+    "$PYTHON" -m venv .venv
+  fi
+  site=$(active_torch)
+  if [ -n "$site" ] && [ "$site" != "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" ]; then
+    echo "bootstrap: using the active PyTorch"
+    echo "$site" >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/active_torch.pth"
+  elif ! .venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
+    echo "bootstrap: installing $TORCH"
+    .venv/bin/python -m pip install -q "$TORCH"
+  fi
+  echo "bootstrap: installing the tools pinned in pyproject.toml"
+  # The torch that is there, named exactly, so that no package can bring another.
+  pin=$(.venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
+  constraints=$(mktemp)
+  echo "$pin" >"$constraints"
+  .venv/bin/python tools/extra.py build-system dev demo sharpness frameworks dependencies >.venv/requirements.txt
+  .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
+  rm -f "$constraints"
+  # BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning
+  # and transformers fail on it, and nothing here uses it.
+  if ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
+    .venv/bin/python -m pip uninstall -q -y torchvision 2>/dev/null || true
+  fi
+  echo "$signature" >"$stamp"
+}
+
+if [ "${1:-}" = --missing ]; then
+  missing_packages "${@:2}"
+  exit
 fi
-system_packages
-if [ ! -x .venv/bin/python ]; then
-  "$PYTHON" -m venv .venv
+if program flock; then # `make -j` sets up once
+  exec 9<tools/bootstrap.sh
+  flock 9
 fi
-site=$(active_torch)
-if [ -n "$site" ] && [ "$site" != "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" ]; then
-  echo "bootstrap: using the active PyTorch"
-  echo "$site" >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/active_torch.pth"
-elif ! .venv/bin/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
-  echo "bootstrap: installing $TORCH"
-  .venv/bin/python -m pip install -q "$TORCH"
-fi
-echo "bootstrap: installing the tools pinned in pyproject.toml"
-# The torch that is there, named exactly, so that no package can bring another.
-pin=$(.venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
-constraints=$(mktemp)
-echo "$pin" >"$constraints"
-.venv/bin/python tools/extra.py build-system dev demo sharpness frameworks dependencies >.venv/requirements.txt
-.venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
-rm -f "$constraints"
-# BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning
-# and transformers fail on it, and nothing here uses it.
-if ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
-  .venv/bin/python -m pip uninstall -q -y torchvision 2>/dev/null || true
-fi
-echo "$signature" >"$stamp"
+system_packages "$@"
+virtual_environment
