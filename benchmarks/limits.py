@@ -27,14 +27,15 @@ def _operator_call(
     noise = opt._noise
     ((group, members),) = noise.placed(frozen=True)
     (part,) = opt._parts(group, members)
-    generator, _ = noise.generator(torch.device("cpu"))
-    options, _ = opt._hyperparameters(group, torch.device("cpu"))
-    lists = [part.params, noise.all_clean_of(part.params), part.grads, part.momenta]
+    generator, _ = noise.generator.on(torch.device("cpu"))
+    numbers, _ = opt._numbers(group, torch.device("cpu"))
+    lists = [part.members.params, noise.all_clean_of(part.members), part.grads, *part.state]
 
     def call(lists: list[Any] = lists) -> Callable[[], object]:
         places = list(range(len(lists[0])))
-        how = *options, False, step.STD, "gaussian", 0, False, 1, None
-        return lambda: ops.update_and_perturb_(*lists, generator, places, *how)
+        return lambda: ops.update_and_perturb_(
+            *lists, "sgd", numbers, generator, places, step.STD, draw_offset=1
+        )
 
     return whole, call
 

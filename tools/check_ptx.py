@@ -23,11 +23,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("update", "diagonal", "perturb_scaled", "perturb", "scale")  # the slowest to compile first
+SOURCES = (
+    "update",
+    "diagonal",
+    "perturb_scaled",
+    "perturb",
+    "rows",
+    "project",
+)  # the slowest to compile first
 ARCHITECTURES = (80, 90, 100)
 MOST_REGISTERS = 64
 BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
 BYTES |= {"unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
+BUFFERS = {"Sgd": (0, 1, 1)}  # of each kind of each update rule (csrc/math/rules)
 # Multiprocessors, clock in GHz and bandwidth in TB/s, by the vendor's data sheets: leads, not measurements.
 GPUS = {80: ("A100 80GB", 108, 1.41, 2.04), 90: ("H200", 132, 1.98, 4.8), 100: ("B200", 148, 1.85, 8.0)}
 # What the half-rate integer pipe executes; the rest goes to pipes that keep up with the issue rate.
@@ -65,8 +73,8 @@ class Expected:
     elements: int
     loads: Counter[int]
     stores: Counter[int]
-    # At most: seed, draw, and lr, grad_scale, found_inf as a float or a double; by rows the scale of a group's row, or,
-    # on another path, of each of its elements.
+    # At most: seed, draw, and lr as a float or a double; by rows the scale of a group's row, or, on another path, of
+    # each of its elements.
     scalar_loads: int
 
 
@@ -92,6 +100,16 @@ def is_aligned(name: str) -> bool:
     return len(arguments) > 1 and arguments[1].isdigit() and int(arguments[1]) > 1
 
 
+def buffers_of(how: str) -> int:
+    """How many buffers a kind of update has: `FixedKind<Sgd, (Sgd::Kind)1>`, or all of a rule with `AnyKind<Sgd>`."""
+    match = re.fullmatch(r"FixedKind<(\w+), \([\w:]*Kind\)(\d)>|AnyKind<(\w+)>", how)
+    if match is None or (match[1] or match[3]) not in BUFFERS:
+        raise SystemExit(
+            f"tools/check_ptx.py does not know the update {how}: say there how many buffers it has."
+        )
+    return BUFFERS[match[1]][int(match[2])] if match[1] else max(BUFFERS[match[3]])
+
+
 def expected(name: str) -> Expected:
     """Four groups of `count` neighbours a thread, each operand in accesses of 16 bytes, or of all it has."""
     op, count_text, *more = template(name)[1]
@@ -107,16 +125,16 @@ def expected(name: str) -> Expected:
     if kind == "PerturbOp":
         master, model, save, _ = arguments
         stores = group(model) + (group(master) if save == "true" else none)
-        return Expected(4 * count, group(master), stores, 2 + 2 + scales)
+        return Expected(4 * count, group(master), stores, 2 + scales)
     if kind == "UpdateOp":
         how, master, model, perturb, _ = arguments
-        buffer = none if "(Momentum)0" in how or "(torch_ssam::math::Momentum)0" in how else group(master)
+        buffers = sum((group(master) for _ in range(buffers_of(how))), start=none)
         perturbed = group(model) if perturb == "true" else none
-        loads = group(master) + group(model) + buffer
-        return Expected(4 * count, loads, group(master) + buffer + perturbed, 6 + (2 if perturbed else 0))
+        loads = group(master) + group(model) + buffers
+        return Expected(4 * count, loads, group(master) + buffers + perturbed, 2 + (2 if perturbed else 0))
     if kind == "RoundOp":
         master, model = arguments
-        return Expected(4 * count, group(master), group(model), 2)
+        return Expected(4 * count, group(master), group(model), 0)
     if kind in ("RestoreOp", "ScaleOp"):
         return Expected(4 * count, group(arguments[0]), group(arguments[0]), 2 if kind == "ScaleOp" else 0)
     raise SystemExit(f"tools/check_ptx.py does not know the kernel {name}: say there what it may access.")
@@ -245,8 +263,7 @@ def table(kernels: dict[int, dict[str, Kernel]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name in sorted(kernels[ARCHITECTURES[0]]):
-        scaled = re.search(r"FixedKind<\([\w:]*Momentum\)\d, true>", name) is not None
-        if not is_aligned(name) or scaled or template(name)[0] in LOOPS:
+        if not is_aligned(name) or template(name)[0] in LOOPS:
             continue
         wanted = expected(name)
         moved = sum(width * n for width, n in (wanted.loads + wanted.stores).items()) / wanted.elements
@@ -282,9 +299,8 @@ say what part of the issue slots, and of the integer pipe (half the rate), the k
 the time that its bytes take at full bandwidth, on {gpus}.
 Instructions are all that the kernel holds, the branches that a run does not take among them (the other
 distribution, the slow path of the square root; with RowScales, rows that end among a thread's neighbours; with
-AnyKind, the six kinds of update), so that the true figures are lower. `ListBody<Op, C>`: C
-neighbours a thread and access. The kinds with `grad_scale` differ by a division and are not listed. The
-kernels of the other path (any alignment, any stride) are right, not fast.
+AnyKind, all kinds of the rule), so that the true figures are lower. `ListBody<Op, C>`: C neighbours a
+thread and access. The kernels of the other path (any alignment, any stride) are right, not fast.
 
 {table}
 """

@@ -1,4 +1,4 @@
-// Dispatcher handles of the operators, each found at its first call; signatures follow the schemas in csrc/ops.
+// Dispatcher handles of the operators, each found at its first call; arguments follow the schemas in csrc/ops.
 #include "operators.h"
 
 #include <ATen/Functions.h>
@@ -6,31 +6,44 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <new>
 #include <optional>
-#include <string_view>
+#include <type_traits>
 
 namespace torch_ssam::ops {
 namespace {
 
 using at::Tensor;
 using at::TensorList;
+using OptionalTensor = std::optional<Tensor>;
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
+c10::OperatorHandle find(const char* name) {
   const auto handle = c10::Dispatcher::singleton().findSchema({name, ""});
   TORCH_CHECK(handle.has_value(), "torch_ssam: the operator ", name,
               " is not registered: libtorch_ssam.so is not loaded. Link the CMake target torch_ssam::torch_ssam, or "
               "pass -Wl,--no-as-needed before the library, which the linker drops otherwise.");
-  return handle->typed<Signature>();
+  return *handle;
 }
 
-// Calls below autograd, and turns what the operators throw into c10::Error.
-template <typename Call>
-auto checked(const Call& call) {
+template <std::size_t kSize>
+struct Name {
+  constexpr Name(const char (&text)[kSize]) { std::copy_n(text, kSize, value); }
+  char value[kSize];
+};
+
+// How the dispatcher takes an argument.
+template <typename T>
+using Argument = std::conditional_t<std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>, const T&, T>;
+
+// Calls an operator with arguments whose types are those of its schema; below autograd, and with what the operator
+// throws as c10::Error.
+template <Name kName, typename Return = void, typename... Args>
+Return call(const Args&... args) {
+  static const auto op = find(kName.value).template typed<Return(Argument<Args>...)>();
   const at::AutoDispatchBelowADInplaceOrView guard;
   try {
-    return call();
+    return op.call(args...);
   } catch (const c10::Error&) {
     throw;
   } catch (const std::bad_alloc&) {
@@ -40,15 +53,32 @@ auto checked(const Call& call) {
   }
 }
 
-std::optional<Tensor> optional(const Tensor& tensor) {
-  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
-}
+OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
 std::optional<TensorList> row_scales_of(const Noise& noise) {
   return noise.scale == "rows" ? std::optional<TensorList>(noise.row_scales) : std::nullopt;
 }
 
-const std::optional<Tensor> kNone = std::nullopt;
+const at::OptionalIntArrayRef kWhole;  // shards: none
+constexpr std::string_view kGaussian = "gaussian";
+
+// The noise arguments of the operators that perturb, after the generator and places.
+template <Name kName, typename Return = void, typename Before, typename... After>
+Return call_with_noise(const Noise& noise, const Before& before, const After&... after) {
+  return std::apply(
+      [&](const auto&... first) {
+        return call<kName, Return>(first..., noise.noise_std, std::string_view(noise.distribution), noise.sample,
+                                   noise.negate, noise.draw_offset, std::string_view(noise.scale), row_scales_of(noise),
+                                   kWhole, after...);
+      },
+      before);
+}
+
+const OptionalTensor kNoLr = std::nullopt;
+
+at::OptionalIntArrayRef steps_of(const Update& update) {
+  return update.steps.empty() ? at::OptionalIntArrayRef() : at::OptionalIntArrayRef(update.steps);
+}
 
 }  // namespace
 
@@ -64,108 +94,55 @@ Tensor zeros_of_rows(const Tensor& tensor, std::int64_t rows) {
 
 void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
               const Noise& noise) {
-  static const auto op =
-      find<void(TensorList, TensorList, const Tensor&, at::IntArrayRef, double, std::string_view, std::int64_t, bool,
-                std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef)>(
-          "torch_ssam::perturb_");
-  checked([&] {
-    op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, noise.scale, row_scales_of(noise), std::nullopt);
-  });
+  call_with_noise<"torch_ssam::perturb_">(noise, std::tie(params, clean, generator, places));
 }
 
 void perturb_from_clean_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
                          const Noise& noise) {
-  static const auto op =
-      find<void(TensorList, TensorList, const Tensor&, at::IntArrayRef, double, std::string_view, std::int64_t, bool,
-                std::int64_t, const std::optional<Tensor>&, std::string_view, std::optional<TensorList>,
-                at::OptionalIntArrayRef)>("torch_ssam::perturb_from_clean_");
-  checked([&] {
-    op.call(params, clean, generator, places, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-            noise.draw_offset, kNone, noise.scale, row_scales_of(noise), std::nullopt);
-  });
+  call_with_noise<"torch_ssam::perturb_from_clean_">(noise, std::tie(params, clean, generator, places));
 }
 
 Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t place, const Noise& noise,
                  bool noise_only) {
-  static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, std::int64_t, double, std::string_view, std::int64_t, bool,
-                  std::int64_t, std::string_view, std::optional<TensorList>, at::OptionalIntArrayRef, bool)>(
-          "torch_ssam::perturbed");
-  return checked([&] {
-    return op.call(weights, generator, place, noise.noise_std, noise.distribution, noise.sample, noise.negate,
-                   noise.draw_offset, noise.scale, row_scales_of(noise), std::nullopt, noise_only);
-  });
+  return call_with_noise<"torch_ssam::perturbed", Tensor>(noise, std::tie(weights, generator, place), noise_only);
 }
 
-void restore_(TensorList params, TensorList clean) {
-  static const auto op = find<void(TensorList, TensorList)>("torch_ssam::restore_");
-  checked([&] { op.call(params, clean); });
+void restore_(TensorList params, TensorList clean) { call<"torch_ssam::restore_">(params, clean); }
+
+void advance_(const Tensor& generator, std::int64_t draws) { call<"torch_ssam::advance_">(generator, draws); }
+
+void update_(TensorList weights, TensorList grads, TensorList buffers, const Update& update) {
+  call<"torch_ssam::update_">(weights, grads, buffers, update.rule, at::ArrayRef<double>(update.numbers), kNoLr,
+                              steps_of(update));
 }
 
-void advance_(const Tensor& generator, std::int64_t draws) {
-  static const auto op = find<void(const Tensor&, std::int64_t, const std::optional<Tensor>&)>("torch_ssam::advance_");
-  checked([&] { op.call(generator, draws, kNone); });
-}
-
-void update_(TensorList weights, TensorList grads, TensorList momentum_buffers, const Update& update) {
-  static const auto op =
-      find<void(TensorList, TensorList, TensorList, double, double, double, double, bool, bool, bool,
-                const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&)>(
-          "torch_ssam::update_");
-  checked([&] {
-    op.call(weights, grads, momentum_buffers, update.lr, update.momentum, update.dampening, update.weight_decay,
-            update.nesterov, update.maximize, update.first_step, kNone, kNone, kNone);
-  });
-}
-
-void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, TensorList momentum_buffers,
+void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, TensorList buffers,
                          const Tensor& generator, at::IntArrayRef places, const Update& update, const Noise& noise) {
-  static const auto op =
-      find<void(TensorList, TensorList, TensorList, TensorList, const Tensor&, at::IntArrayRef, double, double, double,
-                double, bool, bool, bool, double, std::string_view, std::int64_t, bool, std::int64_t,
-                const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
-                std::string_view, at::OptionalIntArrayRef)>("torch_ssam::update_and_perturb_");
-  checked([&] {
-    op.call(params, clean, grads, momentum_buffers, generator, places, update.lr, update.momentum, update.dampening,
-            update.weight_decay, update.nesterov, update.maximize, update.first_step, noise.noise_std,
-            noise.distribution, noise.sample, noise.negate, noise.draw_offset, kNone, kNone, kNone, noise.scale,
-            std::nullopt);
-  });
+  call<"torch_ssam::update_and_perturb_">(params, clean, grads, buffers, update.rule,
+                                          at::ArrayRef<double>(update.numbers), generator, places, noise.noise_std,
+                                          std::string_view(noise.distribution), noise.draw_offset,
+                                          std::string_view(noise.scale), kNoLr, steps_of(update), kWhole);
 }
 
-void project_(TensorList weights, double radius) {
-  static const auto op = find<void(TensorList, double)>("torch_ssam::project_");
-  checked([&] { op.call(weights, radius); });
-}
+void project_(TensorList weights, double radius) { call<"torch_ssam::project_">(weights, radius); }
 
 void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, double fisher_factor) {
-  static const auto op = find<void(TensorList, TensorList, TensorList, double)>("torch_ssam::row_scales_");
-  checked([&] { op.call(row_scales, weights, fisher, fisher_factor); });
+  call<"torch_ssam::row_scales_">(row_scales, weights, fisher, fisher_factor);
 }
 
 void row_fisher_(TensorList fisher, TensorList grads, double decay) {
-  static const auto op = find<void(TensorList, TensorList, double)>("torch_ssam::row_fisher_");
-  checked([&] { op.call(fisher, grads, decay); });
+  call<"torch_ssam::row_fisher_">(fisher, grads, decay);
 }
 
 Tensor diagonal(const Tensor& input, const Tensor& weight, const Tensor& generator, double noise_std, bool readout) {
-  static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, double, std::string_view, bool)>(
-          "torch_ssam::diagonal");
-  return checked([&] { return op.call(input, weight, optional(generator), noise_std, "gaussian", readout); });
+  return call<"torch_ssam::diagonal", Tensor>(input, weight, optional(generator), noise_std, kGaussian, readout);
 }
 
 std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                              const Tensor& generator, double noise_std, bool readout, bool needs_input,
                                              bool needs_weight) {
-  static const auto op =
-      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double,
-                                      std::string_view, bool, bool, bool)>("torch_ssam::diagonal_backward");
-  return checked([&] {
-    return op.call(grad_output, input, weight, optional(generator), noise_std, "gaussian", readout, needs_input,
-                   needs_weight);
-  });
+  return call<"torch_ssam::diagonal_backward", std::tuple<Tensor, Tensor>>(
+      grad_output, input, weight, optional(generator), noise_std, kGaussian, readout, needs_input, needs_weight);
 }
 
 }  // namespace torch_ssam::ops

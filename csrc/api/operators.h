@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -21,9 +22,11 @@ struct Noise {
   std::vector<at::Tensor> row_scales = {};  // one for each tensor of the call
 };
 
+// How weights are updated: a rule of csrc/math/rules, by name, and its numbers in the order that it lists them.
 struct Update {
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize, first_step;
+  std::string_view rule;
+  std::vector<double> numbers;
+  std::vector<std::int64_t> steps = {};  // which update each tensor is at, from 1; or empty where no rule asks
 };
 
 // A buffer of the tensor's kind that outlives an InferenceMode around us.
@@ -40,10 +43,9 @@ at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std
                      bool noise_only = false);
 void restore_(at::TensorList params, at::TensorList clean);
 void advance_(const at::Tensor& generator, std::int64_t draws = 1);
-void update_(at::TensorList weights, at::TensorList grads, at::TensorList momentum_buffers, const Update& update);
-void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads,
-                         at::TensorList momentum_buffers, const at::Tensor& generator, at::IntArrayRef places,
-                         const Update& update, const Noise& noise);
+void update_(at::TensorList weights, at::TensorList grads, at::TensorList buffers, const Update& update);
+void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads, at::TensorList buffers,
+                         const at::Tensor& generator, at::IntArrayRef places, const Update& update, const Noise& noise);
 void project_(at::TensorList weights, double radius);
 void row_scales_(at::TensorList row_scales, at::TensorList weights, at::TensorList fisher, double fisher_factor);
 void row_fisher_(at::TensorList fisher, at::TensorList grads, double decay);

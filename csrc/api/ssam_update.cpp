@@ -1,5 +1,6 @@
-// The update of SSAM: which tensors go into one operator call, in which state. The arithmetic is csrc/math/update.h's,
-// behind the operators; the order is that of Python's optim/ssam.py. Tests: tests/cpp/test_api_ssam.cpp.
+// The update of SSAM: which tensors go into one operator call, in which state. The arithmetic is
+// csrc/math/rules/sgd.h's, behind the operators; the order is that of Python's optim/ssam.py. Tests:
+// tests/cpp/test_api_ssam.cpp.
 #include <ATen/Functions.h>
 
 #include <algorithm>
@@ -19,8 +20,11 @@ struct SSAM::Part {
 
 namespace {
 
-ops::Update update_of(const SSAMOptions& o, bool first_step) {
-  return {o.lr(), o.momentum(), o.dampening(), o.weight_decay(), o.nesterov(), o.maximize(), first_step};
+// The numbers of csrc/math/rules/sgd.h in its order.
+ops::Update update_of(const SSAMOptions& o, bool first_step, std::size_t tensors) {
+  return {"sgd",
+          {o.lr(), o.momentum(), o.dampening(), o.weight_decay(), o.nesterov() ? 1.0 : 0.0, o.maximize() ? 1.0 : 0.0},
+          std::vector<std::int64_t>(first_step ? tensors : 0, 1)};
 }
 
 }  // namespace
@@ -101,16 +105,17 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
   detail::NoiseState& noise = drive_->noise;
   for (const Part& part : alike(with_grad, options)) {
     if (part.applied) {
-      ops::update_(noise.clean_of(part.params), part.grads, part.momentum_buffers, update_of(options, part.first));
+      ops::update_(noise.clean_of(part.params), part.grads, part.momentum_buffers,
+                   update_of(options, part.first, part.params.size()));
     } else if (part.mastered) {  // the parameters get the rounding in the same pass over memory
       std::vector<at::Tensor> masters;
       for (const at::Tensor& p : part.params) masters.push_back(noise.master_of(p));
       ops::update_and_perturb_(part.params, masters, part.grads, part.momentum_buffers, noise.generator(part.device),
-                               part.places, update_of(options, part.first), ops::Noise{});
+                               part.places, update_of(options, part.first, part.params.size()), ops::Noise{});
       noise.written(part.params);
     } else {
       noise.forget_masters(part.params);
-      ops::update_(part.params, part.grads, part.momentum_buffers, update_of(options, part.first));
+      ops::update_(part.params, part.grads, part.momentum_buffers, update_of(options, part.first, part.params.size()));
       noise.written(part.params);
     }
     keep_momentum(part);
@@ -212,7 +217,8 @@ void SSAM::update_and_perturb() {
       ops::Noise how = next.noise;
       how.scale = options.scale();
       ops::update_and_perturb_(part.params, noise.clean_of(part.params), part.grads, part.momentum_buffers,
-                               noise.generator(part.device), part.places, update_of(options, part.first), how);
+                               noise.generator(part.device), part.places,
+                               update_of(options, part.first, part.params.size()), how);
       noise.written(part.params);
       keep_momentum(part);
     }

@@ -8,6 +8,18 @@
 
 namespace torch_ssam::math {
 
+// Dtypes that loops are compiled for, and pairs of them: how clean weights and a rule's buffers are stored (master) and
+// how parameters, gradients and activations are (model). They differ only where 16-bit parameters have float clean
+// weights; the pairs of a dtype with itself come first, in the order of the dtypes.
+enum class Dtype : int { f64 = 0, f32, bf16, f16, count };
+enum class DtypePair : int { f64 = 0, f32, bf16, f16, f32_bf16, f32_f16, count };
+inline constexpr int kDtypes = static_cast<int>(Dtype::count);
+inline constexpr int kDtypePairs = static_cast<int>(DtypePair::count);
+
+constexpr Dtype master_of(DtypePair pair) {
+  return pair == DtypePair::f32_bf16 || pair == DtypePair::f32_f16 ? Dtype::f32 : static_cast<Dtype>(pair);
+}
+
 // Enumerations rather than structs: distinct types that compilers still vectorise as plain 16-bit integers.
 enum class bfloat16_t : uint16_t {};
 enum class float16_t : uint16_t {};

@@ -1,12 +1,13 @@
-// The bodies of noise.h and update.h between stored values: where numbers are rounded to the stored type, and in what
-// order, is part of the contract that all backends share. master_t is how clean weights and momentum are stored,
-// model_t how parameters and gradients are. Tests: test_kernels.cpp, test_cuda*_on_host.cpp, test_ops_update.py.
+// The bodies of noise.h and rules.h between stored values: where numbers are rounded to the stored type, and in what
+// order, is part of the contract that all backends share. master_t is how clean weights and a rule's buffers are
+// stored, model_t how parameters and gradients are. Tests: test_kernels.cpp, test_cuda*_on_host.cpp,
+// test_ops_update.py.
 #pragma once
 
 #include "noise.h"
+#include "rules.h"
 #include "scale.h"
 #include "storage.h"
-#include "update.h"
 
 namespace torch_ssam::math {
 
@@ -31,17 +32,19 @@ TORCH_SSAM_BODY model_t perturb_stored_by_element(master_t clean, opmath_t<maste
   return Store<model_t>::from(perturb_element(base, noise_std, scale_noise(noise, element_scale(w))));
 }
 
-// Reads clean weight, gradient and momentum buffer, writes the buffer (not touched where there is no momentum) and
-// returns the new clean weight as stored. A perturbed weight is made from this, so that restoring and perturbing again
-// agrees.
-template <Momentum kMomentum, bool kScaled, typename master_t, typename model_t>
-TORCH_SSAM_BODY master_t update_stored(master_t clean, model_t grad, master_t* buffer,
-                                       const UpdateParams<opmath_t<master_t>>& p) {
+// Reads clean weight, gradient and the rule's buffers, writes the buffers and returns the new clean weight as stored. A
+// perturbed weight is made from this, so that restoring and perturbing again agrees.
+template <typename Rule, typename Rule::Kind kKind, typename master_t, typename model_t, typename... Buffers>
+TORCH_SSAM_BODY master_t update_stored(master_t clean, model_t grad,
+                                       const typename Rule::template Params<opmath_t<master_t>>& p,
+                                       Buffers*... buffers) {
   using math_t = opmath_t<master_t>;
-  math_t moved = kMomentum != Momentum::none ? load_scalar(*buffer) : math_t(0);
+  static_assert(sizeof...(Buffers) == Rule::buffers_of(kKind));
+  math_t state[] = {load_scalar(*buffers)..., math_t(0)};  // one more, so that there is an array in any case
   const math_t updated =
-      update_element<kMomentum, kScaled>(load_scalar(clean), static_cast<math_t>(load_scalar(grad)), moved, p);
-  if (kMomentum != Momentum::none) *buffer = Store<master_t>::from(moved);
+      Rule::template update_element<kKind>(load_scalar(clean), static_cast<math_t>(load_scalar(grad)), state, p);
+  [[maybe_unused]] int k = 0;
+  ((*buffers = Store<master_t>::from(state[k++])), ...);
   return Store<master_t>::from(updated);
 }
 

@@ -1,10 +1,19 @@
-// Opens the dispatcher namespace `torch_ssam` and defines the operators that say which inner loops are in use.
-// The other operators are defined beside their checks: perturb.cpp, scale.cpp, update.cpp, diagonal.cpp.
+// Opens the dispatcher namespace `torch_ssam`, defines the operators that operators.h lists, keeps the backends, and
+// has the operators that say which inner loops of the CPU are in use.
 #include "cpu/kernels.h"
-#include "tensors.h"
+#include "operators.h"
 
 namespace torch_ssam {
 namespace {
+
+constexpr const Operator* kOperators[] = {
+#define TORCH_SSAM_ADDRESS(name) &operators::name,
+    TORCH_SSAM_EACH_OPERATOR(TORCH_SSAM_ADDRESS)
+#undef TORCH_SSAM_ADDRESS
+};
+
+// Filled as libraries are loaded, before any call.
+const Backend* backends[2] = {};
 
 std::string cpu_capability() { return cpu::kernels().name; }
 
@@ -16,7 +25,17 @@ void set_cpu_capability(StringArgument argument) {
 
 }  // namespace
 
+Operators register_backend(Device device, const Backend& backend) {
+  backends[static_cast<int>(device)] = &backend;
+  return {kOperators, std::size(kOperators)};
+}
+
+const Backend& backend_of(const Tensor& tensor) {
+  return *backends[static_cast<int>(tensor.is_cpu() ? Device::cpu : Device::cuda)];
+}
+
 STABLE_TORCH_LIBRARY(torch_ssam, m) {
+  for (const Operator* each : kOperators) m.def(each->schema);
   m.def("cpu_capability() -> str");
   m.def("_set_cpu_capability(str name) -> ()");
 }

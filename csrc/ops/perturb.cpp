@@ -1,79 +1,97 @@
-// Schemas and checks of the operators in perturb.h, and of `advance_`, which moves the generator to the next draw.
-#include "perturb.h"
+// Operators that put noise on weights and take it off again.
+//   perturb_            saves the clean weights, then writes clean + noise into the parameters
+//   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
+//   perturbed           clean + noise, or with noise_only the noise alone, as a new tensor
+//   restore_            writes the clean weights back, bit for bit; float32 ones rounded to 16-bit parameters
+//   advance_            moves the generator to a later draw
+// What the noise is: noise.h. Tests: test_ops_perturb.py, test_ops_scale.py, test_ops_errors.py.
+#include "operators.h"
 
 namespace torch_ssam {
+namespace {
 
-STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
-  m.def(
-      "perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, float noise_std, "
-      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', "
-      "Tensor[]? row_scales=None, int[]? shards=None) -> ()");
-  m.def(
-      "perturb_from_clean_(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, float noise_std, "
-      "str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, Tensor? found_inf=None, "
-      "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None) -> ()");
-  m.def(
-      "perturbed(Tensor weights, Tensor generator, int place, float noise_std, str distribution='gaussian', "
-      "int sample=0, bool negate=False, int draw_offset=0, str scale='isotropic', Tensor[]? row_scales=None, "
-      "int[]? shards=None, bool noise_only=False) -> Tensor");
-  m.def("restore_(Tensor(a!)[] params, Tensor[] clean) -> ()");
-  m.def("advance_(Tensor(a!) generator, int draws, Tensor? found_inf=None) -> ()");
-}
-
-NoiseOptions check_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
-                         int64_t draw_offset, const std::string& scale) {
-  check_finite_nonnegative(noise_std, "noise_std");
-  TORCH_SSAM_CHECK(sample >= 0 && sample <= 0xffffffffLL, "sample is ", sample, "; expected 0 to 2^32 - 1.");
-  return {noise_std, parse_distribution(distribution), sample, negate, draw_offset, parse_scale(scale)};
-}
-
-PerturbArgs check_perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
-                          const std::vector<int64_t>& places, const NoiseOptions& noise,
-                          const std::optional<std::vector<Tensor>>& row_scales,
-                          const std::optional<std::vector<int64_t>>& shards, bool save,
-                          const std::optional<Tensor>& found_inf) {
-  PerturbArgs args{view_parameters(params, "params", Use::writes),
-                   view_parameters(clean, "clean", save ? Use::writes : Use::reads),
-                   noise,
-                   {},
-                   {}};
-  check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/!save);
-  check_places(places, params.size());
-  check_generator(generator);
+// With `save` the parameters hold the clean weights and `clean` receives them; then the dtypes agree.
+void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+                  const std::vector<int64_t>& places, const NoiseOptions& options, const OptionalTensors& row_scales,
+                  const OptionalInts& shards, bool save) {
+  TensorViews param_views = view_parameters(params, "params", Use::writes);
+  TensorViews clean_views = view_parameters(clean, "clean", save ? Use::writes : Use::reads);
+  check_matches(clean_views, "clean", param_views, "params", /*any_dtype=*/!save);
+  Noise noise = check_noise(options, generator, places, param_views, row_scales, shards);
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
-  check_number(found_inf, "found_inf", {generator}, "generator");
-  args.shards = check_shards(shards, args.params);
-  const bool by_rows = noise.scale == math::Scale::rows;
-  TORCH_SSAM_CHECK(by_rows == row_scales.has_value(), "scale is ", by_rows ? "" : "not ", "'rows' and row_scales are ",
-                   by_rows ? "missing" : "given", "; expected them with 'rows' and with nothing else.");
-  if (by_rows) {
-    args.row_scales = view_rows(*row_scales, "row_scales", args.params, "params");
-    check_one_device(*row_scales, "row_scales", generator, "generator");
+  check_pairs(clean_views, param_views, "parameters");
+  if (params.empty()) return;
+  backend_of(generator).perturb({std::move(param_views), std::move(clean_views), std::move(noise), save});
+}
+
+void perturb_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+              const std::vector<int64_t>& places, double noise_std, StringArgument distribution, int64_t sample,
+              bool negate, int64_t draw_offset, StringArgument scale, const OptionalTensors& row_scales,
+              const OptionalInts& shards) {
+  const std::string names[] = {take(distribution), take(scale)};
+  const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
+  perturb_list(params, clean, generator, places, options, row_scales, shards, /*save=*/true);
+}
+
+void perturb_from_clean_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+                         const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
+                         int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
+                         const OptionalTensors& row_scales, const OptionalInts& shards) {
+  const std::string names[] = {take(distribution), take(scale)};
+  const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
+  perturb_list(params, clean, generator, places, options, row_scales, shards, /*save=*/false);
+}
+
+Tensor perturbed(const Tensor& weights, const Tensor& generator, int64_t place, double noise_std,
+                 StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
+                 const OptionalTensors& row_scales, const OptionalInts& shards, bool noise_only) {
+  const std::string names[] = {take(distribution), take(scale)};
+  NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
+  check_strided(weights, "weights");
+  Tensor output = torch::stable::empty_like(weights);
+  Tensor source = weights;
+  if (noise_only && options.scale == math::Scale::element) {
+    options.alone = true;
+  } else if (noise_only) {
+    source = torch::stable::empty_like(weights);
+    torch::stable::zero_(source);
   }
-  return args;
+  perturb_list({output}, {source}, generator, {place}, options, row_scales, shards, /*save=*/false);
+  return output;
 }
 
-Tensor source_of_noise(const Tensor& weights, math::Scale scale) {
-  if (scale == math::Scale::element) return weights;
-  Tensor zeros = torch::stable::empty_like(weights);
-  torch::stable::zero_(zeros);
-  return zeros;
+void restore_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
+  TensorViews param_views = view_parameters(params, "params", Use::writes);
+  TensorViews clean_views = view_parameters(clean, "clean", Use::reads);
+  check_matches(clean_views, "clean", param_views, "params", /*any_dtype=*/true);
+  if (params.empty()) return;
+  check_one_device(params, "params", params[0], "params[0]");
+  check_one_device(clean, "clean", params[0], "params[0]");
+  check_pairs(clean_views, param_views, "parameters");
+  backend_of(params[0]).restore({std::move(param_views), std::move(clean_views), params[0]});
 }
 
-void check_advance(const Tensor& generator, const std::optional<Tensor>& found_inf) {
+void advance_(const Tensor& generator, int64_t draws) {
   check_generator(generator);
-  check_number(found_inf, "found_inf", {generator}, "generator");
+  backend_of(generator).advance({generator, draws});
 }
 
-RestoreArgs check_restore(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
-  RestoreArgs args{view_parameters(params, "params", Use::writes), view_parameters(clean, "clean", Use::reads)};
-  check_matches(args.clean, "clean", args.params, "params", /*any_dtype=*/true);
-  if (!params.empty()) {
-    check_one_device(params, "params", params[0], "params[0]");
-    check_one_device(clean, "clean", params[0], "params[0]");
-  }
-  return args;
-}
+}  // namespace
+
+#define TORCH_SSAM_NOISE                                                                               \
+  "float noise_std, str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, " \
+  "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None"
+
+TORCH_SSAM_OPERATOR(perturb_,
+                    "(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, " TORCH_SSAM_NOISE
+                    ") -> ()");
+TORCH_SSAM_OPERATOR(perturb_from_clean_,
+                    "(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, " TORCH_SSAM_NOISE
+                    ") -> ()");
+TORCH_SSAM_OPERATOR(perturbed, "(Tensor weights, Tensor generator, int place, " TORCH_SSAM_NOISE
+                               ", bool noise_only=False) -> Tensor");
+TORCH_SSAM_OPERATOR(restore_, "(Tensor(a!)[] params, Tensor[] clean) -> ()");
+TORCH_SSAM_OPERATOR(advance_, "(Tensor(a!) generator, int draws) -> ()");
 
 }  // namespace torch_ssam

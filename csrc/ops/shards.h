@@ -10,6 +10,6 @@ namespace torch_ssam {
 
 using Shards = std::vector<math::Shard>;  // one for each tensor; empty where all are whole
 
-TORCH_SSAM_EXPORT Shards check_shards(const std::optional<std::vector<int64_t>>& shards, const TensorViews& params);
+Shards check_shards(const std::optional<std::vector<int64_t>>& shards, const TensorViews& params);
 
 }  // namespace torch_ssam

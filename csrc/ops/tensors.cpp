@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <sstream>
 
 namespace torch_ssam {
 
@@ -186,12 +185,6 @@ std::string take(StringArgument argument) {
   std::string text(data, length);
   STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(argument.handle));
   return text;
-}
-
-math::Distribution parse_distribution(const std::string& name) {
-  if (name == "gaussian") return math::Distribution::gaussian;
-  TORCH_SSAM_CHECK(name == "rademacher", "distribution is '", name, "'; expected 'gaussian' or 'rademacher'.");
-  return math::Distribution::rademacher;
 }
 
 }  // namespace torch_ssam

@@ -9,14 +9,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "../math/noise.h"
-
-// Symbols that the CUDA library takes from this one.
-#define TORCH_SSAM_EXPORT __attribute__((visibility("default")))
 
 namespace torch_ssam {
 
@@ -51,38 +47,37 @@ struct TensorView {
 
 using TensorViews = std::vector<TensorView>;
 
-TORCH_SSAM_EXPORT const char* dtype_name(ScalarType dtype);
-TORCH_SSAM_EXPORT std::string shape_of(const TensorView& view);
-TORCH_SSAM_EXPORT std::string shape_of(const Tensor& tensor);
+const char* dtype_name(ScalarType dtype);
+std::string shape_of(const TensorView& view);
+std::string shape_of(const Tensor& tensor);
 
 enum class Use { reads, writes };
 
 // Given (the dispatcher lets None through where a schema asks for a tensor) and dense. `name` and `index` are for
 // messages, here and below.
-TORCH_SSAM_EXPORT void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index = {});
+void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index = {});
 
 // Strided and real floating point; without overlapping elements if it is written.
-TORCH_SSAM_EXPORT TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index,
-                                            Use use);
-TORCH_SSAM_EXPORT TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
+TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index, Use use);
+TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
 
 // `views` has one tensor for each of `like`, of the same shape and, unless `any_dtype`, of the same dtype.
-TORCH_SSAM_EXPORT void check_matches(const TensorViews& views, const char* name, const TensorViews& like,
-                                     const char* like_name, bool any_dtype = false);
+void check_matches(const TensorViews& views, const char* name, const TensorViews& like, const char* like_name,
+                   bool any_dtype = false);
 
 // All tensors on one device, that of `generator` if given.
-TORCH_SSAM_EXPORT void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
-                                        const char* other_name);
+void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
+                      const char* other_name);
 
 // int64 tensor (seed, draw).
-TORCH_SSAM_EXPORT void check_generator(const Tensor& generator);
-TORCH_SSAM_EXPORT void check_places(const std::vector<int64_t>& places, size_t count);
+void check_generator(const Tensor& generator);
+void check_places(const std::vector<int64_t>& places, size_t count);
 
-// A number given as a tensor (lr, grad_scale, found_inf), if it is given: one float32 or float64, on the device of
+// A number given as a tensor (lr), if it is given: one float32 or float64, on the device of
 // `beside`, if there are any.
-TORCH_SSAM_EXPORT void check_number(const std::optional<Tensor>& number, const char* name,
-                                    const std::vector<Tensor>& beside, const char* beside_name);
-TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
+void check_number(const std::optional<Tensor>& number, const char* name, const std::vector<Tensor>& beside,
+                  const char* beside_name);
+void check_finite_nonnegative(double value, const char* name);
 
 // A `str` argument of an operator as the dispatcher hands it over, to be taken exactly once, before any check may
 // refuse the call. Declared as std::string, it would go through a conversion that leaks a string a call in PyTorch 2.10
@@ -90,7 +85,25 @@ TORCH_SSAM_EXPORT void check_finite_nonnegative(double value, const char* name);
 struct StringArgument {
   StringHandle handle;
 };
-TORCH_SSAM_EXPORT std::string take(StringArgument argument);
-TORCH_SSAM_EXPORT math::Distribution parse_distribution(const std::string& name);
+std::string take(StringArgument argument);
+
+// The value of a name in a list of names and values, or a message that says which there are.
+template <typename Value>
+struct Named {
+  const char* name;
+  Value value;
+};
+
+template <typename Value, size_t kCount>
+Value find_named(const std::string& name, const char* what, const Named<Value> (&known)[kCount]) {
+  for (const Named<Value>& each : known) {
+    if (name == each.name) return each.value;
+  }
+  std::string names;
+  for (size_t i = 0; i < kCount; ++i) {
+    names += (i == 0 ? "'" : i + 1 < kCount ? ", '" : " or '") + std::string(known[i].name) + "'";
+  }
+  fail(what, " is '", name, "'; expected ", names, ".");
+}
 
 }  // namespace torch_ssam

@@ -1,81 +1,121 @@
-// Schemas and checks of the operators in update.h.
-#include "update.h"
-
+// Operators that update clean weights from gradients.
+//   update_             weights <- update(weights, grads, buffers)
+//   update_and_perturb_ clean <- update(clean, grads, buffers); params <- clean + noise, one pass over memory.
+//                       With noise_std 0 no noise is made: params <- clean, rounded to their dtype
+//   project_            scales the stacked weights onto the Euclidean ball of a radius ([CLS] Theorem 4.4)
+// The update is that of a rule of csrc/math/rules.h, which `rule` names; `numbers` are its numbers in the order that it
+// lists them. `buffers` are what it keeps: the first buffer of every tensor, then the second of every tensor, and so
+// on. `steps` counts each tensor's updates with this one, from 1; a rule says what it takes from it. `lr_tensor`, a
+// number in the memory of the device, stands in for the rule's lr. Tests: test_ops_update.py, test_ops_errors.py.
 #include <cmath>
 
+#include "operators.h"
+
 namespace torch_ssam {
+namespace {
 
-STABLE_TORCH_LIBRARY_FRAGMENT(torch_ssam, m) {
-  m.def(
-      "update_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float momentum=0, "
-      "float dampening=0, float weight_decay=0, bool nesterov=False, bool maximize=False, bool first_step=False, "
-      "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "update_and_perturb_(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor[] grads, Tensor(c!)[] momentum_buffers, "
-      "Tensor generator, int[] places, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
-      "bool maximize, bool first_step, float noise_std, str distribution='gaussian', int sample=0, bool negate=False, "
-      "int draw_offset=0, Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None, "
-      "str scale='isotropic', int[]? shards=None) -> ()");
-  m.def("project_(Tensor(a!)[] weights, float radius) -> ()");
-}
-
-UpdateOptions check_update_options(double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                                   bool maximize, bool first_step) {
-  check_finite_nonnegative(lr, "lr");
-  check_finite_nonnegative(momentum, "momentum");
-  check_finite_nonnegative(weight_decay, "weight_decay");
-  TORCH_SSAM_CHECK(std::isfinite(dampening), "dampening is ", dampening, "; expected a finite number.");
-  TORCH_SSAM_CHECK(!nesterov || (momentum > 0 && dampening == 0), "nesterov=True with momentum ", momentum,
-                   " and dampening ", dampening, "; Nesterov momentum expects momentum > 0 and dampening 0.");
-  return {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
-}
-
-UpdateTensors check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
-                           const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>* params,
-                           const UpdateOptions& options, const std::optional<Tensor>& lr_tensor,
-                           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
-  UpdateTensors t{view_parameters(weights, "weights", Use::writes),
-                  view_parameters(grads, "grads", Use::reads),
-                  view_parameters(momentum_buffers, "momentum_buffers", Use::writes),
-                  params != nullptr ? view_parameters(*params, "params", Use::writes) : TensorViews{},
-                  grad_scale,
-                  found_inf,
-                  lr_tensor};
-  // float32 clean weights may go with 16-bit gradients: the loops name the pairs that they have.
-  check_matches(t.grads, "grads", t.weights, "weights", /*any_dtype=*/true);
-  if (params != nullptr) {
-    check_matches(t.params, "params", t.weights, "weights", /*any_dtype=*/true);
-    check_matches(t.grads, "grads", t.params, "params");
+// The first buffer of every tensor, then the second of every tensor, and so on.
+template <typename Rule>
+std::vector<TensorViews> view_buffers(const Rule& rule, const std::vector<Tensor>& buffers,
+                                      const TensorViews& weights) {
+  const auto kept = static_cast<size_t>(Rule::buffers_of(Rule::kind_of(rule)));
+  TORCH_SSAM_CHECK(buffers.size() == kept * weights.size(), "buffers has ", buffers.size(), " tensors for ",
+                   weights.size(), " weights; the rule '", Rule::kName, "' with these numbers keeps ", kept,
+                   " for each.");
+  std::vector<TensorViews> views(kept);
+  for (size_t b = 0; b < kept; ++b) {
+    views[b].reserve(weights.size());
+    for (size_t t = 0; t < weights.size(); ++t) {
+      views[b].push_back(view_parameter(buffers[b * weights.size() + t], Rule::kBuffers[b], t, Use::writes));
+    }
+    check_matches(views[b], Rule::kBuffers[b], weights, "weights");
   }
-  TORCH_SSAM_CHECK((options.momentum != 0) == !momentum_buffers.empty() || weights.empty(), "momentum is ",
-                   options.momentum, " and there are ", momentum_buffers.size(),
-                   " momentum_buffers; expected one a tensor where momentum is not 0, and none where it is.");
-  if (!momentum_buffers.empty()) check_matches(t.momentum_buffers, "momentum_buffers", t.weights, "weights");
+  return views;
+}
+
+// `params` is null for update_.
+UpdateCall check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
+                        const std::vector<Tensor>& buffers, const std::vector<Tensor>* params, UpdateRule rule,
+                        const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
+  UpdateCall call{view_parameters(weights, "weights", Use::writes),
+                  view_parameters(grads, "grads", Use::reads),
+                  {},
+                  rule,
+                  steps.value_or(std::vector<int64_t>()),
+                  lr_tensor,
+                  params != nullptr ? view_parameters(*params, "params", Use::writes) : TensorViews{},
+                  {},
+                  weights.empty() ? nullptr : &weights[0]};
+  check_matches(call.grads, "grads", call.weights, "weights", /*any_dtype=*/true);
+  if (params != nullptr) {
+    check_matches(call.params, "params", call.weights, "weights", /*any_dtype=*/true);
+    check_matches(call.grads, "grads", call.params, "params");
+  }
+  call.buffers = std::visit([&](const auto& r) { return view_buffers(r, buffers, call.weights); }, rule);
+  TORCH_SSAM_CHECK(!steps || steps->size() == weights.size(), "steps has ", call.steps.size(), " entries for ",
+                   weights.size(), " tensors; expected one each.");
+  for (const int64_t step : call.steps) {
+    TORCH_SSAM_CHECK(step >= 1, "a tensor's step is ", step, "; expected 1 at its first update, and so on.");
+  }
   if (!weights.empty()) {
     check_one_device(weights, "weights", weights[0], "weights[0]");
     check_one_device(grads, "grads", weights[0], "weights[0]");
-    check_one_device(momentum_buffers, "momentum_buffers", weights[0], "weights[0]");
+    check_one_device(buffers, "buffers", weights[0], "weights[0]");
     if (params != nullptr) check_one_device(*params, "params", weights[0], "weights[0]");
   }
   check_number(lr_tensor, "lr", weights, "weights[0]");
-  check_number(grad_scale, "grad_scale", weights, "weights[0]");
-  check_number(found_inf, "found_inf", weights, "weights[0]");
-  return t;
+  if (params != nullptr) {
+    check_pairs(call.weights, call.params, "parameters");
+  } else {
+    check_pairs(call.weights, call.grads, "gradients");
+  }
+  return call;
 }
 
-NoiseOptions check_fused_noise(double noise_std, const std::string& distribution, int64_t sample, bool negate,
-                               int64_t draw_offset, const std::string& scale) {
-  TORCH_SSAM_CHECK(scale != "rows",
+void update_(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads, const std::vector<Tensor>& buffers,
+             StringArgument rule, const std::vector<double>& numbers, const std::optional<Tensor>& lr_tensor,
+             const OptionalInts& steps) {
+  const UpdateRule checked = check_rule(take(rule), numbers);
+  const UpdateCall call = check_update(weights, grads, buffers, nullptr, checked, lr_tensor, steps);
+  if (!weights.empty()) backend_of(weights[0]).update(call);
+}
+
+void update_and_perturb_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
+                         const std::vector<Tensor>& grads, const std::vector<Tensor>& buffers, StringArgument rule,
+                         const std::vector<double>& numbers, const Tensor& generator,
+                         const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
+                         int64_t draw_offset, StringArgument scale, const std::optional<Tensor>& lr_tensor,
+                         const OptionalInts& steps, const OptionalInts& shards) {
+  const std::string names[] = {take(rule), take(distribution), take(scale)};
+  TORCH_SSAM_CHECK(names[2] != "rows",
                    "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
                    "perturb_from_clean_: the norms are those of the updated weights.");
-  return check_noise(noise_std, distribution, sample, negate, draw_offset, scale);
+  const NoiseOptions options = check_noise_options(noise_std, names[1], names[2], draw_offset);
+  UpdateCall call = check_update(clean, grads, buffers, &params, check_rule(names[0], numbers), lr_tensor, steps);
+  call.noise.emplace(check_noise(options, generator, places, call.params, {}, shards));
+  check_one_device(params, "params", generator, "generator");
+  if (!params.empty()) backend_of(generator).update(call);
 }
 
-TensorViews check_project(const std::vector<Tensor>& weights, double radius) {
+void project_(const std::vector<Tensor>& weights, double radius) {
   TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
   TensorViews views = view_parameters(weights, "weights", Use::writes);
-  if (!weights.empty()) check_one_device(weights, "weights", weights[0], "weights[0]");
-  return views;
+  if (weights.empty()) return;
+  check_one_device(weights, "weights", weights[0], "weights[0]");
+  backend_of(weights[0]).project({std::move(views), radius, weights[0]});
 }
+
+}  // namespace
+
+#define TORCH_SSAM_UPDATE "Tensor[] grads, Tensor(c!)[] buffers, str rule, float[] numbers"
+#define TORCH_SSAM_UPDATE_MORE "Tensor? lr_tensor=None, int[]? steps=None"
+
+TORCH_SSAM_OPERATOR(update_, "(Tensor(a!)[] weights, " TORCH_SSAM_UPDATE ", " TORCH_SSAM_UPDATE_MORE ") -> ()");
+TORCH_SSAM_OPERATOR(
+    update_and_perturb_,
+    "(Tensor(a!)[] params, Tensor(b!)[] clean, " TORCH_SSAM_UPDATE
+    ", Tensor generator, int[] places, float noise_std, str distribution='gaussian', int draw_offset=0, "
+    "str scale='isotropic', " TORCH_SSAM_UPDATE_MORE ", int[]? shards=None) -> ()");
+TORCH_SSAM_OPERATOR(project_, "(Tensor(a!)[] weights, float radius) -> ()");
 
 }  // namespace torch_ssam

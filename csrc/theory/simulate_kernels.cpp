@@ -8,7 +8,7 @@
 #include "../math/diagonal.h"
 #include "../math/noise_blocks.h"
 #include "../math/reduce.h"
-#include "../math/update.h"
+#include "../math/rules/sgd.h"
 
 #define TORCH_SSAM_CONCAT_(a, b) a##b
 #define TORCH_SSAM_CONCAT(a, b) TORCH_SSAM_CONCAT_(a, b)
@@ -81,9 +81,9 @@ void multiply_up(const SimulateGroup& g, const double* __restrict v, double* __r
 }
 
 TORCH_SSAM_BODY double descend_element(double weight, double gradient, double lr) {
-  double no_buffer = 0;
-  return math::update_element<math::Momentum::none, false>(
-      weight, gradient, no_buffer, math::make_update_params<double>(lr, 0, 0, 0, false, true, 1));
+  double no_buffer[1] = {};
+  return math::Sgd::update_element<math::Sgd::Kind::plain>(
+      weight, gradient, no_buffer, math::Sgd::params<double>({lr, 0, 0, 0, false, false}, /*step=*/1));
 }
 
 // dO / dp of a coordinate that does not need the others.

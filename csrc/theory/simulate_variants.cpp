@@ -1,6 +1,6 @@
-// Chooses the simulator's inner loops, once; csrc/math/variants.h has the rule.
+// Chooses the simulator's inner loops, once; csrc/math/instruction_sets.h has the rule.
 // Tests: tests/cpp/test_simulate.cpp, tests/python/test_simulate*.py.
-#include "math/variants.h"
+#include "math/instruction_sets.h"
 #include "theory/simulate.h"
 #include "theory/simulate_kernels.h"
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
+#include "kernel_calls.h"
 
 namespace {
 
@@ -21,7 +21,7 @@ struct Work {
   const Kernels* kernels;
   std::string what;
   NoiseArgs noise;
-  UpdateArgs update;
+  Update update;
   std::vector<float> weights, grad, momentum, saved, perturbed;
 };
 
@@ -37,10 +37,10 @@ extern "C" __attribute__((noinline, used, visibility("default"))) void torch_ssa
   } else if (w.what == "regenerate") {
     k.perturb[kFloat](w.noise, span, w.weights.data(), nullptr, w.weights.data());
   } else if (w.what == "update") {
-    k.update[kFloat](w.update, span, w.weights.data(), w.grad.data(), w.momentum.data());
+    update(k, kFloat, w.update, span, w.weights.data(), w.grad.data(), w.momentum.data());
   } else if (w.what == "update_and_perturb") {
-    k.update_and_perturb[kFloat](w.update, w.noise, span, w.weights.data(), w.grad.data(), w.momentum.data(),
-                                 w.perturbed.data());
+    update_and_perturb(k, kFloat, w.update, w.noise, span, w.weights.data(), w.grad.data(), w.momentum.data(),
+                       w.perturbed.data());
   } else {
     k.diagonal_multiply[kFloat](w.weights.data(), w.grad.data(), w.perturbed.data(), kCount);
   }
@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
   const bool rademacher = argc > 3 && std::strcmp(argv[3], "rademacher") == 0;
   work.noise = {math::make_noise_stream(1, 2, 3, 0),
                 rademacher ? math::Distribution::rademacher : math::Distribution::gaussian, 0.01};
-  work.update = {0.1, 0.9, 0.0, 0.0, 1.0, false, false, false, false};
+  work.update.rule = {0.1, 0.9, 0.0, 0.0, false, false};
   for (auto* v : {&work.weights, &work.grad, &work.momentum, &work.saved, &work.perturbed}) v->assign(kCount, 0.5F);
   torch_ssam_counted(&work);
   // The result is used, so that nothing is left out.

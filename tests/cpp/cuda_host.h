@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "kernel_calls.h"
 #include "math/storage.h"
-#include "ops/cpu/kernels.h"
 #include "ops/cuda/table.h"
 
 namespace torch_ssam::cuda {
@@ -76,6 +76,9 @@ struct PairOf {
   using model_t = B;
   using math_t = math::opmath_t<A>;
   static constexpr int pair = static_cast<int>(kPair);
+  static constexpr int master = static_cast<int>(math::master_of(kPair));
+  // Of the model's dtype alone.
+  static constexpr int model = kPair >= cpu::DtypePair::f32_bf16 ? pair - 2 : pair;
 };
 using Pairs = ::testing::Types<PairOf<double, double, cpu::DtypePair::f64>, PairOf<float, float, cpu::DtypePair::f32>,
                                PairOf<math::bfloat16_t, math::bfloat16_t, cpu::DtypePair::bf16>,

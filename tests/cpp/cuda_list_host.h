@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cuda_host.h"
+#include "ops/cuda/update_body.h"
 
 namespace torch_ssam::cuda {
 
@@ -22,6 +23,24 @@ inline NoiseSettings noise_settings(math::Distribution distribution) {
 }
 inline cpu::NoiseArgs noise_args(math::Distribution distribution, int64_t place = kPlace) {
   return {math::make_noise_stream(kGenerator[0], kGenerator[1] + kOffset, place, kSample), distribution, kStd};
+}
+
+// SGD's family, of the kind that the test names, on both sides.
+using math::Sgd;
+using Kind = math::Sgd::Kind;
+constexpr cpu::Update update_of(Kind kind, bool maximize, bool first_step) {
+  const double momentum = kind == Kind::plain ? 0.0 : 0.9, dampening = kind == Kind::heavy_ball ? 0.25 : 0.0;
+  return {{0.1, momentum, dampening, 1e-3, kind == Kind::nesterov, maximize}, first_step ? 1 : 0};
+}
+
+// As update_launch.h makes them, but for lr, which the caller may put elsewhere.
+template <typename math_t>
+UpdateSettings<Sgd, math_t> settings_of(const cpu::Update& update) {
+  return {Sgd::params<math_t>({0.0, update.rule.momentum, update.rule.dampening, update.rule.weight_decay,
+                               update.rule.nesterov, update.rule.maximize},
+                              update.step),
+          Sgd::kind_of(update.rule),
+          {nullptr, false, update.rule.lr}};
 }
 
 template <int kOperands, typename More = Nothing>

@@ -52,7 +52,7 @@ struct Setup {
              c.features,
              {math::make_noise_stream(kGenerator[0], kGenerator[1], 0, 0), c.distribution, kStd},
              c.noisy} {
-    k.diagonal_load[Types::pair](args, {0, c.features}, weight.data(), layers_cpu.data(), product_cpu.data());
+    k.diagonal_load[Types::master](args, {0, c.features}, weight.data(), layers_cpu.data(), product_cpu.data());
     walk_threads<ProductBody<master_t>>({layers, product.data()}, (c.features + 63) / 64 * math::kLanes);
   }
   const cpu::Kernels& k = cpu::kernels();
@@ -156,11 +156,11 @@ void check_backward(const Case& c, bool readout, bool needs_input, bool needs_we
                                      needs_input ? grad_input_cpu.data() + row * features : nullptr, features,
                                      std::min(math::kBatchSegment, rows - row), features, s.product_cpu.data(),
                                      needs_weight ? target.data() : nullptr);
-    if (row > 0 && needs_weight) s.k.diagonal_add[pair](total.data(), sum.data(), features);
+    if (row > 0 && needs_weight) s.k.diagonal_add[Types::master](total.data(), sum.data(), features);
   }
   if (needs_weight) {
-    s.k.diagonal_weight_gradient[pair](c.depth, features, total.data(), s.layers_cpu.data(), features, scratch.data(),
-                                       grad_weight_cpu.data(), features);
+    s.k.diagonal_weight_gradient[Types::master](c.depth, features, total.data(), s.layers_cpu.data(), features,
+                                                scratch.data(), grad_weight_cpu.data(), features);
   }
 
   const int64_t segments = (rows + math::kBatchSegment - 1) / math::kBatchSegment;

@@ -5,13 +5,12 @@
 #include "cuda_list_host.h"
 #include "math/reduce.h"
 #include "ops/cuda/perturb_body.h"
-#include "ops/cuda/update_body.h"
+#include "ops/cuda/project_body.h"
 
 namespace torch_ssam::cuda {
 namespace {
 
 using math::Distribution;
-using math::Momentum;
 
 template <typename Types>
 class CudaOnHost : public ::testing::Test {};
@@ -28,8 +27,7 @@ TYPED_TEST(CudaOnHost, PerturbFromCleanMatchesTheCpuAtEverySizeAndAlignment) {
         cpu::kernels().perturb[TypeParam::pair](noise_args(distribution), {0, n}, clean.data(), nullptr,
                                                 expected.data());
         walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-            std::vector{contiguous<2>(n, {got.data(), clean.data()})},
-            PerturbSettings{noise_settings(distribution), Number{}, false});
+            std::vector{contiguous<2>(n, {got.data(), clean.data()})}, PerturbSettings{noise_settings(distribution)});
         ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift;
       }
     }
@@ -51,7 +49,7 @@ TYPED_TEST(CudaOnHost, PerturbSavesTheCleanWeights) {
                                      params_cpu.data());
         walk_list<PerturbBody<scalar_t, scalar_t, true>::template With, kLanesOwned<scalar_t>>(
             std::vector{contiguous<2>(n, {params.data(), saved.data()})},
-            PerturbSettings{noise_settings(distribution), Number{}, false});
+            PerturbSettings{noise_settings(distribution)});
         ASSERT_TRUE(same_bits(params, params_cpu)) << "n " << n << " shift " << shift;
         ASSERT_TRUE(same_bits(saved, saved_cpu)) << "n " << n << " shift " << shift;
       }
@@ -60,44 +58,34 @@ TYPED_TEST(CudaOnHost, PerturbSavesTheCleanWeights) {
 }
 
 // Runs one kind of update, with or without the next noise, on the CPU and on the walked grid.
-template <typename Types, Momentum kMomentum, bool kScaled, bool kPerturb>
+template <typename Types, Kind kKind, bool kPerturb>
 void check_update(int64_t n, int shift, Distribution distribution, bool first_step) {
   using master_t = typename Types::master_t;
   using model_t = typename Types::model_t;
   using math_t = typename Types::math_t;
-  const double dampening = kMomentum == Momentum::heavy_ball ? 0.25 : 0.0;
-  const double momentum = kMomentum == Momentum::none ? 0.0 : 0.9;
-  const double scale = 1024.0;
-  const cpu::UpdateArgs args{0.1,        momentum,   dampening, 1e-3, scale, kMomentum == Momentum::nesterov,
-                             first_step, first_step, kScaled};
-  constexpr bool kBuffer = kMomentum != Momentum::none;
+  const cpu::Update update = update_of(kKind, /*maximize=*/first_step, first_step);
+  constexpr bool kBuffer = kKind != Kind::plain;
   Memory<master_t> clean(n, 1, shift), clean_cpu(n, 1), buffer(n, 2, shift), buffer_cpu(n, 2);
   Memory<model_t> grad(n, 3, shift), params(n, 4, shift), params_cpu(n, 4);
+  void* const v_cpu = kBuffer ? buffer_cpu.data() : nullptr;
   if constexpr (kPerturb) {
-    cpu::kernels().update_and_perturb[Types::pair](args, noise_args(distribution), {0, n}, clean_cpu.data(),
-                                                   grad.data(), kBuffer ? buffer_cpu.data() : nullptr,
-                                                   params_cpu.data());
+    cpu::update_and_perturb(cpu::kernels(), Types::pair, update, noise_args(distribution), {0, n}, clean_cpu.data(),
+                            grad.data(), v_cpu, params_cpu.data());
   } else {
-    cpu::kernels().update[Types::pair](args, {0, n}, clean_cpu.data(), grad.data(),
-                                       kBuffer ? buffer_cpu.data() : nullptr);
+    cpu::update(cpu::kernels(), Types::pair, update, {0, n}, clean_cpu.data(), grad.data(), v_cpu);
   }
-  // As update.cu makes them; lr and grad_scale come from memory, one a float and one a double.
-  const float lr_memory = 0.1F;
-  UpdateSettings<math_t> settings{
-      math::make_update_params<math_t>(0.0, momentum, dampening, 1e-3, first_step, first_step, 1.0),
-      kMomentum,
-      kScaled,
-      {nullptr, false, 0.1},
-      {&scale, true, 0.0},
-      {}};
-  if (std::is_same_v<math_t, float>) settings.lr = {&lr_memory, false, 0.0};
+  // lr comes from memory, as a float or a double.
+  const float lr_float = 0.1F;
+  const double lr_double = 0.1;
+  UpdateSettings<Sgd, math_t> settings = settings_of<math_t>(update);
+  settings.lr = std::is_same_v<math_t, float> ? Number{&lr_float, false, 0.0} : Number{&lr_double, true, 0.0};
   void* v = kBuffer ? buffer.data() : nullptr;
   if constexpr (kPerturb) {
-    walk_list<UpdateBody<kMomentum, kScaled, master_t, model_t, true>::template With, kUpdateLanes<model_t, true>>(
+    walk_list<UpdateBody<Sgd, kKind, master_t, model_t, true>::template With, kUpdateLanes<model_t, true>>(
         std::vector{contiguous<4>(n, {clean.data(), grad.data(), v, params.data()})},
-        UpdateAndPerturbSettings<math_t>{settings, noise_settings(distribution)});
+        UpdateAndPerturbSettings<Sgd, math_t>{settings, noise_settings(distribution)});
   } else {
-    walk_list<UpdateBody<kMomentum, kScaled, master_t, model_t, false>::template With, kUpdateLanes<model_t, false>>(
+    walk_list<UpdateBody<Sgd, kKind, master_t, model_t, false>::template With, kUpdateLanes<model_t, false>>(
         std::vector{contiguous<3>(n, {clean.data(), grad.data(), v})}, settings);
   }
   ASSERT_TRUE(same_bits(clean, clean_cpu)) << "n " << n << " shift " << shift;
@@ -111,12 +99,11 @@ void check_updates() {
     for (const int shift : {0, 1}) {
       const bool first = n % 2 == 0;
       const Distribution d = kDistributions[n % 3 == 0];
-      check_update<Types, Momentum::none, false, kPerturb>(n, shift, d, first);
-      check_update<Types, Momentum::none, true, kPerturb>(n, shift, d, first);
-      check_update<Types, Momentum::heavy_ball, false, kPerturb>(n, shift, d, first);
-      check_update<Types, Momentum::heavy_ball, true, kPerturb>(n, shift, d, !first);
-      check_update<Types, Momentum::nesterov, false, kPerturb>(n, shift, d, first);
-      check_update<Types, Momentum::nesterov, true, kPerturb>(n, shift, d, !first);
+      check_update<Types, Kind::plain, kPerturb>(n, shift, d, first);
+      check_update<Types, Kind::heavy_ball, kPerturb>(n, shift, d, first);
+      check_update<Types, Kind::heavy_ball, kPerturb>(n, shift, d, !first);
+      check_update<Types, Kind::nesterov, kPerturb>(n, shift, d, first);
+      check_update<Types, Kind::nesterov, kPerturb>(n, shift, d, !first);
     }
   }
 }
@@ -141,7 +128,7 @@ TYPED_TEST(CudaOnHost, AListOfAnyLengthAndMixOfSizesTakesFewLaunches) {
                                             expected.back().data());
   }
   const Launches launches = walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
+      list, PerturbSettings{noise_settings(Distribution::gaussian)});
   for (size_t t = 0; t < got.size(); ++t) ASSERT_TRUE(same_bits(got[t], expected[t])) << "tensor " << t;
   EXPECT_LE(launches.aligned, 2);
   EXPECT_LE(launches.any, 4);
@@ -175,24 +162,19 @@ TYPED_TEST(CudaOnHost, StridedTensorsFollowTheirLogicalOrder) {
     clean_flat.data()[i] = clean.data()[at_clean.back()];
     grad_flat.data()[i] = grad.data()[at_grad.back()];
   }
-  cpu::kernels().update_and_perturb[TypeParam::pair]({0.1, 0.9, 0.0, 0.0, 1.0, false, false, false, false},
-                                                     noise_args(Distribution::gaussian), {0, n}, clean_flat.data(),
-                                                     grad_flat.data(), buffer_flat.data(), params_flat.data());
+  const cpu::Update update = update_of(Kind::heavy_ball, false, false);
+  cpu::update_and_perturb(cpu::kernels(), TypeParam::pair, update, noise_args(Distribution::gaussian), {0, n},
+                          clean_flat.data(), grad_flat.data(), buffer_flat.data(), params_flat.data());
   ListTensor<4> tensor = contiguous<4>(n, {clean.data(), grad.data(), buffer.data(), params.data()});
   tensor.sizes = sizes;
   tensor.dim = 4;
   tensor.strides[0] = channels_last;
   tensor.strides[1] = reversed;
   tensor.strides[3] = channels_last;
-  const UpdateSettings<math_t> settings{math::make_update_params<math_t>(0.0, 0.9, 0.0, 0.0, false, false, 1.0),
-                                        Momentum::heavy_ball,
-                                        false,
-                                        {nullptr, false, 0.1},
-                                        {},
-                                        {}};
-  const Launches launches = walk_list<UpdateBody<Momentum::heavy_ball, false, master_t, model_t, true>::template With,
-                                      kUpdateLanes<model_t, true>>(
-      std::vector{tensor}, UpdateAndPerturbSettings<math_t>{settings, noise_settings(Distribution::gaussian)});
+  const Launches launches =
+      walk_list<UpdateBody<Sgd, Kind::heavy_ball, master_t, model_t, true>::template With, kUpdateLanes<model_t, true>>(
+          std::vector{tensor},
+          UpdateAndPerturbSettings<Sgd, math_t>{settings_of<math_t>(update), noise_settings(Distribution::gaussian)});
   EXPECT_EQ(launches.aligned, 0);
   Memory<master_t> clean_back(n);
   Memory<model_t> params_back(n);
@@ -220,7 +202,7 @@ void check_far_elements(Distribution distribution, int64_t begin, int64_t n) {
   const auto tensor =
       contiguous<2>(begin + n, {shifted(got.data(), sizeof(model_t)), shifted(clean.data(), sizeof(master_t))});
   const auto launch = [&](const auto& table, int64_t blocks) {
-    walk<Body>({{noise_settings(distribution), Number{}, false}, table}, blocks);
+    walk<Body>({{noise_settings(distribution)}, table}, blocks);
   };
   TableBuilder<typename Body::TableType, decltype(launch)> builder(Body::kAlign, Body::kSpan, launch);
   builder.add(tensor, begin, begin + n);
@@ -256,7 +238,7 @@ TYPED_TEST(CudaOnHost, StridedTensorsBeyondThePoolOfShapesTakeAnotherLaunch) {
     list.back().strides[0] = strides;
   }
   const Launches launches = walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-      list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
+      list, PerturbSettings{noise_settings(Distribution::gaussian)});
   EXPECT_EQ(launches.aligned, 0);
   EXPECT_EQ(launches.any, 2);
   for (int t = 0; t < 150; ++t) {
@@ -268,33 +250,9 @@ TYPED_TEST(CudaOnHost, StridedTensorsBeyondThePoolOfShapesTakeAnotherLaunch) {
   }
 }
 
-TYPED_TEST(CudaOnHost, FoundInfKeepsEverythingAsItWas) {
-  using master_t = typename TypeParam::master_t;
-  using model_t = typename TypeParam::model_t;
-  using math_t = typename TypeParam::math_t;
-  const int64_t n = 300;
-  const float found_inf = 1.0F;
-  const Number flag{&found_inf, false, 0.0};
-  Memory<master_t> clean(n, 1), clean_before(n, 1), buffer(n, 2), buffer_before(n, 2);
-  Memory<model_t> grad(n, 3), params(n, 4), params_before(n, 4);
-  walk_list<UpdateBody<Momentum::heavy_ball, true, master_t, model_t, true>::template With,
-            kUpdateLanes<model_t, true>>(
-      std::vector{contiguous<4>(n, {clean.data(), grad.data(), buffer.data(), params.data()})},
-      UpdateAndPerturbSettings<math_t>{{{}, Momentum::heavy_ball, true, {}, {}, flag},
-                                       noise_settings(Distribution::gaussian)});
-  walk_list<PerturbBody<master_t, model_t, false>::template With, kLanesOwned<model_t>>(
-      std::vector{contiguous<2>(n, {params.data(), clean.data()})},
-      PerturbSettings{noise_settings(Distribution::gaussian), flag, false});
-  EXPECT_TRUE(same_bits(clean, clean_before));
-  EXPECT_TRUE(same_bits(buffer, buffer_before));
-  EXPECT_TRUE(same_bits(params, params_before));
-}
-
 TYPED_TEST(CudaOnHost, ProjectionScalesByTheCpusFactorOrNotAtAll) {
   using scalar_t = typename TypeParam::model_t;
-  constexpr int pair = sizeof(scalar_t) == sizeof(typename TypeParam::master_t)
-                           ? TypeParam::pair
-                           : TypeParam::pair - 2;  // the 16-bit dtype with itself
+  constexpr int dtype = TypeParam::model;
   const std::vector<int64_t> sizes = {1, 15, 4096, 4097, 12288, 70001, 0, 17, 8192 * 40};
   for (const int shift : {0, 1}) {
     std::vector<Memory<scalar_t>> got, expected;
@@ -306,7 +264,7 @@ TYPED_TEST(CudaOnHost, ProjectionScalesByTheCpusFactorOrNotAtAll) {
       list.push_back(contiguous<1>(n, {got.back().data()}, static_cast<int64_t>(sums.size())));
       for (int64_t at = 0; at < n; at += math::kNormPiece) {
         sums.push_back(
-            cpu::kernels().sum_of_squares[pair](expected.back().data() + at, std::min(math::kNormPiece, n - at)));
+            cpu::kernels().sum_of_squares[dtype](expected.back().data() + at, std::min(math::kNormPiece, n - at)));
       }
     }
     double total = 0.0;
@@ -323,7 +281,7 @@ TYPED_TEST(CudaOnHost, ProjectionScalesByTheCpusFactorOrNotAtAll) {
       EXPECT_EQ(projection.factor, wanted.factor);
       walk_list<ScaleBody<scalar_t>::template With, kLanesOwned<scalar_t>>(list, ScaleSettings{&projection});
       for (size_t t = 0; t < sizes.size(); ++t) {
-        if (wanted.outside) cpu::kernels().scale[pair](wanted.factor, expected[t].data(), sizes[t]);
+        if (wanted.outside) cpu::kernels().scale[dtype](wanted.factor, expected[t].data(), sizes[t]);
         ASSERT_TRUE(same_bits(got[t], expected[t])) << "tensor " << t << " radius " << radius;
       }
     }
@@ -344,32 +302,25 @@ TYPED_TEST(CudaOnHost, RestoreCopiesEveryBit) {
   }
 }
 
-TYPED_TEST(CudaOnHost, RoundMatchesTheCpuAndRespectsFoundInf) {
+TYPED_TEST(CudaOnHost, RoundMatchesTheCpu) {
   using master_t = typename TypeParam::master_t;
   using model_t = typename TypeParam::model_t;
-  const float found_inf = 1.0F;
   for (const int64_t n : kSizes) {
     for (const int shift : {0, 1}) {
       Memory<master_t> clean(n, 1, shift);
-      Memory<model_t> got(n, 2, shift), before(n, 2), expected(n, 3);
-      const std::vector list{contiguous<2>(n, {got.data(), clean.data()})};
+      Memory<model_t> got(n, 2, shift), expected(n, 3);
       walk_list<RoundBody<master_t, model_t>::template With, kLanesOwned<model_t>>(
-          list, RoundSettings{Number{&found_inf, false, 0.0}});
-      ASSERT_TRUE(same_bits(got, before)) << "n " << n;
-      walk_list<RoundBody<master_t, model_t>::template With, kLanesOwned<model_t>>(list, RoundSettings{});
+          std::vector{contiguous<2>(n, {got.data(), clean.data()})}, RoundSettings{});
       cpu::kernels().round[TypeParam::pair](clean.data(), expected.data(), n);
       ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift;
     }
   }
 }
 
-TEST(CudaAdvance, MovesTheDrawOnceAndNotWhereAStepIsSkipped) {
+TEST(CudaAdvance, MovesTheDrawOnce) {
   int64_t generator[2] = {11, 41};
-  const double set = 1.0, clear = 0.0;
-  walk<AdvanceBody>({generator, 3, {&clear, true, 0.0}}, 2);
+  walk<AdvanceBody>({generator, 3}, 2);
   EXPECT_EQ(generator[0], 11);
-  EXPECT_EQ(generator[1], 44);
-  walk<AdvanceBody>({generator, 3, {&set, true, 0.0}}, 1);
   EXPECT_EQ(generator[1], 44);
 }
 

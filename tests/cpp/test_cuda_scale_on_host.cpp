@@ -5,14 +5,12 @@
 
 #include "cuda_list_host.h"
 #include "ops/cuda/perturb_body.h"
-#include "ops/cuda/scale_body.h"
-#include "ops/cuda/update_body.h"
+#include "ops/cuda/rows_body.h"
 
 namespace torch_ssam::cuda {
 namespace {
 
 using math::Distribution;
-using math::Momentum;
 using math::Scale;
 
 constexpr int64_t kRowLengths[] = {1, 2, 3, 4, 7, 8, 16, 63, 64, 65, 100, 128, 1000, 4096, 100000};
@@ -55,7 +53,7 @@ TYPED_TEST(CudaScaleOnHost, PerturbByRowsMatchesTheCpuAtEverySizeRowLengthAndAli
                                                 expected.data());
         walk_list<PerturbOf<TypeParam, false, Scale::rows>::template With, kPerturbLanes<model_t, Scale::rows>>(
             std::vector{contiguous<2, RowScales>(n, {got.data(), clean.data()}, kPlace, {scales.data(), length})},
-            PerturbSettings{noise_settings(distribution), Number{}, false});
+            PerturbSettings{noise_settings(distribution)});
         ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " row length " << length << " shift " << shift;
       }
     }
@@ -68,17 +66,18 @@ TYPED_TEST(CudaScaleOnHost, PerturbByElementMatchesTheCpuAndSoDoesItsNoiseAlone)
   for (const Distribution distribution : kDistributions) {
     for (const int64_t n : kSizes) {
       for (const int shift : {0, 1}) {
-        for (const bool noise_only : {false, true}) {
+        for (const bool alone : {false, true}) {
           Memory<master_t> clean(n, 1, shift);
           Memory<model_t> got(n, 2, shift), expected(n, 2);
           cpu::NoiseArgs args = noise_args(distribution);
           args.scale = Scale::element;
-          args.noise_only = noise_only;
+          args.alone = alone;
           cpu::kernels().perturb[TypeParam::pair](args, {0, n}, clean.data(), nullptr, expected.data());
+          PerturbSettings settings{noise_settings(distribution)};
+          settings.noise.alone = alone;
           walk_list<PerturbOf<TypeParam, false, Scale::element>::template With, kPerturbLanes<model_t, Scale::element>>(
-              std::vector{contiguous<2>(n, {got.data(), clean.data()})},
-              PerturbSettings{noise_settings(distribution), Number{}, noise_only});
-          ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift << " alone " << noise_only;
+              std::vector{contiguous<2>(n, {got.data(), clean.data()})}, settings);
+          ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift << " alone " << alone;
         }
       }
     }
@@ -97,7 +96,7 @@ TYPED_TEST(CudaScaleOnHost, ScaledPerturbSavesTheCleanWeights) {
     cpu::kernels().perturb[TypeParam::pair](args, {0, n}, params_cpu.data(), saved_cpu.data(), params_cpu.data());
     walk_list<PerturbOf<TypeParam, true, kScale>::template With, kPerturbLanes<scalar_t, kScale>>(
         std::vector{contiguous<2, More>(n, {params.data(), saved.data()}, kPlace, more)},
-        PerturbSettings{noise_settings(args.distribution), Number{}, false});
+        PerturbSettings{noise_settings(args.distribution)});
     ASSERT_TRUE(same_bits(params, params_cpu)) << "n " << n << " shift " << shift;
     ASSERT_TRUE(same_bits(saved, saved_cpu)) << "n " << n << " shift " << shift;
   };
@@ -114,32 +113,22 @@ TYPED_TEST(CudaScaleOnHost, ScaledPerturbSavesTheCleanWeights) {
 }
 
 template <typename Types>
-void check_update_by_element(int64_t n, int shift, Momentum kind, bool scaled, bool first_step) {
+void check_update_by_element(int64_t n, int shift, Kind kind, bool first_step) {
   using master_t = typename Types::master_t;
   using model_t = typename Types::model_t;
   using math_t = typename Types::math_t;
-  const bool has_buffer = kind != Momentum::none;
-  const double momentum = has_buffer ? 0.9 : 0.0, dampening = kind == Momentum::heavy_ball ? 0.25 : 0.0;
-  const double grad_scale = 1024.0;
+  const bool has_buffer = kind != Kind::plain;
   const Distribution distribution = kDistributions[n % 2];
-  const cpu::UpdateArgs args{0.1,        momentum,   dampening, 1e-3, grad_scale, kind == Momentum::nesterov,
-                             first_step, first_step, scaled};
+  const cpu::Update update = update_of(kind, /*maximize=*/first_step, first_step);
   cpu::NoiseArgs noise = noise_args(distribution);
   noise.scale = Scale::element;
   Memory<master_t> clean(n, 1, shift), clean_cpu(n, 1), buffer(n, 2, shift), buffer_cpu(n, 2);
   Memory<model_t> grad(n, 3, shift), params(n, 4, shift), params_cpu(n, 4);
-  cpu::kernels().update_and_perturb[Types::pair](args, noise, {0, n}, clean_cpu.data(), grad.data(),
-                                                 has_buffer ? buffer_cpu.data() : nullptr, params_cpu.data());
-  const UpdateSettings<math_t> settings{
-      math::make_update_params<math_t>(0.0, momentum, dampening, 1e-3, first_step, first_step, 1.0),
-      kind,
-      scaled,
-      {nullptr, false, 0.1},
-      {&grad_scale, true, 0.0},
-      {}};
-  walk_list<UpdateByElementBody<master_t, model_t>::template With, kUpdateLanes<model_t, true>>(
+  cpu::update_and_perturb(cpu::kernels(), Types::pair, update, noise, {0, n}, clean_cpu.data(), grad.data(),
+                          has_buffer ? buffer_cpu.data() : nullptr, params_cpu.data());
+  walk_list<UpdateByElementBody<Sgd, master_t, model_t>::template With, kUpdateLanes<model_t, true>>(
       std::vector{contiguous<4>(n, {clean.data(), grad.data(), has_buffer ? buffer.data() : nullptr, params.data()})},
-      UpdateAndPerturbSettings<math_t>{settings, noise_settings(distribution)});
+      UpdateAndPerturbSettings<Sgd, math_t>{settings_of<math_t>(update), noise_settings(distribution)});
   ASSERT_TRUE(same_bits(clean, clean_cpu)) << "n " << n << " shift " << shift;
   ASSERT_TRUE(same_bits(buffer, buffer_cpu)) << "n " << n << " shift " << shift;
   ASSERT_TRUE(same_bits(params, params_cpu)) << "n " << n << " shift " << shift;
@@ -148,9 +137,9 @@ void check_update_by_element(int64_t n, int shift, Momentum kind, bool scaled, b
 TYPED_TEST(CudaScaleOnHost, UpdateAndPerturbByElementMatchesTheCpuForEveryKind) {
   for (const int64_t n : kSizes) {
     for (const int shift : {0, 1}) {
-      for (const Momentum kind : {Momentum::none, Momentum::heavy_ball, Momentum::nesterov}) {
-        for (const bool scaled : {false, true}) {
-          ASSERT_NO_FATAL_FAILURE(check_update_by_element<TypeParam>(n, shift, kind, scaled, n % 2 == 0));
+      for (const Kind kind : {Kind::plain, Kind::heavy_ball, Kind::nesterov}) {
+        for (const bool first : {false, true}) {
+          ASSERT_NO_FATAL_FAILURE(check_update_by_element<TypeParam>(n, shift, kind, first));
         }
       }
     }
@@ -180,7 +169,7 @@ TYPED_TEST(CudaScaleOnHost, StridedTensorsHaveTheScalesOfTheirLogicalRows) {
   tensor.strides[1] = channels_last;
   const Launches launches =
       walk_list<PerturbOf<TypeParam, false, Scale::rows>::template With, kPerturbLanes<model_t, Scale::rows>>(
-          std::vector{tensor}, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
+          std::vector{tensor}, PerturbSettings{noise_settings(Distribution::gaussian)});
   EXPECT_EQ(launches.aligned, 0);
   EXPECT_TRUE(same_bits(params, expected));
 }
@@ -206,7 +195,7 @@ TYPED_TEST(CudaScaleOnHost, AListOfAnyLengthKeepsEachTensorsOwnRows) {
   }
   const Launches launches =
       walk_list<PerturbOf<TypeParam, false, Scale::rows>::template With, kPerturbLanes<model_t, Scale::rows>>(
-          list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
+          list, PerturbSettings{noise_settings(Distribution::gaussian)});
   for (size_t t = 0; t < got.size(); ++t) ASSERT_TRUE(same_bits(got[t], expected[t])) << "tensor " << t;
   EXPECT_LE(launches.aligned, 2);
   EXPECT_LE(launches.any, 4);
@@ -219,7 +208,7 @@ TEST(CudaScaleTables, FiveHundredAlignedTensorsAreOneLaunchByRowsToo) {
       500, contiguous<2, RowScales>(1024, {memory.data(), memory.data() + 1024}, kPlace, {scales.data(), 128}));
   const Launches launches =
       walk_list<PerturbBody<float, float, false, Scale::rows>::With, kPerturbLanes<float, Scale::rows>>(
-          list, PerturbSettings{noise_settings(Distribution::gaussian), Number{}, false});
+          list, PerturbSettings{noise_settings(Distribution::gaussian)});
   EXPECT_EQ(launches.aligned, 1);
   EXPECT_EQ(launches.any, 0);
 }
@@ -266,7 +255,7 @@ void check_far_rows(int64_t begin, int64_t n, int64_t length) {
       begin + n, {shifted(got.data(), begin, sizeof(model_t)), shifted(clean.data(), begin, sizeof(master_t))}, kPlace,
       {args.row_scales, length});
   const auto launch = [&](const auto& table, int64_t blocks) {
-    walk<Body>({{noise_settings(Distribution::gaussian), Number{}, false}, table}, blocks);
+    walk<Body>({{noise_settings(Distribution::gaussian)}, table}, blocks);
   };
   TableBuilder<typename Body::TableType, decltype(launch)> builder(Body::kAlign, Body::kSpan, launch);
   builder.add(tensor, begin, begin + n);
@@ -285,11 +274,11 @@ TYPED_TEST(CudaScaleOnHost, RowsBeyondTwoToTheThirtyOneHaveTheirOwnScale) {
 
 // --- norms and Fisher sums
 
-template <typename scalar_t, int kPair>
+template <typename scalar_t, int kDtype>
 double cpu_sum(const scalar_t* row, int64_t length) {
   double total = 0.0;
   for (int64_t at = 0; at < length; at += math::kNormPiece) {
-    total += cpu::kernels().sum_of_squares[kPair](row + at, std::min(math::kNormPiece, length - at));
+    total += cpu::kernels().sum_of_squares[kDtype](row + at, std::min(math::kNormPiece, length - at));
   }
   return total;
 }
@@ -301,7 +290,7 @@ struct RowTensor {
   std::vector<float> result, expected;
 };
 
-// What row_results of scale.cu does: first pieces, sums, results.
+// What row_results of rows.cu does: first pieces, sums, results.
 template <typename scalar_t>
 Launches walk_rows(std::vector<RowTensor<scalar_t>>& tensors, std::vector<ListTensor<1, RowLength>> list, bool fisher,
                    double number, const float* fisher_sums) {
@@ -325,8 +314,6 @@ Launches walk_rows(std::vector<RowTensor<scalar_t>>& tensors, std::vector<ListTe
 
 TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
   using scalar_t = typename TypeParam::model_t;
-  constexpr int kPair =
-      sizeof(scalar_t) == sizeof(typename TypeParam::master_t) ? TypeParam::pair : TypeParam::pair - 2;
   const std::vector<std::pair<int64_t, int64_t>> shapes = {
       {1, 1},   {1, 7},    {5, 1},    {300, 1},   {3, 7},    {70, 9},    {64, 27},   {33, 64},
       {17, 65}, {2, 4095}, {3, 4096}, {3, 4097},  {1, 8192}, {2, 8193},  {1, 70001}, {129, 16},
@@ -348,7 +335,7 @@ TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
                                    std::vector<float>(static_cast<size_t>(rows), 3.0F),
                                    {}};
         for (int64_t row = 0; row < rows; ++row) {
-          const double sum = cpu_sum<scalar_t, kPair>(tensor.memory.data() + row * length, length);
+          const double sum = cpu_sum<scalar_t, TypeParam::model>(tensor.memory.data() + row * length, length);
           const double f = mode == 1 ? static_cast<double>(fisher_sums[static_cast<size_t>(row)]) : 0.0;
           tensor.expected.push_back(mode == 2 ? math::row_fisher(3.0F, sum, 0.9) : math::row_scale(sum, f, 0.3));
         }
@@ -368,8 +355,6 @@ TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
 
 TYPED_TEST(CudaScaleOnHost, NormsOfStridedRowsFollowTheLogicalOrder) {
   using scalar_t = typename TypeParam::model_t;
-  constexpr int kPair =
-      sizeof(scalar_t) == sizeof(typename TypeParam::master_t) ? TypeParam::pair : TypeParam::pair - 2;
   // (3, 70, 90), transposed within a row: 6300 elements a row, two pieces.
   const int64_t sizes[] = {3, 70, 90}, strides[] = {6300, 1, 70};
   std::vector<RowTensor<scalar_t>> tensors;
@@ -378,7 +363,7 @@ TYPED_TEST(CudaScaleOnHost, NormsOfStridedRowsFollowTheLogicalOrder) {
   for (int64_t row = 0; row < 3; ++row) {
     Memory<scalar_t> flat(6300);
     for (int64_t i = 0; i < 6300; ++i) flat.data()[i] = tensor.memory.data()[row * 6300 + i / 90 + i % 90 * 70];
-    tensor.expected.push_back(math::row_scale(cpu_sum<scalar_t, kPair>(flat.data(), 6300), 0.0, 0.0));
+    tensor.expected.push_back(math::row_scale(cpu_sum<scalar_t, TypeParam::model>(flat.data(), 6300), 0.0, 0.0));
   }
   auto entry = contiguous<1, RowLength>(18900, {tensor.memory.data()}, 0, {6300});
   entry.sizes = sizes;

@@ -12,9 +12,9 @@
 #include <tuple>
 #include <vector>
 
+#include "kernel_calls.h"
 #include "math/diagonal.h"
 #include "math/storage.h"
-#include "ops/cpu/kernels.h"
 
 namespace torch_ssam::cpu {
 namespace {
@@ -34,6 +34,9 @@ PairSizes sizes_of(int pair) {
   constexpr PairSizes kTable[] = {{8, 8, 8}, {4, 4, 4}, {2, 2, 4}, {2, 2, 4}, {4, 2, 4}, {4, 2, 4}};
   return kTable[pair];
 }
+
+// Where the tables have the loops over one dtype.
+int master_dtype(int pair) { return static_cast<int>(math::master_of(static_cast<DtypePair>(pair))); }
 
 using Bytes = std::vector<unsigned char>;
 
@@ -60,24 +63,31 @@ Bytes random_values(int64_t count, int pair, size_t size, uint32_t seed) {
   return bytes;
 }
 
-UpdateArgs update_args_of(int kind) {
-  UpdateArgs args{0.1, 0.9, 0.25, 0.01, 128.0, false, false, false, false};
-  args.nesterov = (kind & 1) != 0;
-  if (args.nesterov) args.dampening = 0.0;
-  args.scaled = (kind & 2) != 0;
-  args.maximize = (kind & 4) != 0;
-  args.first_step = (kind & 8) != 0;
-  if (args.maximize) args.weight_decay = 0.0;
-  return args;
+Update update_of(int kind, bool with_buffer = true) {
+  Update update{{0.1, 0.9, 0.25, 0.01, false, false}, 0};
+  math::Sgd& rule = update.rule;
+  rule.nesterov = (kind & 1) != 0;
+  if (rule.nesterov) rule.dampening = 0.0;
+  rule.maximize = (kind & 2) != 0;
+  if (rule.maximize) rule.weight_decay = 0.0;
+  update.step = (kind & 4) != 0 ? 1 : 0;
+  if (!with_buffer) rule.momentum = 0.0;
+  return update;
 }
-constexpr int kUpdateKinds = 16;
+constexpr int kUpdateKinds = 8;
 
 // The outputs of every kernel on one problem, end to end, so that one comparison covers them all. `cut` splits the
 // range into two calls; reductions, whose result depends on the range by contract, are left out where cut > 0.
 class Outputs {
  public:
   Outputs(const Kernels& kernels, int pair, int64_t begin, int64_t count, int64_t cut = 0)
-      : k_(kernels), pair_(pair), begin_(begin), count_(count), cut_(cut), size_(sizes_of(pair)) {}
+      : k_(kernels),
+        pair_(pair),
+        dtype_(master_dtype(pair)),
+        begin_(begin),
+        count_(count),
+        cut_(cut),
+        size_(sizes_of(pair)) {}
 
   Outputs& perturb(Distribution distribution, double noise_std) {
     const NoiseArgs args{kStream, distribution, noise_std};
@@ -85,7 +95,7 @@ class Outputs {
     Bytes weights = random_values(count_, pair_, size_.master, 1);
     Bytes saved(weights.size()), perturbed = empty(size_.model), from_saved = empty(size_.model);
     each([&](Span s, int64_t at) {
-      k_.fill_noise(kStream, distribution, s, noise.data() + at);
+      fill_noise(k_, kStream, distribution, s, noise.data() + at);
       k_.perturb[pair_](args, s, in(weights, at, size_.master), in(saved, at, size_.master),
                         in(perturbed, at, size_.model));
       k_.perturb[pair_](args, s, in(weights, at, size_.master), nullptr, in(from_saved, at, size_.model));
@@ -108,7 +118,7 @@ class Outputs {
     const Bytes grad = random_values(count_, pair_, size_.model, 2);
     Bytes in_place = weights, clean = weights, updated = weights;
     Bytes saved(weights.size()), perturbed = empty(size_.model), fused = empty(size_.model), after = empty(size_.model);
-    const UpdateArgs update = update_args_of(0);
+    const Update how = update_of(0, /*with_buffer=*/false);
     each([&](Span s, int64_t at) {
       const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
       if (size_.master == size_.model) {
@@ -117,9 +127,9 @@ class Outputs {
       }
       k_.perturb[pair_](args, s, in(clean, at, size_.master), nullptr, in(perturbed, at, size_.model));
       if (row_length != 0) return;
-      k_.update_and_perturb[pair_](update, args, s, in(clean, at, size_.master), g, nullptr,
-                                   in(fused, at, size_.model));
-      k_.update[pair_](update, s, in(updated, at, size_.master), g, nullptr);
+      cpu::update_and_perturb(k_, pair_, how, args, s, in(clean, at, size_.master), g, nullptr,
+                              in(fused, at, size_.model));
+      cpu::update(k_, pair_, how, s, in(updated, at, size_.master), g, nullptr);
       k_.perturb[pair_](args, s, in(updated, at, size_.master), nullptr, in(after, at, size_.model));
     });
     if (size_.master == size_.model) same_update_ &= saved == weights && in_place == perturbed;
@@ -136,16 +146,16 @@ class Outputs {
     const Bytes grad = random_values(count_, pair_, size_.model, 2);
     Bytes in_place = weights, clean = weights, updated = weights;
     Bytes saved(weights.size()), fused = empty(size_.model), after = empty(size_.model);
-    const UpdateArgs update = update_args_of(0);
+    const Update how = update_of(0, /*with_buffer=*/false);
     each([&](Span s, int64_t at) {
       const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
       if (size_.master == size_.model) {
         k_.perturb[pair_](args, s, in(in_place, at, size_.master), in(saved, at, size_.master),
                           in(in_place, at, size_.master));
       }
-      k_.update_and_perturb[pair_](update, args, s, in(clean, at, size_.master), g, nullptr,
-                                   in(fused, at, size_.model));
-      k_.update[pair_](update, s, in(updated, at, size_.master), g, nullptr);
+      cpu::update_and_perturb(k_, pair_, how, args, s, in(clean, at, size_.master), g, nullptr,
+                              in(fused, at, size_.model));
+      cpu::update(k_, pair_, how, s, in(updated, at, size_.master), g, nullptr);
       k_.perturb[pair_](args, s, in(updated, at, size_.master), nullptr, in(after, at, size_.model));
     });
     if (size_.master == size_.model) same_update_ &= saved == weights;
@@ -154,7 +164,7 @@ class Outputs {
   }
 
   Outputs& update(int kind, bool with_buffer, Distribution distribution) {
-    const UpdateArgs args = update_args_of(kind);
+    const Update how = update_of(kind, with_buffer);
     const NoiseArgs noise{kStream, distribution, 0.125};
     const Bytes grad = random_values(count_, pair_, size_.model, 2);
     Bytes weights = random_values(count_, pair_, size_.master, 1), clean = weights;
@@ -162,10 +172,11 @@ class Outputs {
     Bytes perturbed = empty(size_.model);
     each([&](Span s, int64_t at) {
       const void* g = grad.data() + static_cast<size_t>(at) * size_.model;
-      k_.update[pair_](args, s, in(weights, at, size_.master), g, with_buffer ? in(buffer, at, size_.master) : nullptr);
-      k_.update_and_perturb[pair_](args, noise, s, in(clean, at, size_.master), g,
-                                   with_buffer ? in(fused_buffer, at, size_.master) : nullptr,
-                                   in(perturbed, at, size_.model));
+      cpu::update(k_, pair_, how, s, in(weights, at, size_.master), g,
+                  with_buffer ? in(buffer, at, size_.master) : nullptr);
+      cpu::update_and_perturb(k_, pair_, how, noise, s, in(clean, at, size_.master), g,
+                              with_buffer ? in(fused_buffer, at, size_.master) : nullptr,
+                              in(perturbed, at, size_.model));
     });
     same_update_ &= weights == clean && buffer == fused_buffer;
     return keep({&weights, &buffer, &perturbed});
@@ -186,10 +197,10 @@ class Outputs {
       const auto math_count = static_cast<size_t>(s.count) * size_.math;
       Bytes layer(static_cast<size_t>(layers) * math_count + 1), product(math_count + 1), sum(math_count + 1);
       Bytes total(math_count + 1), scratch(static_cast<size_t>(layers) * math_count + 1);
-      k_.diagonal_load[pair_](args, s, weight.data(), layer.data(), product.data());
+      k_.diagonal_load[dtype_](args, s, weight.data(), layer.data(), product.data());
       if (!noisy) {  // the product comes out the same without a copy of the layers
         Bytes alone(math_count + 1);
-        k_.diagonal_load[pair_](args, s, weight.data(), nullptr, alone.data());
+        k_.diagonal_load[dtype_](args, s, weight.data(), nullptr, alone.data());
         EXPECT_EQ(std::memcmp(alone.data(), product.data(), math_count), 0);
       }
       k_.diagonal_multiply[pair_](product.data(), input.data() + model_offset, in(output, at, size_.model), s.count);
@@ -203,10 +214,10 @@ class Outputs {
       };
       backward(grad.data() + model_offset, features, false, total, rowwise);
       backward(grad.data(), 1, true, sum, spread);
-      k_.diagonal_add[pair_](total.data(), sum.data(), s.count);
+      k_.diagonal_add[dtype_](total.data(), sum.data(), s.count);
       std::memcpy(in(sums, at, size_.math), total.data(), math_count);
-      k_.diagonal_weight_gradient[pair_](layers, features, total.data(), layer.data(), s.count, scratch.data(),
-                                         grad_weight.data() + static_cast<size_t>(s.begin) * size_.master, s.count);
+      k_.diagonal_weight_gradient[dtype_](layers, features, total.data(), layer.data(), s.count, scratch.data(),
+                                          grad_weight.data() + static_cast<size_t>(s.begin) * size_.master, s.count);
       if (cut_ == 0) {
         keep_number(k_.diagonal_readout[pair_](product.data(), input.data() + model_offset, s.count));
       }
@@ -216,8 +227,8 @@ class Outputs {
 
   Outputs& project() {
     Bytes weights = random_values(count_, pair_, size_.master, 7);
-    if (cut_ == 0) keep_number(k_.sum_of_squares[pair_](weights.data(), count_));
-    each([&](Span s, int64_t at) { k_.scale[pair_](0.7, in(weights, at, size_.master), s.count); });
+    if (cut_ == 0) keep_number(k_.sum_of_squares[dtype_](weights.data(), count_));
+    each([&](Span s, int64_t at) { k_.scale[dtype_](0.7, in(weights, at, size_.master), s.count); });
     return keep({&weights});
   }
 
@@ -246,7 +257,7 @@ class Outputs {
   }
 
   const Kernels& k_;
-  int pair_;
+  int pair_, dtype_;
   int64_t begin_, count_, cut_;
   PairSizes size_;
   Bytes bytes_;
@@ -332,8 +343,8 @@ TEST_P(VariantTest, StreamedStoresGiveTheSameBits) {
           noise.streams = streams;
           const Span span{offset, count};
           Placed clean(weights, 0), buffer(momentum, 0), kept(Bytes(grad.size()), shift * size.model);
-          table_->update_and_perturb[pair](update_args_of(0), noise, span, clean.data(), grad.data(), buffer.data(),
-                                           kept.data());
+          update_and_perturb(*table_, pair_, update_of(0), noise, span, clean.data(), grad.data(), buffer.data(),
+                             kept.data());
           Placed source(weights, 0), saved(Bytes(weights.size()), shift * size.master),
               perturbed(Bytes(grad.size()), 0);
           table_->perturb[pair](noise, span, source.data(), saved.data(), perturbed.data());
@@ -488,7 +499,7 @@ TEST(PlainKernelsTest, NoiseHasTheDocumentedLayout) {
   for (const Distribution d : kDistributions) {
     for (const int64_t begin : kOffsets) {
       std::vector<float> values(2200);
-      kernels_plain()->fill_noise(kStream, d, {begin, 2200}, values.data());
+      fill_noise(*kernels_plain(), kStream, d, {begin, 2200}, values.data());
       for (int64_t i = 0; i < 2200; ++i) {
         ASSERT_EQ(values[static_cast<size_t>(i)], documented_noise(d, begin + i)) << begin + i;
       }
@@ -575,10 +586,9 @@ TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {
   const Bytes grad = random_values(count, pair, 2, 2);
   Bytes clean = random_values(count, pair, 4, 1), buffer = random_values(count, pair, 4, 3), out(count * 2);
   const Bytes clean_before = clean, buffer_before = buffer;
-  const UpdateArgs args = update_args_of(2);  // heavy ball, scaled
-  kernels_plain()->update_and_perturb[pair](args, {kStream, Distribution::gaussian, 0.25}, {70, count}, clean.data(),
-                                            grad.data(), buffer.data(), out.data());
-  const math::UpdateParams<float> p{0.1F, 0.9F, 0.9F, 0.75F, 0.01F, 1.0F, 128.0F};
+  update_and_perturb(*kernels_plain(), pair, update_of(0), {kStream, Distribution::gaussian, 0.25}, {70, count},
+                     clean.data(), grad.data(), buffer.data(), out.data());
+  const math::Sgd::Params<float> p{0.1F, 0.9F, 0.9F, 0.75F, 0.01F, 1.0F};
   const auto float_at = [](const Bytes& bytes, int64_t i) {
     float value = 0;
     std::memcpy(&value, bytes.data() + 4 * i, 4);
@@ -588,11 +598,11 @@ TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {
     uint16_t g = 0, perturbed = 0;
     std::memcpy(&g, grad.data() + 2 * i, 2);
     std::memcpy(&perturbed, out.data() + 2 * i, 2);
-    float v = float_at(buffer_before, i);
-    const float w = math::update_element<math::Momentum::heavy_ball, true>(
+    float v[] = {float_at(buffer_before, i)};
+    const float w = math::Sgd::update_element<math::Sgd::Kind::heavy_ball>(
         float_at(clean_before, i), math::load_scalar(static_cast<math::bfloat16_t>(g)), v, p);
     ASSERT_EQ(float_at(clean, i), w);
-    ASSERT_EQ(float_at(buffer, i), v);
+    ASSERT_EQ(float_at(buffer, i), v[0]);
     const float noisy = math::perturb_element(w, 0.25F, documented_noise(Distribution::gaussian, 70 + i));
     ASSERT_EQ(perturbed, static_cast<uint16_t>(math::Store<math::bfloat16_t>::from(noisy)));
   }
@@ -602,7 +612,7 @@ TEST(PlainKernelsTest, UpdateAndPerturbIsTheBodiesOneAfterTheOther) {
 TEST(KernelsTest, ThreadsOnPiecesOfOneTensorGiveTheBitsOfTheWhole) {
   constexpr int64_t kCount = 10007, kPieces = 5;
   const NoiseArgs noise{kStream, Distribution::gaussian, 0.1};
-  const UpdateArgs update = update_args_of(0);
+  const Update how = update_of(0);
   for (int pair = 0; pair < kDtypePairs; ++pair) {
     const PairSizes size = sizes_of(pair);
     const auto start = [&](size_t bytes, uint32_t seed) { return random_values(kCount, pair, bytes, seed); };
@@ -612,9 +622,8 @@ TEST(KernelsTest, ThreadsOnPiecesOfOneTensorGiveTheBitsOfTheWhole) {
     };
     const auto run = [&](Tensors& t, int64_t begin, int64_t end) {
       const auto at = [&](auto& bytes, size_t element) { return bytes.data() + static_cast<size_t>(begin) * element; };
-      kernels().update_and_perturb[pair](update, noise, {begin, end - begin}, at(t.clean, size.master),
-                                         at(grad, size.model), at(t.momentum, size.master),
-                                         at(t.perturbed, size.model));
+      update_and_perturb(kernels(), pair, how, noise, {begin, end - begin}, at(t.clean, size.master),
+                         at(grad, size.model), at(t.momentum, size.master), at(t.perturbed, size.model));
     };
     const Tensors fresh{start(size.master, 2), start(size.master, 3), start(size.model, 4)};
     Tensors whole = fresh, pieces = fresh;

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
+#include "kernel_calls.h"
 
 namespace torch_ssam::cpu {
 namespace {
@@ -110,7 +110,7 @@ class CapabilityDeathTest : public testing::Test {
   setenv("TORCH_SSAM_CPU_CAPABILITY", wanted, 1);
   const char* name = kernels().name;
   float values[100] = {};
-  kernels().fill_noise({1, 2, 3, 4, 5, 6}, math::Distribution::gaussian, {0, 100}, values);
+  fill_noise(kernels(), {1, 2, 3, 4, 5, 6}, math::Distribution::gaussian, {0, 100}, values);
   std::fprintf(stderr, "chose %s, %s\n", name, values[99] != 0.0F ? "works" : "no noise");
   std::exit(0);
 }

@@ -1,4 +1,4 @@
-// The scalar bodies of csrc/math/noise.h, threefry.h, scale.h, update.h and diagonal.h against independent
+// The scalar bodies of csrc/math/noise.h, threefry.h, scale.h, rules/sgd.h and diagonal.h against independent
 // computations: published known answers (tests/data/), long double formulas with a stated error, and exact small
 // integers. The 16-bit types are in test_storage.cpp; that loops over these bodies keep the bits is test_kernels.cpp's
 // claim.
@@ -21,10 +21,10 @@
 #include "math/diagonal.h"
 #include "math/noise.h"
 #include "math/reduce.h"
+#include "math/rules/sgd.h"
 #include "math/scale.h"
 #include "math/stored.h"
 #include "math/threefry.h"
-#include "math/update.h"
 #include "precision.h"
 
 namespace torch_ssam::math {
@@ -209,20 +209,21 @@ TEST(NoiseTest, PerturbElementRoundsOnce) {
 
 // --- the update, against torch.optim.SGD's formulas in long double.
 
+using Kind = Sgd::Kind;
+
 struct Hyper {
-  double lr, momentum, dampening, weight_decay, grad_scale;
+  double lr, momentum, dampening, weight_decay;
   bool maximize, first_step;
 };
 
 template <typename real_t>
-UpdateParams<real_t> params_of(const Hyper& h) {
+Sgd::Params<real_t> params_of(const Hyper& h) {
   return {static_cast<real_t>(h.lr),
           static_cast<real_t>(h.momentum),
           static_cast<real_t>(h.first_step ? 0.0 : h.momentum),
           static_cast<real_t>(h.first_step ? 1.0 : 1.0 - h.dampening),
           static_cast<real_t>(h.weight_decay),
-          static_cast<real_t>(h.maximize ? -1.0 : 1.0),
-          static_cast<real_t>(h.grad_scale)};
+          static_cast<real_t>(h.maximize ? -1.0 : 1.0)};
 }
 
 // Computes in long double from the rounded parameters, and the size of the terms, which scales the error.
@@ -230,20 +231,19 @@ struct Reference {
   long double weight, buffer, size, buffer_size;
 };
 
-template <Momentum kMomentum, bool kScaled, typename real_t>
-Reference reference_update(real_t clean, real_t grad, real_t buffer, const UpdateParams<real_t>& p, bool first) {
+template <Kind kKind, typename real_t>
+Reference reference_update(real_t clean, real_t grad, real_t buffer, const Sgd::Params<real_t>& p, bool first) {
   long double g = grad;
-  if (kScaled) g /= p.grad_scale;
   if (p.sign < 0) g = -g;
   const long double decay = static_cast<long double>(p.weight_decay) * clean;
   long double magnitude = std::fabs(g) + std::fabs(decay);
   g += decay;
   long double v = buffer;
   long double v_size = 0;
-  if (kMomentum != Momentum::none) {
+  if (kKind != Kind::plain) {
     v = first ? g : static_cast<long double>(p.momentum) * buffer + static_cast<long double>(p.grad_factor) * g;
     v_size = first ? magnitude : std::fabs(p.momentum * buffer) + std::fabs(p.grad_factor) * magnitude;
-    if (kMomentum == Momentum::nesterov) {
+    if (kKind == Kind::nesterov) {
       g += static_cast<long double>(p.momentum) * v;
       magnitude += p.momentum * v_size;
     } else {
@@ -255,7 +255,7 @@ Reference reference_update(real_t clean, real_t grad, real_t buffer, const Updat
           v_size};
 }
 
-template <typename real_t, Momentum kMomentum, bool kScaled>
+template <typename real_t, Kind kKind>
 void expect_reference_update(uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
@@ -263,17 +263,18 @@ void expect_reference_update(uint32_t seed) {
   for (const bool first_step : {false, true}) {
     for (const bool maximize : {false, true}) {
       for (const double weight_decay : {0.0, 0.1}) {
-        const Hyper h{0.3, 0.9, kMomentum == Momentum::nesterov ? 0.0 : 0.25, weight_decay, 37.0, maximize, first_step};
+        const Hyper h{0.3, 0.9, kKind == Kind::nesterov ? 0.0 : 0.25, weight_decay, maximize, first_step};
         const auto p = params_of<real_t>(h);
         for (int i = 0; i < 2000; ++i) {
           const auto clean = static_cast<real_t>(normal(random));
-          const auto grad = static_cast<real_t>(normal(random) * (kScaled ? 37.0 : 1.0));
+          const auto grad = static_cast<real_t>(normal(random));
           const auto start = static_cast<real_t>(normal(random));
-          real_t buffer = start;
-          const real_t updated = update_element<kMomentum, kScaled>(clean, grad, buffer, p);
-          const Reference r = reference_update<kMomentum, kScaled>(clean, grad, start, p, first_step);
+          real_t buffers[] = {start};
+          const real_t& buffer = buffers[0];
+          const real_t updated = Sgd::update_element<kKind>(clean, grad, buffers, p);
+          const Reference r = reference_update<kKind>(clean, grad, start, p, first_step);
           ASSERT_LE(std::fabs(updated - r.weight), 1.5L * ulp * r.size);
-          if (kMomentum == Momentum::none) {
+          if (kKind == Kind::plain) {
             ASSERT_EQ(buffer, start);
           } else {
             ASSERT_LE(std::fabs(buffer - r.buffer), 1.5L * ulp * r.buffer_size);
@@ -294,33 +295,30 @@ constexpr const char* kNoFiner = "NOT TESTED here: long double is no finer than 
 
 TYPED_TEST(UpdateTest, FollowsLongDoubleWithinThreeHalvesUlpOfItsTerms) {
   if (!long_double_is_finer<TypeParam>()) GTEST_SKIP() << kNoFiner;
-  expect_reference_update<TypeParam, Momentum::none, false>(1);
-  expect_reference_update<TypeParam, Momentum::none, true>(2);
-  expect_reference_update<TypeParam, Momentum::heavy_ball, false>(3);
-  expect_reference_update<TypeParam, Momentum::heavy_ball, true>(4);
-  expect_reference_update<TypeParam, Momentum::nesterov, false>(5);
-  expect_reference_update<TypeParam, Momentum::nesterov, true>(6);
+  expect_reference_update<TypeParam, Kind::plain>(1);
+  expect_reference_update<TypeParam, Kind::heavy_ball>(3);
+  expect_reference_update<TypeParam, Kind::nesterov>(5);
 }
 
 TYPED_TEST(UpdateTest, IsExactOnSmallDyadicNumbers) {
   // g = 3 + 0.25 * 2 = 3.5; v = 0.5 * 8 + 0.75 * 3.5 = 6.625; w = 2 - 0.5 * 6.625.
-  TypeParam buffer = 8;
-  const auto p = params_of<TypeParam>({0.5, 0.5, 0.25, 0.25, 1.0, false, false});
-  const TypeParam updated = update_element<Momentum::heavy_ball, false>(TypeParam(2), TypeParam(3), buffer, p);
-  EXPECT_EQ(buffer, TypeParam(6.625));
+  TypeParam buffer[] = {8};
+  const auto p = params_of<TypeParam>({0.5, 0.5, 0.25, 0.25, false, false});
+  const TypeParam updated = Sgd::update_element<Kind::heavy_ball>(TypeParam(2), TypeParam(3), buffer, p);
+  EXPECT_EQ(buffer[0], TypeParam(6.625));
   EXPECT_EQ(updated, TypeParam(-1.3125));
-  // Nesterov, ascent, scaled: g = -12 / 4 = -3; v = 0.5 * 8 - 3 = 1; g + 0.5 v = -2.5; w = 2 + 1.25.
-  buffer = 8;
-  const auto q = params_of<TypeParam>({0.5, 0.5, 0.0, 0.0, 4.0, true, false});
-  EXPECT_EQ((update_element<Momentum::nesterov, true>(TypeParam(2), TypeParam(12), buffer, q)), TypeParam(3.25));
-  EXPECT_EQ(buffer, TypeParam(1));
+  // Nesterov, ascent: g = -3; v = 0.5 * 8 - 3 = 1; g + 0.5 v = -2.5; w = 2 + 1.25.
+  buffer[0] = 8;
+  const auto q = params_of<TypeParam>({0.5, 0.5, 0.0, 0.0, true, false});
+  EXPECT_EQ(Sgd::update_element<Kind::nesterov>(TypeParam(2), TypeParam(3), buffer, q), TypeParam(3.25));
+  EXPECT_EQ(buffer[0], TypeParam(1));
 }
 
 TYPED_TEST(UpdateTest, WithoutWeightDecayAnInfiniteWeightStaysInfinite) {
-  TypeParam buffer = 0;
-  const auto p = params_of<TypeParam>({0.5, 0.0, 0.0, 0.0, 1.0, false, false});
+  TypeParam buffer[] = {0};
+  const auto p = params_of<TypeParam>({0.5, 0.0, 0.0, 0.0, false, false});
   const auto infinity = std::numeric_limits<TypeParam>::infinity();
-  EXPECT_EQ((update_element<Momentum::none, false>(infinity, TypeParam(1), buffer, p)), infinity);
+  EXPECT_EQ(Sgd::update_element<Kind::plain>(infinity, TypeParam(1), buffer, p), infinity);
 }
 
 // --- the scales of noise.

@@ -16,6 +16,19 @@ SIXTEEN = (torch.bfloat16, torch.float16)
 # (dtype of clean weights, dtype of parameters)
 PAIRS = (*((dtype, dtype) for dtype in DTYPES), *((torch.float32, dtype) for dtype in SIXTEEN))
 
+
+def sgd(
+    lr: float = 0.1,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[str, list[float]]:
+    """The rule and the numbers of an update by SGD's family (csrc/math/rules/sgd.h)."""
+    return "sgd", [lr, momentum, dampening, weight_decay, float(nesterov), float(maximize)]
+
+
 Layout = Callable[[torch.dtype], torch.Tensor]
 
 # Empty tensors in each memory layout. Sizes are odd; the large ones are above the parallel grain.

@@ -164,10 +164,9 @@ def sgd_update(
     nesterov: bool = False,
     maximize: bool = False,
     first_step: bool = False,
-    grad_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """(weight, momentum buffer, size of the terms) in float64, as torch.optim.SGD documents them."""
-    w, g = weight.double(), grad.double() / grad_scale
+    w, g = weight.double(), grad.double()
     g = -g if maximize else g
     g = g + weight_decay * w
     size = g.abs() + (weight_decay * w).abs()

@@ -1,5 +1,5 @@
 """tools/check_ptx.py, which `make ptx` runs over all CUDA kernels: that it refuses what it says it refuses,
-and, where nvcc is, what it says of the kernels of perturb.cu and scale.cu for one architecture (the whole takes
+and, where nvcc is, what it says of the kernels of perturb.cu and rows.cu for one architecture (the whole takes
 minutes).
 """
 
@@ -80,7 +80,7 @@ BY_ROWS = {
 }
 BY_ELEMENT = {
     **GOOD,
-    "name": "ListBody<UpdateOp<AnyKind, float, bfloat16_t, true, true>, 4>",
+    "name": "ListBody<UpdateOp<AnyKind<Sgd>, float, bfloat16_t, true, true>, 4>",
     "accesses": Counter({("ld", 16, True): 8, ("ld", 8, True): 4, ("st", 16, True): 8, ("st", 8, True): 4}),
     "instructions": Counter({"STG.E.128": 8, "STG.E.64": 4}),
 }
@@ -106,6 +106,15 @@ def test_kernels_of_scaled_noise_have_their_own_limits(check_ptx: Any, good: dic
     assert any("scalar accesses" in text for text in found(accesses=good["accesses"] + more))
     more = Counter({("ld", 8, True): 1})
     assert any("accesses" in text for text in found(accesses=good["accesses"] + more))
+
+
+def test_kinds_of_update_have_the_buffers_of_their_rule(check_ptx: Any) -> None:
+    for kind, buffers in ((0, 0), (1, 1), (2, 1)):
+        assert check_ptx.buffers_of(f"FixedKind<Sgd, (Sgd::Kind){kind}>") == buffers
+    assert check_ptx.buffers_of("AnyKind<Sgd>") == 1
+    for unknown in ("AnyKind<Other>", "FixedKind<Other, (Other::Kind)0>", "AnyKind"):
+        with pytest.raises(SystemExit, match="does not know the update"):
+            check_ptx.buffers_of(unknown)
 
 
 def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
@@ -138,7 +147,7 @@ def test_the_kernels_of_perturb_and_of_row_norms_pass_on_one_architecture() -> N
         str(SCRIPT),
         "--sources",
         "perturb",
-        "scale",
+        "rows",
         "--architectures",
         "90",
         "--no-write",

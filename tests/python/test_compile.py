@@ -11,6 +11,7 @@ from typing import Any
 import front_helpers as front
 import pytest
 import torch
+from cases import sgd
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -119,14 +120,15 @@ def generator() -> Tensor:
 SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "perturb_": lambda: (lists(), lists(), generator(), [0, 1, 2], 0.1, "gaussian", 0, False, 0),
     "perturb_from_clean_": lambda: (
-        lists(), lists(), generator(), [0, 1, 2], 0.1, "rademacher", 2, True, 1, None, "isotropic", None,
+        lists(), lists(), generator(), [0, 1, 2], 0.1, "rademacher", 2, True, 1, "isotropic", None,
         [9, 5, 4, 0, 8, 1],
     ),
     "restore_": lambda: (lists(), lists()),
     "advance_": lambda: (generator(), 1),
-    "update_": lambda: (lists(), lists(), lists(), 0.1, 0.9, 0.0, 0.01, True, False, False),
+    "update_": lambda: (lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01, True)),
     "update_and_perturb_": lambda: (
-        lists(), lists(), lists(), lists(), generator(), [0, 1, 2], 0.1, 0.9, 0.0, 0.01, False, False, True, 0.3,
+        lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 0.3, "gaussian", 1,
+        "isotropic", None, [1, 1, 2],
     ),
     "project_": lambda: (lists(), 1.0),
     "row_scales_": lambda: ([torch.ones(2), torch.ones(1), torch.ones(1)], lists(), [], 0.0),

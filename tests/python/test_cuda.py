@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import DTYPES, LAYOUTS, PAIRS, SIZES, random, same_layout
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, random, same_layout, sgd
 
 import torch_ssam
 
@@ -116,24 +116,21 @@ def test_perturb_saves_and_restore_puts_back_every_bit(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("kind", ["none", "momentum", "nesterov"])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("placed", [on_gpu, misaligned])
-def test_update_and_perturb_gives_the_cpus_bits(pair: Any, kind: str, scaled: bool, placed: Any) -> None:
+def test_update_and_perturb_gives_the_cpus_bits(pair: Any, kind: str, first: bool, placed: Any) -> None:
     master, model = pair
     clean, grads, params = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
     buffers = mixed_list(master, 4) if kind != "none" else []
-    momentum = (0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov", True, False)
+    rule = sgd(0.0, 0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov", maximize=True)
     places = list(range(len(clean)))
     gpu = [placed(t) for t in (params, clean, grads, buffers)]
-    scale = torch.tensor(1024.0) if scaled else None
-    lr = torch.tensor(0.1)
-    more: dict[str, Any] = {"lr_tensor": lr, "grad_scale": scale}
+    lr, steps = torch.tensor(0.1), [1 + (not first) * (i % 3) for i in places]
     ops.update_and_perturb_(
-        params, clean, grads, buffers, generator("cpu"), places, 0.0, *momentum, STD, **more
+        params, clean, grads, buffers, *rule, generator("cpu"), places, STD, lr_tensor=lr, steps=steps
     )
-    more = {"lr_tensor": lr.cuda(), "grad_scale": None if scale is None else scale.cuda()}
-    ops.update_and_perturb_(*gpu, generator(), places, 0.0, *momentum, STD, **more)
+    ops.update_and_perturb_(*gpu, *rule, generator(), places, STD, lr_tensor=lr.cuda(), steps=steps)
     for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert_same_bits(a, b)
@@ -181,8 +178,8 @@ def test_scaled_noise_has_the_cpus_bits(pair: Any, scale: str, placed: Any) -> N
     rows = None if scale == "element" else row_scales_of(clean, scale == "filter")
     gpu_rows = None if rows is None else on_gpu(rows)
     how = (places, STD, "gaussian", 3, True, 5)
-    ops.perturb_from_clean_(params, clean, generator("cpu"), *how, None, name, rows)
-    ops.perturb_from_clean_(gpu, gpu_clean, generator(), *how, None, name, gpu_rows)
+    ops.perturb_from_clean_(params, clean, generator("cpu"), *how, name, rows)
+    ops.perturb_from_clean_(gpu, gpu_clean, generator(), *how, name, gpu_rows)
     for a, b in zip(gpu, params, strict=True):
         assert_same_bits(a, b)
     for i, (one, gpu_one) in enumerate(zip(clean, gpu_clean, strict=True)):
@@ -190,8 +187,8 @@ def test_scaled_noise_has_the_cpus_bits(pair: Any, scale: str, placed: Any) -> N
         for noise_only in (False, True):
             single = (i, STD, "rademacher", 0, False, 0, name)
             assert_same_bits(
-                ops.perturbed(gpu_one, generator(), *single, gpu_own, noise_only),
-                ops.perturbed(one, generator("cpu"), *single, own, noise_only),
+                ops.perturbed(gpu_one, generator(), *single, gpu_own, noise_only=noise_only),
+                ops.perturbed(one, generator("cpu"), *single, own, noise_only=noise_only),
             )
     if master == model:
         saved, gpu_saved = [torch.empty_like(p) for p in params], placed(params)
@@ -208,12 +205,13 @@ def test_update_and_perturb_by_element_gives_the_cpus_bits(pair: Any, kind: str,
     master, model = pair
     clean, grads, params = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
     buffers = mixed_list(master, 4) if kind != "none" else []
-    options = (0.1, 0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov", False, False)
+    rule = sgd(0.1, 0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov")
     places = list(range(len(clean)))
     gpu = [placed(t) for t in (params, clean, grads, buffers)]
-    how = (places, *options, STD)
-    ops.update_and_perturb_(params, clean, grads, buffers, generator("cpu"), *how, scale="element")
-    ops.update_and_perturb_(*gpu, generator(), *how, scale="element")
+    ops.update_and_perturb_(
+        params, clean, grads, buffers, *rule, generator("cpu"), places, STD, scale="element"
+    )
+    ops.update_and_perturb_(*gpu, *rule, generator(), places, STD, scale="element")
     for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert_same_bits(a, b)
@@ -365,52 +363,27 @@ def test_kernels_run_on_the_current_stream_in_order() -> None:
 def test_nothing_waits_for_the_gpu() -> None:
     weights, grads = [torch.randn(1000, device="cuda")], [torch.randn(1000, device="cuda")]
     params = [torch.empty_like(weights[0])]
-    state, flag = generator(), torch.zeros(1, device="cuda")
+    state, lr = generator(), torch.tensor(0.1, device="cuda")
     previous = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        plain = (0.1, 0.0, 0.0, 0.0, False, False, False)
-        ops.update_and_perturb_(params, weights, grads, [], state, [0], *plain, STD, found_inf=flag)
+        ops.update_and_perturb_(params, weights, grads, [], *sgd(), state, [0], STD, lr_tensor=lr)
         ops.project_(weights, 1.0)
-        ops.advance_(state, 1, flag)
+        ops.advance_(state, 1)
     finally:
         torch.cuda.set_sync_debug_mode(previous)
 
 
-@pytest.mark.parametrize("skipped", [0.0, 1.0, float("nan")])
-def test_found_inf_is_read_on_the_gpu_and_lets_nothing_be_written(skipped: float) -> None:
-    shapes = [(1000,), (33, 7)]
-    params, clean, grads, buffers = (
-        [random(shape, torch.float32, seed + i).cuda() for i, shape in enumerate(shapes)]
-        for seed in (1, 11, 21, 31)
-    )
-    state, flag = generator(), torch.tensor([skipped], device="cuda")
-    before = [t.clone() for t in [*params, *clean, *buffers, state]]
-    how = (0.1, 0.9, 0.0, 0.0, False, False, False)
-    ops.update_and_perturb_(params, clean, grads, buffers, state, [0, 1], *how, STD, found_inf=flag)
-    ops.update_(clean, grads, buffers, *how, found_inf=flag)
-    ops.perturb_from_clean_(params, clean, state, [0, 1], STD, found_inf=flag)
-    ops.advance_(state, 1, flag)
-    after = [*params, *clean, *buffers, state]
-    moved = [not torch.equal(a, b) for a, b in zip(after, before, strict=True)]
-    assert moved == [skipped == 0.0] * len(after)
-
-
 def test_numbers_on_another_device_are_refused() -> None:
     weights, grads = [torch.ones(8, device="cuda")], [torch.ones(8, device="cuda")]
-    for name in ("lr_tensor", "grad_scale", "found_inf"):
-        with pytest.raises(Exception, match="different devices"):
-            ops.update_(weights, grads, [], 0.1, **{name: torch.ones(1)})
     with pytest.raises(Exception, match="different devices"):
-        ops.advance_(generator(), 1, torch.ones(1))
-    with pytest.raises(Exception, match="different devices"):
-        ops.advance_(generator("cpu"), 1, torch.ones(1, device="cuda"))
+        ops.update_(weights, grads, [], *sgd(), lr_tensor=torch.ones(1))
 
 
 def test_sparse_gradients_are_refused() -> None:
     weights = [torch.ones(8, device="cuda")]
     with pytest.raises(Exception, match=r"grads\[0\] is sparse; expected a dense"):
-        ops.update_(weights, [torch.ones(8, device="cuda").to_sparse()], [], 0.1)
+        ops.update_(weights, [torch.ones(8, device="cuda").to_sparse()], [], *sgd())
 
 
 def test_shards_are_refused() -> None:
@@ -504,8 +477,7 @@ def test_elements_beyond_two_to_the_thirty_one_are_updated(shift: int) -> None:
         torch.full((BEYOND + 1,), value, dtype=torch.bfloat16, device="cuda")[shift : BEYOND + shift]
         for value in (0.0, -1.0, 0.0)
     )
-    plain = (1.0, 0.0, 0.0, 0.0, False, False, False)
-    ops.update_and_perturb_([params], [weights], [grads], [], generator(), [0], *plain, STD)
+    ops.update_and_perturb_([params], [weights], [grads], [], *sgd(1.0), generator(), [0], STD)
     tail = slice(BEYOND - 8192, BEYOND)
     assert (weights[tail] == 1.0).all()
     assert_same_bits(params[tail], _noise_from(BEYOND - 8192, 8192).mul_(STD).add_(1.0).bfloat16())

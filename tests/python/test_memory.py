@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import sgd
 from torch import nn
 
 import torch_ssam
@@ -170,13 +171,12 @@ def test_calls_that_an_operator_refuses_keep_no_memory() -> None:
     libc.mallinfo2.restype = MallocInfo
     ops = torch.ops.torch_ssam
     weights, clean, generator = [torch.ones(3)], [torch.ones(3)], torch.tensor([1, 2])
-    bad_update = (-1.0, 0.0, 0.0, 0.0, False, False, False, 0.1)
     calls: dict[str, Callable[[], Any]] = {
         "perturb_": lambda: ops.perturb_(weights, clean, generator, [0], -1.0),
         "perturb_from_clean_": lambda: ops.perturb_from_clean_(weights, clean, generator, [0, 1], 0.1),
         "perturbed": lambda: ops.perturbed(weights[0], generator, -1, 0.1),
         "update_and_perturb_": lambda: ops.update_and_perturb_(
-            weights, clean, clean, [], generator, [0], *bad_update
+            weights, clean, clean, [], *sgd(-1.0), generator, [0], 0.1
         ),
         "diagonal": lambda: ops.diagonal(weights[0], torch.ones(2, 2), generator, -1.0),
     }

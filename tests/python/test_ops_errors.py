@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import generator_of, random
+from cases import generator_of, random, sgd
 from reference import same_bits
 
 ops = torch.ops.torch_ssam
@@ -27,8 +27,8 @@ def arguments(operator: str) -> dict[str, Any]:
         name: [f32(3, 4, seed=s), f32(5, seed=s + 1)] for s, name in enumerate(("params", "clean", "grads"))
     }
     buffers = [f32(3, 4, seed=8), f32(5, seed=9)]
-    update = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1, "nesterov": False,
-              "maximize": False, "first_step": False}  # fmt: skip
+    rule, numbers = sgd(lr=0.1, momentum=0.9, weight_decay=0.1)
+    update = {"buffers": buffers, "rule": rule, "numbers": numbers}
     noise = {"generator": generator_of(), "places": [0, 1], "noise_std": 0.1}
     x, w = f32(6, 4, seed=5), f32(3, 4, seed=6)
     return {
@@ -40,10 +40,9 @@ def arguments(operator: str) -> dict[str, Any]:
         "update_": {
             "weights": lists["params"],
             "grads": lists["grads"],
-            "momentum_buffers": buffers,
             **update,
         },
-        "update_and_perturb_": {**lists, "momentum_buffers": buffers, **noise, **update},
+        "update_and_perturb_": {**lists, **noise, **update},
         "project_": {"weights": lists["params"], "radius": 0.1},
         "row_scales_": {
             "row_scales": [torch.ones(3), torch.ones(1)],
@@ -79,6 +78,12 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
 def second(tensor: torch.Tensor) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
     """The list with its second tensor replaced: the first is one that a hasty operator would have written."""
     return lambda values: [values[0], tensor]
+
+
+def with_number(name: str, bad: float) -> list[float]:
+    """The numbers of `arguments` with one of them replaced."""
+    good = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    return sgd(**{**good, name: bad})[1]  # type: ignore[arg-type]
 
 
 OVERLAPPING = torch.zeros(20).as_strided((5,), (0,))
@@ -211,9 +216,9 @@ CASES: list[Case] = [
         ("update_and_perturb_",),
         "clean",
         second(f32(5).bfloat16()),
-        r"(momentum_buffers\[1\]|clean weights).*bfloat16",
+        r"(momentum_buffer\[1\]|clean weights).*bfloat16",
     ),
-    (UPDATE, "momentum_buffers", second(f32(5).half()), r"momentum_buffers\[1\] has dtype float16"),
+    (UPDATE, "buffers", second(f32(5).half()), r"momentum_buffer\[1\] has dtype float16"),
     # shapes and counts
     (
         (*PERTURB, "restore_"),
@@ -222,7 +227,7 @@ CASES: list[Case] = [
         r"has shape \((5|6),\) and .* has \((5|6),\); expected the same",
     ),
     (UPDATE, "grads", second(f32(5, 1)), r"grads\[1\] has shape \(5, 1\) and weights\[1\] has \(5,\)"),
-    (UPDATE, "momentum_buffers", second(f32(1, 5)), r"momentum_buffers\[1\] has shape \(1, 5\)"),
+    (UPDATE, "buffers", second(f32(1, 5)), r"momentum_buffer\[1\] has shape \(1, 5\)"),
     (
         ("perturb_", "restore_"),
         "clean",
@@ -230,14 +235,35 @@ CASES: list[Case] = [
         "clean has 1 tensors and params has 2; expected one for each",
     ),
     (UPDATE, "grads", lambda v: [*v, f32(2)], "grads has 3 tensors and weights has 2"),
-    (UPDATE, "momentum_buffers", lambda v: v[:1], "momentum_buffers has 1 tensors and weights has 2"),
+    (UPDATE, "buffers", lambda v: v[:1], "buffers has 1 tensors for 2 weights; .* keeps 1 for each"),
     (
         UPDATE,
-        "momentum_buffers",
+        "buffers",
         [],
-        "momentum is 0.9 and there are 0 momentum_buffers; expected one a tensor",
+        "buffers has 0 tensors for 2 weights; the rule 'sgd' with these numbers keeps 1 for each",
     ),
-    (UPDATE, "momentum", 0.0, "momentum is 0 and there are 2 momentum_buffers; expected .* none where it is"),
+    (
+        UPDATE,
+        "numbers",
+        sgd()[1],
+        "buffers has 2 tensors for 2 weights; .* with these numbers keeps 0 for each",
+    ),
+    (UPDATE, "steps", [1], "steps has 1 entries for 2 tensors; expected one each"),
+    (UPDATE, "steps", [1, 0], "a tensor's step is 0; expected 1 at its first update"),
+    # the rule
+    (UPDATE, "rule", "lion", r"rule is 'lion'; expected one of: sgd"),
+    (
+        UPDATE,
+        "numbers",
+        [0.1],
+        "numbers has 1 entries; the rule 'sgd' expects 6: lr, momentum, dampening, weight_decay,",
+    ),
+    (UPDATE, "numbers", lambda v: [*v, 0.0], "numbers has 7 entries; the rule 'sgd' expects 6"),
+    *[
+        (UPDATE, "numbers", with_number(name, bad), f"{name} is {bad:g}; expected 0 or 1")
+        for name in ("nesterov", "maximize")
+        for bad in (0.5, 2.0)
+    ],
     (PERTURB, "places", [0], "places has 1 entries for 2 tensors"),
     (PERTURB, "places", [0, -1], r"place -1 is out of range; expected 0 to 2\^32 - 1"),
     (PERTURB, "places", [2**32, 0], "place 4294967296 is out of range"),
@@ -256,7 +282,7 @@ CASES: list[Case] = [
         lambda v: [PARTLY_OVERLAPPING, v[1]],
         r"weights\[0\] has overlapping elements: shape \(3, 4\) strides \(3, 1\)",
     ),
-    (UPDATE, "momentum_buffers", second(OVERLAPPING), r"momentum_buffers\[1\] has overlapping elements"),
+    (UPDATE, "buffers", second(OVERLAPPING), r"momentum_buffer\[1\] has overlapping elements"),
     # the generator
     (
         (*PERTURB, "perturbed", "advance_"),
@@ -293,16 +319,22 @@ CASES: list[Case] = [
         for bad, text in ((-0.5, "-0.5"), (NAN, "-?nan"), (INF, "inf"))
     ],
     *[
-        (UPDATE, name, bad, f"{name} is {text}; expected a finite number >= 0")
+        (UPDATE, "numbers", with_number(name, bad), f"{name} is {text}; expected a finite number >= 0")
         for name in ("lr", "momentum", "weight_decay")
         for bad, text in ((-0.5, "-0.5"), (NAN, "-?nan"), (INF, "inf"))
     ],
-    *[(UPDATE, "dampening", bad, "dampening is .*; expected a finite number") for bad in (NAN, -INF)],
+    *[
+        (UPDATE, "numbers", with_number("dampening", bad), "dampening is .*; expected a finite number")
+        for bad in (NAN, -INF)
+    ],
     *[
         (("project_",), "radius", bad, "radius is .*; expected a finite number > 0")
         for bad in (0.0, -1.0, NAN, INF)
     ],
-    *[((*PERTURB, "perturbed"), "sample", bad, f"sample is {bad}; expected 0 to") for bad in (-1, 2**32)],
+    *[
+        (("perturb_", "perturb_from_clean_", "perturbed"), "sample", bad, f"sample is {bad}; expected 0 to")
+        for bad in (-1, 2**32)
+    ],
     (
         (*PERTURB, "perturbed", "diagonal", "diagonal_backward"),
         "distribution",
@@ -310,13 +342,7 @@ CASES: list[Case] = [
         "distribution is 'uniform'; expected 'gaussian' or 'rademacher'",
     ),
     *[
-        (
-            (*UPDATE, *(("perturb_from_clean_", "advance_") if name == "found_inf" else ())),
-            name,
-            bad,
-            f"{name.removesuffix('_tensor')} has {text}; expected one float32 or float64 number",
-        )
-        for name in ("lr_tensor", "grad_scale", "found_inf")
+        (UPDATE, "lr_tensor", bad, f"lr has {text}; expected one float32 or float64 number")
         for bad, text in (
             (torch.empty(0), "0 elements and dtype float32"),
             (torch.ones(2), "2 elements and dtype float32"),
@@ -414,8 +440,9 @@ def test_the_good_arguments_of_these_tests_are_accepted(operator: str) -> None:
 
 def test_nesterov_needs_momentum_and_no_dampening() -> None:
     for momentum, dampening in ((0.0, 0.0), (0.9, 0.1)):
-        given = arguments("update_") | {"nesterov": True, "momentum": momentum, "dampening": dampening}
-        given["momentum_buffers"] = given["momentum_buffers"] if momentum else []
+        given = arguments("update_")
+        given["numbers"] = sgd(momentum=momentum, dampening=dampening, nesterov=True)[1]
+        given["buffers"] = given["buffers"] if momentum else []
         with pytest.raises(
             ERRORS, match=r"nesterov=True with momentum .* expects momentum > 0 and dampening 0"
         ):
@@ -434,15 +461,12 @@ def test_sparse_tensors_are_refused(operator: str, name: str, layout: str) -> No
         getattr(ops, operator)(**given)
 
 
-@pytest.mark.parametrize(
-    ("operator", "name"),
-    [(o, n) for o in UPDATE for n in ("lr_tensor", "grad_scale", "found_inf")],
-)
-def test_sparse_numbers_are_refused(operator: str, name: str) -> None:
+@pytest.mark.parametrize("operator", UPDATE)
+def test_a_sparse_lr_is_refused(operator: str) -> None:
     given = arguments(operator)
     before = [t.clone() for t in tensors_in(given)]
-    with pytest.raises(ERRORS, match=f"{name.removesuffix('_tensor')} is sparse; expected a dense"):
-        getattr(ops, operator)(**given, **{name: torch.ones(1).to_sparse()})
+    with pytest.raises(ERRORS, match="lr is sparse; expected a dense"):
+        getattr(ops, operator)(**given, lr_tensor=torch.ones(1).to_sparse())
     assert all(same_bits(after, start) for after, start in zip(tensors_in(given), before, strict=True))
 
 

@@ -215,18 +215,6 @@ def test_restore_rounds_float32_clean_weights_as_torch_does(dtype: torch.dtype) 
             assert same_bits(param.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("flag_dtype", [torch.float32, torch.float64])
-def test_found_inf_leaves_parameters_and_generator_alone(flag_dtype: torch.dtype) -> None:
-    clean, param = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)
-    before, generator = param.clone(), generator_of()
-    for value, skipped in ((1.0, True), (float("nan"), True), (0.0, False)):
-        flag = torch.tensor(value, dtype=flag_dtype)
-        ops.perturb_from_clean_([param], [clean], generator, [0], STD, found_inf=flag)
-        ops.advance_(generator, 1, flag)
-        assert same_bits(param, before) == skipped
-        assert generator.tolist() == [SEED, DRAW + (0 if skipped else 1)]
-
-
 def test_operators_do_not_move_the_generator() -> None:
     generator = generator_of()
     weights = random(10, torch.float32, seed=1)

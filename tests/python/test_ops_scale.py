@@ -5,10 +5,12 @@ counts and CPU variants.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import reference
 import torch
-from cases import DTYPES, LAYOUTS, PAIRS, SIZES, generator_of, random, random_like, same_layout
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, generator_of, random, random_like, same_layout, sgd
 from reference import same_bits
 
 ops = torch.ops.torch_ssam
@@ -122,7 +124,7 @@ def test_scaled_noise_of_every_size_and_dtype(n: int, dtype: torch.dtype, distri
         assert same_bits(clean, weights)
         assert same_bits(param, expected)
         param.fill_(99.0)
-        ops.perturb_from_clean_([param], [clean], *how, None, scale, scales)
+        ops.perturb_from_clean_([param], [clean], *how, scale, scales)
         assert same_bits(param, expected)
         one = (generator_of(), 5, STD, distribution, 0, False, 0, scale, scales)
         assert same_bits(ops.perturbed(weights, *one), expected)
@@ -169,7 +171,7 @@ def test_scaled_noise_follows_the_logical_index_in_every_layout_and_pair(
                 else expected_by_element(contiguous, z, model)
             )
             for target in (torch.empty(clean.shape, dtype=model), LAYOUTS[layout](model)):
-                how = (generator_of(), [1], STD, "gaussian", 0, False, 0, None, scale, scales)
+                how = (generator_of(), [1], STD, "gaussian", 0, False, 0, scale, scales)
                 ops.perturb_from_clean_([target], [clean], *how)
                 assert same_bits(target, expected)
 
@@ -186,14 +188,15 @@ def test_the_fused_step_with_noise_by_element_is_update_then_perturb(
             clean = same_layout(torch.empty(0, dtype=master), layout, seed=3)
             buffer = [same_layout(torch.empty(0, dtype=master), layout, seed=4)] if momentum else []
             param = random_like(LAYOUTS[layout](model), 6)
-            options = (0.1, momentum, 0.0, 0.01, False, False, False)
-            noise = (0.3, distribution, 0, False, 1)
+            rule = sgd(0.1, momentum, 0.0, 0.01)
+            noise: dict[str, Any] = {"distribution": distribution, "draw_offset": 1, "scale": "element"}
             if fused:
-                ops.update_and_perturb_([param], [clean], [grad], buffer, generator_of(), [2], *options, *noise,
-                                        None, None, None, "element")  # fmt: skip
+                ops.update_and_perturb_(
+                    [param], [clean], [grad], buffer, *rule, generator_of(), [2], 0.3, **noise
+                )
             else:
-                ops.update_([clean], [grad], buffer, *options)
-                ops.perturb_from_clean_([param], [clean], generator_of(), [2], *noise, None, "element")
+                ops.update_([clean], [grad], buffer, *rule)
+                ops.perturb_from_clean_([param], [clean], generator_of(), [2], 0.3, **noise)
             ends.append([clean, param, *buffer])
         assert same_bits(*ends)
 

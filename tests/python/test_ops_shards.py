@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import PAIRS, generator_of, random
+from cases import PAIRS, generator_of, random, sgd
 from reference import same_bits
 from torch import Tensor
 
@@ -80,7 +80,7 @@ def test_a_fused_step_of_a_shard_is_that_of_the_whole_tensor(
             tensors = [part_of(tensor, box) for tensor in tensors]
         params, clean, grads, momenta = tensors
         ops.update_and_perturb_(
-            [params], [clean], [grads], [momenta], generator_of(), [5], 0.1, 0.9, 0.0, 0.01, True, False, False, STD,
+            [params], [clean], [grads], [momenta], *sgd(0.1, 0.9, 0.0, 0.01, nesterov=True), generator_of(), [5], STD,
             scale=scale, shards=shards_of(box) if cut else None,
         )  # fmt: skip
         return [params, clean, momenta]

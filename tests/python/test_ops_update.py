@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from cases import DTYPES, LAYOUTS, PAIRS, SIZES, generator_of, random, random_like, same_layout
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, generator_of, random, random_like, same_layout, sgd
 from reference import same_bits
 
 ops = torch.ops.torch_ssam
@@ -41,10 +41,14 @@ def run_update(
     kind: dict[str, Any],
     **more: Any,
 ) -> None:
-    options = dict(kind)
-    ops.update_(
-        weights, grads, buffers if options.get("momentum") else [], options.pop("lr"), **options, **more
-    )
+    rule, steps = rule_of(kind, len(weights))
+    ops.update_(weights, grads, buffers if kind.get("momentum") else [], *rule, **steps, **more)
+
+
+def rule_of(kind: dict[str, Any], tensors: int) -> tuple[tuple[str, list[float]], dict[str, Any]]:
+    """Rule and numbers, and the steps of a call, which only a first one needs to say."""
+    numbers = {name: value for name, value in kind.items() if name != "first_step"}
+    return sgd(**numbers), {"steps": [1] * tensors} if kind.get("first_step") else {}
 
 
 def assert_follows_reference(
@@ -89,24 +93,12 @@ def test_update_follows_the_float64_reference_for_all_sizes(
             assert bool((weight != before).all())
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["decay", "momentum", "nesterov"])
-@pytest.mark.parametrize(("master", "model"), PAIRS)
-def test_grad_scale_divides_the_gradients(
-    master: torch.dtype, model: torch.dtype, kind: str, scale_dtype: torch.dtype
-) -> None:
-    weight, grad, buffer = (random(1001, dtype, seed=s) for s, dtype in enumerate((master, model, master)))
-    before, buffer_before = weight.clone(), buffer.clone()
-    run_update([weight], [grad], [buffer], KINDS[kind], grad_scale=torch.tensor(48.0, dtype=scale_dtype))
-    assert_follows_reference(weight, buffer, before, grad, buffer_before, KINDS[kind], grad_scale=48.0)
-
-
 @pytest.mark.parametrize("lr_tensor", [torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)])
 def test_lr_tensor_overrides_lr(lr_tensor: torch.Tensor) -> None:
     weight, grad = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)
     expected = weight.clone()
-    ops.update_([expected], [grad], [], 0.25)
-    ops.update_([weight], [grad], [], 99.0, lr_tensor=lr_tensor)
+    ops.update_([expected], [grad], [], *sgd(0.25))
+    ops.update_([weight], [grad], [], *sgd(99.0), lr_tensor=lr_tensor)
     assert same_bits(weight, expected)
 
 
@@ -154,20 +146,15 @@ def test_update_is_the_same_bits_in_every_layout(layout: str, dtype: torch.dtype
 @pytest.mark.parametrize(("master", "model"), PAIRS)
 def test_one_pass_has_the_bits_of_two(master: torch.dtype, model: torch.dtype, kind: str) -> None:
     for n in SIZES if kind == "momentum" else SIZES[:-1]:
-        for distribution, sample, negate, offset in (
-            ("gaussian", 0, False, 1),
-            ("rademacher", 3, True, -(2**40)),
-        ):
+        for distribution, offset in (("gaussian", 1), ("rademacher", -(2**40))):
             clean, grad, buffer = (random(n, t, seed=n + s) for s, t in enumerate((master, model, master)))
             two = [clean.clone(), grad, buffer.clone(), torch.empty(n, dtype=model)]
             run_update([two[0]], [grad], [two[2]], KINDS[kind])
             ops.perturb_from_clean_(
-                [two[3]], [two[0]], generator_of(), [7], STD, distribution, sample, negate, offset
+                [two[3]], [two[0]], generator_of(), [7], STD, distribution, draw_offset=offset
             )
             one = [clean, grad, buffer, torch.full((n,), 99.0, dtype=model)]
-            run_fused(
-                [one[3]], [clean], [grad], [buffer], [7], KINDS[kind], distribution, sample, negate, offset
-            )
+            run_fused([one[3]], [clean], [grad], [buffer], [7], KINDS[kind], distribution, offset)
             assert same_bits(one, two)
 
 
@@ -182,31 +169,18 @@ def run_fused(
     noise_std: float = STD,
     **more: Any,
 ) -> None:
-    o = {
-        "momentum": 0.0,
-        "dampening": 0.0,
-        "weight_decay": 0.0,
-        "nesterov": False,
-        "maximize": False,
-        "first_step": False,
-        **kind,
-    }
+    rule, steps = rule_of(kind, len(clean))
     ops.update_and_perturb_(
         params,
         clean,
         grads,
-        buffers if o["momentum"] else [],
+        buffers if kind.get("momentum") else [],
+        *rule,
         generator_of(),
         places,
-        o["lr"],
-        o["momentum"],
-        o["dampening"],
-        o["weight_decay"],
-        o["nesterov"],
-        o["maximize"],
-        o["first_step"],
         noise_std,
         *noise,
+        **steps,
         **more,
     )
 
@@ -263,7 +237,7 @@ def test_mixed_lists_give_each_tensor_the_bits_it_gets_alone_for_any_thread_coun
 
 
 def test_beyond_the_caches_each_tensor_has_the_bits_it_gets_alone() -> None:
-    # A pass over more than 128 MiB stores past the caches (csrc/ops/cpu/stream.h); one tensor alone is below that.
+    # A pass over more than 128 MiB stores past the caches (csrc/ops/cpu/kernels/stream.h); one tensor alone is below that.
     n = 3_000_001
     lists = tuple([random(n, torch.float32, seed=10 * k + i) for i in range(3)] for k in range(4))
     alone = tuple([t.clone() for t in part] for part in lists)
@@ -273,30 +247,31 @@ def test_beyond_the_caches_each_tensor_has_the_bits_it_gets_alone() -> None:
     assert all(same_bits(a, b) for a, b in zip(lists, alone, strict=True))
 
 
-@pytest.mark.parametrize("value", [1.0, float("inf"), float("nan")])
-def test_found_inf_writes_nothing(value: float) -> None:
-    flag = torch.tensor([value])
-    lists, before = mixed_lists(), mixed_lists()
-    run_fused(
-        *lists, list(range(len(lists[0]))), KINDS["momentum"], found_inf=flag, grad_scale=torch.tensor(2.0)
-    )
-    run_update(lists[1], lists[2], lists[3], KINDS["momentum"], found_inf=flag)
-    assert all(same_bits(a, b) for a, b in zip(lists, before, strict=True))
-
-
-def test_found_inf_of_zero_updates() -> None:
-    weight, grad = random(10, torch.float32, seed=1), random(10, torch.float32, seed=2)
-    expected = weight.clone()
-    ops.update_([expected], [grad], [], 0.1)
-    ops.update_([weight], [grad], [], 0.1, found_inf=torch.zeros(1))
-    assert same_bits(weight, expected)
-
-
 def test_a_first_step_forgets_the_buffer() -> None:
     weight, grad = random(100, torch.float32, seed=1), random(100, torch.float32, seed=2)
     buffer = random(100, torch.float32, seed=3)
     run_update([weight], [grad], [buffer], KINDS["first"])
     assert same_bits(buffer, grad)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_each_tensor_of_a_call_is_at_a_step_of_its_own(fused: bool) -> None:
+    def call(chosen: list[int], steps: list[int] | None) -> list[list[torch.Tensor]]:
+        lists = [[random(1000 + i, torch.float32, seed=10 * k + i) for i in chosen] for k in range(4)]
+        params, clean, grads, buffers = lists
+        how = sgd(momentum=0.9, dampening=0.25)
+        if fused:
+            ops.update_and_perturb_(
+                params, clean, grads, buffers, *how, generator_of(), chosen, STD, steps=steps
+            )
+        else:
+            ops.update_(clean, grads, buffers, *how, steps=steps)
+        return lists
+
+    together = call([0, 1, 2, 3], [1, 2, 1, 7])
+    for i, step in enumerate((1, 2, 1, 7)):
+        alone = call([i], [1] if step == 1 else None)
+        assert same_bits([part[i] for part in together], [part[0] for part in alone])
 
 
 # --- projection

@@ -40,7 +40,7 @@ def operator_names() -> list[str]:
 def sound_arguments(name: str) -> list[Any]:
     """Arguments that the operator takes, in the order of its schema."""
     shapes = ((4, 3), (5,))
-    lists = ("params", "clean", "grads", "momentum_buffers", "weights")
+    lists = ("params", "clean", "grads", "buffers", "weights")
     sound: dict[str, Callable[[], Any]] = {
         "generator": lambda: torch.tensor([3, 4]),
         "places": lambda: [0, 7],
@@ -48,11 +48,10 @@ def sound_arguments(name: str) -> list[Any]:
         "noise_std": lambda: 0.5,
         "distribution": lambda: "gaussian",
         "scale": lambda: "isotropic",
-        "lr": lambda: 0.1,
-        "momentum": lambda: 0.9,
-        "weight_decay": lambda: 0.01,
         "radius": lambda: 1.5,
         "draws": lambda: 2,
+        "rule": lambda: "sgd",
+        "numbers": lambda: [0.1, 0.9, 0.0, 0.0, 0.0, 0.0],
         "decay": lambda: 0.9,
         "input": lambda: torch.ones(2, 6),
         "weight": lambda: torch.ones(3, 6),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import PAIRS, generator_of, random
+from cases import PAIRS, generator_of, random, sgd
 from conftest import CAPABILITIES
 
 ops = torch.ops.torch_ssam
@@ -34,18 +34,11 @@ def all_outputs() -> list[torch.Tensor]:
                     [clean],
                     [grad],
                     [buffer],
+                    *sgd(0.1, 0.9, 0.0, 0.01, nesterov=True),
                     generator_of(),
                     [3],
                     0.1,
-                    0.9,
-                    0.0,
-                    0.01,
-                    True,
-                    False,
-                    False,
-                    0.1,
                     distribution,
-                    grad_scale=torch.tensor(3.0),
                 )
                 ops.project_([clean], 1.5)
                 outputs += [param, clean, buffer]

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
+#include "../cpp/kernel_calls.h"
 
 namespace {
 
@@ -53,7 +53,7 @@ std::string lines_of(const cpu::Kernels& kernels) {
       const auto stream = math::make_noise_stream(s.seed, s.draw, s.place, s.sample);
       for (const int64_t begin : kBegins) {
         const auto count = static_cast<int64_t>(values.size());
-        kernels.fill_noise(stream, distribution, {begin, count}, values.data());
+        cpu::fill_noise(kernels, stream, distribution, {begin, count}, values.data());
         for (const float z : values) loops.add(math::float_to_bits(z));
         for (int64_t i = 0; i < count; i += 16) {
           const float z = math::element_noise(stream, distribution, begin + i);

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
+#include "../cpp/kernel_calls.h"
 
 namespace torch_ssam::trial {
 
@@ -70,8 +70,8 @@ class Source {
 
  private:
   void fill_noise(int64_t seed, int64_t draw, int64_t place, int64_t sample, int64_t begin, float* values) const {
-    kernels_.fill_noise(math::make_noise_stream(first_seed_ + seed, draw, place, sample), distribution_,
-                        {begin, length_}, values);
+    cpu::fill_noise(kernels_, math::make_noise_stream(first_seed_ + seed, draw, place, sample), distribution_,
+                    {begin, length_}, values);
   }
 
   // True for a share `size` of the calls.

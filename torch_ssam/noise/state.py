@@ -200,9 +200,7 @@ class NoiseState(SavedWeights):
 def _perturb_from_clean(
     part: Members, clean: list[Tensor], generator: Tensor, noise: NoiseArguments, scale: ScaleArguments
 ) -> None:
-    last = scale.arguments()
-    after = (None, *last) if last else ()  # found_inf comes before
-    ops.perturb_from_clean_(part.params, clean, generator, part.places, *noise, *after)
+    ops.perturb_from_clean_(part.params, clean, generator, part.places, *noise, *scale.arguments())
 
 
 def _holds_noise(

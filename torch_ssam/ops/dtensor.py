@@ -199,7 +199,10 @@ def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: d
             and argument.name != "row_scales"
         ):
             writes = argument.alias_info is not None and argument.alias_info.is_write
-            value = _local_list(argument.name, list(value), list(first), writes)
+            each = max(
+                1, len(value) // max(1, len(first))
+            )  # buffers: the first of every tensor, the second of every, ...
+            value = _local_list(argument.name, list(value), list(first) * each, writes)
             written += value if writes else []
         locals_.append(value)
     if name == "perturbed":

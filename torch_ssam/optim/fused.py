@@ -47,8 +47,9 @@ def _check_dense(members: Members) -> None:
 
 
 class FusedOptimizer(NoiseDriver):
-    """An optimizer whose update is one of csrc/math's rules."""
+    """An optimizer whose update is one of csrc/math/rules."""
 
+    _rule: str  # its name there
     _state_tensors = NoiseDriver._state_tensors | {"master"}
     _own_options = frozenset({"master_dtype"})
 
@@ -68,8 +69,8 @@ class FusedOptimizer(NoiseDriver):
         """Under which names `state` has what the group's rule keeps of a parameter."""
         raise NotImplementedError
 
-    def _numbers(self, group: dict[str, Any], device: torch.device) -> tuple[tuple[Any, ...], Tensor | None]:
-        """The rule's numbers as the operators take them, and lr where it lies on the device."""
+    def _numbers(self, group: dict[str, Any], device: torch.device) -> tuple[list[float], Tensor | None]:
+        """The rule's numbers in the order of csrc/math/rules, and lr where it lies on the device."""
         raise NotImplementedError
 
     # -- options and state -----------------------------------------------------------------------------------
@@ -208,30 +209,23 @@ class FusedOptimizer(NoiseDriver):
         device = members.params[0].device
         numbers, lr_tensor = self._numbers(group, device)
         state = [value for values in part.state for value in values]
+        update = (clean, part.grads, state, self._rule, numbers)
+        # An argument costs half a microsecond, the schema's defaults nothing.
+        others: dict[str, Any] = {}
+        if lr_tensor is not None:
+            others["lr_tensor"] = lr_tensor
+        if first:
+            others["steps"] = [1] * len(clean)
         if noise_std is None:
-            ops.update_(clean, part.grads, state, *numbers, first, lr_tensor)
+            ops.update_(*update, **others)
         else:
             generator, draw = noise.generator.on(device)
-            # An argument costs half a microsecond, the schema's defaults nothing.
-            others: dict[str, Any] = {"draw_offset": draw + 1}
+            others["draw_offset"] = draw + 1
             if group["distribution"] != "gaussian":
                 others["distribution"] = group["distribution"]
             if group["scale"] != "isotropic" and noise_std != 0.0:
                 others["scale"] = group["scale"]
-            if lr_tensor is not None:
-                others["lr_tensor"] = lr_tensor
-            ops.update_and_perturb_(
-                members.params,
-                clean,
-                part.grads,
-                state,
-                generator,
-                members.places,
-                *numbers,
-                first,
-                noise_std,
-                **others,
-            )
+            ops.update_and_perturb_(members.params, *update, generator, members.places, noise_std, **others)
         if part.state and (
             first or part.mastered
         ):  # only now: an operator that refuses must leave no state behind

@@ -87,6 +87,7 @@ class SSAM(FusedOptimizer):
         >>> opt.zero_grad()
     """
 
+    _rule = "sgd"
     _state_tensors = FusedOptimizer._state_tensors | {"momentum_buffer"}
 
     @by_name("momentum", "dampening", "weight_decay", "nesterov")
@@ -129,13 +130,13 @@ class SSAM(FusedOptimizer):
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
-    def _numbers(self, group: dict[str, Any], device: torch.device) -> tuple[tuple[Any, ...], Tensor | None]:
+    def _numbers(self, group: dict[str, Any], device: torch.device) -> tuple[list[float], Tensor | None]:
         lr, lr_tensor = lr_on(group, device)
-        return (
+        return [
             lr,
             float(group["momentum"]),
             float(group["dampening"]),
             float(group["weight_decay"]),
-            group["nesterov"],
-            group["maximize"],
-        ), lr_tensor
+            float(group["nesterov"]),
+            float(group["maximize"]),
+        ], lr_tensor

@@ -1,9 +1,9 @@
-// Chooses the table of inner loops: once, by csrc/math/variants.h, and again where a test asks for one by name. All
-// give the same bits, so the choice is about speed alone. Tests: tests/cpp/test_kernels.cpp,
+// Chooses the table of inner loops: once, by csrc/math/instruction_sets.h, and again where a test asks for one by name.
+// All give the same bits, so the choice is about speed alone. Tests: tests/cpp/test_kernels.cpp,
 // tests/python/test_variants.py (which forces each).
 #include <atomic>
 
-#include "../../math/variants.h"
+#include "../../math/instruction_sets.h"
 #include "kernels.h"
 
 namespace torch_ssam::cpu {

@@ -1,42 +1,38 @@
 // The table of inner loops. csrc/ops/cpu/kernels.cpp is compiled once for every instruction set into one such table;
 // capability.cpp picks one at run time. Loops see raw contiguous memory and plain parameters: no tensors, no threads.
-// A pair of dtypes (master, model) says how clean weights and momentum are stored and how parameters, gradients and
-// activations are; they differ only where 16-bit parameters have float clean weights.
+// They are indexed by the pair of dtypes (master, model), or where one of them is all that matters by the master's.
 // Tests: tests/cpp/test_kernels.cpp compares the tables bit for bit.
 #pragma once
 
 #include <cstdint>
 
 #include "../../math/noise.h"
+#include "../../math/rules.h"
 #include "../../math/scale.h"
 #include "../../math/shard.h"
-#include "../../math/update.h"
+#include "../../math/storage.h"
 
 namespace torch_ssam::cpu {
 
-enum class DtypePair : int { f64 = 0, f32, bf16, f16, f32_bf16, f32_f16, count };
-inline constexpr int kDtypePairs = static_cast<int>(DtypePair::count);
+using math::DtypePair;
+using math::kDtypePairs;
+using math::kDtypes;
 
 struct NoiseArgs {
   math::NoiseStream stream;
   math::Distribution distribution;
   double noise_std;  // negative for the second half of an antithetic pair
   math::Scale scale = math::Scale::isotropic;
-  const float* row_scales =
-      nullptr;  // of the whole tensor, or of the whole shard: element i belongs to row i / row_length
+  // Of the whole tensor, or of the whole shard: element i belongs to row i / row_length.
+  const float* row_scales = nullptr;
   int64_t row_length = 1;
   // Of a shard: where its first element lies in the whole tensor, or, if it is not one run, the map to it.
   int64_t origin = 0;
   const math::Shard* shard = nullptr;
-  bool noise_only = false;  // by element: writes what it would add to the weights
+  bool alone = false;  // by element: writes what it would add to the weights
   // Saved copies, and parameters that an update leaves perturbed, go past the caches (stream.h): a matter of speed
   // alone, and followed where noise is plain.
   bool streams = false;
-};
-
-struct UpdateArgs {
-  double lr, momentum, dampening, weight_decay, grad_scale;
-  bool nesterov, maximize, first_step, scaled;
 };
 
 // Elements [begin, begin + count) of one tensor; every pointer already points at element `begin`.
@@ -52,22 +48,35 @@ struct DiagonalArgs {
   bool noisy;
 };
 
+// The loops of one rule. `step` is that of the tensor, or 0; `buffers` are as many as the rule's kind has.
+template <typename Rule>
+struct UpdateKernels {
+  // weights <- update(weights, grad, buffers)
+  void (*update[kDtypePairs])(const Rule&, int64_t step, Span, void* weights, const void* grad, void* const* buffers);
+
+  // clean <- update(clean, grad, buffers); perturbed <- clean + noise: one pass over memory. With noise_std 0 no noise
+  // is made: perturbed <- clean, rounded.
+  void (*update_and_perturb[kDtypePairs])(const Rule&, int64_t step, const NoiseArgs&, Span, void* clean,
+                                          const void* grad, void* const* buffers, void* perturbed);
+};
+
+template <typename List>
+struct EachRule;
+template <typename... Rules>
+struct EachRule<math::RuleList<Rules...>> : UpdateKernels<Rules>... {
+  template <typename Rule>
+  const UpdateKernels<Rule>& of() const {
+    return *this;
+  }
+};
+
 struct Kernels {
   const char* name;
-
-  // Standard noise values of elements [begin, begin + count).
-  void (*fill_noise)(const math::NoiseStream&, math::Distribution, Span, float* values);
 
   // saved <- weights (where not null); perturbed <- weights + noise. `weights` may be `perturbed`.
   void (*perturb[kDtypePairs])(const NoiseArgs&, Span, const void* weights, void* saved, void* perturbed);
 
-  // weights <- update(weights, grad, momentum_buffer); momentum_buffer is null where momentum is 0.
-  void (*update[kDtypePairs])(const UpdateArgs&, Span, void* weights, const void* grad, void* momentum_buffer);
-
-  // clean <- update(clean, grad, momentum_buffer); perturbed <- clean + noise: one pass over memory. With noise_std 0
-  // no noise is made: perturbed <- clean, rounded.
-  void (*update_and_perturb[kDtypePairs])(const UpdateArgs&, const NoiseArgs&, Span, void* clean, const void* grad,
-                                          void* momentum_buffer, void* perturbed);
+  EachRule<math::Rules> rules;
 
   // params <- clean, each rounded to how parameters are stored.
   void (*round[kDtypePairs])(const void* clean, void* params, int64_t count);
@@ -76,12 +85,12 @@ struct Kernels {
   void (*stream_copy)(void* target, const void* source, int64_t bytes);
 
   // Sum of squares in a fixed order, and multiplication by a number: projection onto a ball.
-  double (*sum_of_squares[kDtypePairs])(const void* weights, int64_t count);
-  void (*scale[kDtypePairs])(double factor, void* weights, int64_t count);
+  double (*sum_of_squares[kDtypes])(const void* weights, int64_t count);
+  void (*scale[kDtypes])(double factor, void* weights, int64_t count);
 
   // One chunk of coordinates [begin, begin + count) of the diagonal product. `layers` and the other buffers hold
   // opmath values: (layers, count) and (count). `product` may be null, and without noise `layers`.
-  void (*diagonal_load[kDtypePairs])(const DiagonalArgs&, Span, const void* weight, void* layers, void* product);
+  void (*diagonal_load[kDtypes])(const DiagonalArgs&, Span, const void* weight, void* layers, void* product);
   void (*diagonal_multiply[kDtypePairs])(const void* product, const void* input, void* output, int64_t count);
   // The sum of product * input over a chunk of one row, and one element of the output from the sums of its chunks.
   double (*diagonal_readout[kDtypePairs])(const void* product, const void* input, int64_t count);
@@ -92,10 +101,10 @@ struct Kernels {
   void (*diagonal_backward_rows[kDtypePairs])(const void* grad, int64_t grad_stride, bool spread, const void* input,
                                               void* output, int64_t row_stride, int64_t rows, int64_t count,
                                               const void* product, void* sum);
-  void (*diagonal_add[kDtypePairs])(void* total, const void* sum, int64_t count);
+  void (*diagonal_add[kDtypes])(void* total, const void* sum, int64_t count);
   // Layers are opmath values, layer_stride apart. `scratch` takes a prefix and suffix products: (depth, count).
-  void (*diagonal_weight_gradient[kDtypePairs])(int64_t depth, int64_t features, const void* total, const void* layers,
-                                                int64_t layer_stride, void* scratch, void* grad_weight, int64_t count);
+  void (*diagonal_weight_gradient[kDtypes])(int64_t depth, int64_t features, const void* total, const void* layers,
+                                            int64_t layer_stride, void* scratch, void* grad_weight, int64_t count);
 };
 
 // Null where the build has no such variant.

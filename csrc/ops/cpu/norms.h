@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../../math/reduce.h"
-#include "../scale.h"
+#include "../rows.h"
 #include "segments.h"
 
 namespace torch_ssam::cpu {
@@ -48,8 +48,8 @@ inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>
         copy_strided(views[t], span, buffer.data(), /*gather=*/true);
         memory = buffer.data();
       }
-      const auto pair = static_cast<int>(dtype_pair(views[t].dtype, views[t].dtype));
-      result.sums[static_cast<size_t>(piece)] = k.sum_of_squares[pair](memory, span.count);
+      const auto dtype = static_cast<int>(dtype_of(views[t].dtype));
+      result.sums[static_cast<size_t>(piece)] = k.sum_of_squares[dtype](memory, span.count);
     }
   });
   return result;

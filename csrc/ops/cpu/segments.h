@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "../tensors.h"
+#include "../dtypes.h"
 #include "kernels.h"
 
 namespace torch_ssam::cpu {
@@ -22,29 +22,6 @@ struct Operand {
   const TensorViews* views;
   Access access;
 };
-
-inline size_t bytes_of(ScalarType dtype) {
-  return dtype == ScalarType::Double ? 8 : (dtype == ScalarType::Float ? 4 : 2);
-}
-
-inline DtypePair dtype_pair(ScalarType master, ScalarType model, const char* models = "parameters") {
-  if (master == model) {
-    switch (master) {
-      case ScalarType::Double:
-        return DtypePair::f64;
-      case ScalarType::Float:
-        return DtypePair::f32;
-      case ScalarType::BFloat16:
-        return DtypePair::bf16;
-      default:
-        return DtypePair::f16;
-    }
-  }
-  TORCH_SSAM_CHECK(master == ScalarType::Float && (model == ScalarType::BFloat16 || model == ScalarType::Half),
-                   "no kernel for clean weights of dtype ", dtype_name(master), " with ", models, " of dtype ",
-                   dtype_name(model), "; expected the same dtype, or float32 with bfloat16 or float16.");
-  return model == ScalarType::BFloat16 ? DtypePair::f32_bf16 : DtypePair::f32_f16;
-}
 
 // Copies elements [begin, begin + count), in row-major order, between strided memory and a contiguous buffer.
 inline void copy_strided(const TensorView& view, Span span, char* buffer, bool gather) {

@@ -127,7 +127,8 @@ struct NoiseSettings {
   int64_t draw_offset;
   int64_t sample;
   math::Distribution distribution;
-  double noise_std;  // signed
+  double noise_std;    // signed
+  bool alone = false;  // by element: not added to the weights that scale it
 };
 
 TORCH_SSAM_BODY math::NoiseStream make_stream(const NoiseSettings& n, int64_t place) {

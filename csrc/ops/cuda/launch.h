@@ -8,15 +8,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "../cpu/segments.h"
-#include "../perturb.h"
+#include "../backend.h"
 #include "table.h"
 
 namespace torch_ssam::cuda {
-
-using cpu::bytes_of;
-using cpu::dtype_pair;
-using cpu::DtypePair;
 
 inline constexpr int kBlocksPerProcessor = 4;  // 4 x 256 threads leave 64 registers each
 
@@ -139,7 +134,7 @@ std::vector<ListTensor<static_cast<int>(kOperands), More>> list_tensors(
 // body(pair, indices) for every pair of dtypes in the lists: one launch serves one pair.
 template <typename Body>
 void for_each_pair(const TensorViews& masters, const TensorViews& models, const Body& body) {
-  std::array<std::vector<size_t>, static_cast<size_t>(cpu::kDtypePairs)> groups;
+  std::array<std::vector<size_t>, static_cast<size_t>(math::kDtypePairs)> groups;
   for (size_t t = 0; t < masters.size(); ++t) {
     groups[static_cast<size_t>(dtype_pair(masters[t].dtype, models[t].dtype))].push_back(t);
   }
@@ -148,21 +143,13 @@ void for_each_pair(const TensorViews& masters, const TensorViews& models, const 
   }
 }
 
-// A number given as a tensor, which lies on the device of the call (check_number), is read there.
-inline Number number_of(const std::optional<Tensor>& tensor, double otherwise) {
-  if (!tensor) return {nullptr, false, otherwise};
-  return {tensor->data_ptr(), tensor->scalar_type() == ScalarType::Double, 0.0};
-}
-
-// There are no CUDA kernels for shards yet.
-inline void check_whole(const Shards& shards) {
-  TORCH_SSAM_CHECK(shards.empty(), "noise of a shard of a tensor has no CUDA kernels in this version; expected whole ",
-                   "tensors on a GPU (DistributedDataParallel), or shards on the CPU.");
-}
-
 inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {
-  return {static_cast<const int64_t*>(generator.data_ptr()), noise.draw_offset, noise.sample, noise.distribution,
-          noise.signed_std()};
+  return {static_cast<const int64_t*>(generator.data_ptr()),
+          noise.draw_offset,
+          noise.sample,
+          noise.distribution,
+          noise.signed_std(),
+          noise.alone};
 }
 
 }  // namespace torch_ssam::cuda

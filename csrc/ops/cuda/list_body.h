@@ -87,16 +87,16 @@ TORCH_SSAM_BODY void scale_by_rows(const RowScales& rows, const RowPosition& fir
   }
 }
 
-// What a perturbation writes: clean + noise, where by element times the clean element's own scale. With noise_only,
-// which has a meaning by element only, the noise alone.
+// What a perturbation writes: clean + noise, where by element times the clean element's own scale. `alone`, which has a
+// meaning by element only, is without the clean element.
 template <bool kByElement, typename master_t, typename model_t, int kCount>
 TORCH_SSAM_BODY void perturb_group(const master_t (&clean)[kCount], math::opmath_t<master_t> noise_std,
-                                   const uint32_t (&noise)[kCount], bool noise_only, model_t (&perturbed)[kCount]) {
+                                   const uint32_t (&noise)[kCount], bool alone, model_t (&perturbed)[kCount]) {
   TORCH_SSAM_UNROLL
   for (int l = 0; l < kCount; ++l) {
     const float value = math::bits_to_float(noise[l]);
     if constexpr (kByElement) {
-      perturbed[l] = math::perturb_stored_by_element<model_t>(clean[l], noise_std, value, noise_only);
+      perturbed[l] = math::perturb_stored_by_element<model_t>(clean[l], noise_std, value, alone);
     } else {
       perturbed[l] = math::perturb_stored<model_t>(clean[l], noise_std, value);
     }

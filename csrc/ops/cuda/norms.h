@@ -1,5 +1,5 @@
 // The sum of squares of a stretch of a tensor, in the order of csrc/math/reduce.h: a piece of kNormPiece elements at
-// most, whose lanes are shared among threads. For the projection (update_body.h) and the norms of rows (scale_body.h).
+// most, whose lanes are shared among threads. For the projection (project_body.h) and the norms of rows (rows_body.h).
 #pragma once
 
 #include "../../math/reduce.h"

@@ -9,8 +9,6 @@ namespace torch_ssam::cuda {
 
 struct PerturbSettings {
   NoiseSettings noise;
-  Number found_inf;
-  bool noise_only;
 };
 
 // kSave: operand 0 (params) holds the clean weights, operand 1 receives them. Else operand 1 is the source.
@@ -24,7 +22,7 @@ struct PerturbOp {
   using Settings = PerturbSettings;
   struct Local {
     math_t noise_std;
-    bool noise_only;
+    bool alone;
   };
   template <int kCount>
   struct Values {
@@ -33,8 +31,8 @@ struct PerturbOp {
 
   TORCH_SSAM_BODY bool prepare(const Settings& settings, Local& local) {
     local.noise_std = static_cast<math_t>(settings.noise.noise_std);
-    local.noise_only = settings.noise_only;
-    return read(settings.found_inf) == 0.0;
+    local.alone = settings.noise.alone;
+    return true;
   }
 
   template <int kCount, typename TableType>
@@ -47,7 +45,7 @@ struct PerturbOp {
   TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
                               const Values<kCount>& values, const uint32_t (&noise)[kCount], const Local& local) {
     model_t perturbed[kCount];
-    perturb_group<kByElement>(values.clean, local.noise_std, noise, local.noise_only, perturbed);
+    perturb_group<kByElement>(values.clean, local.noise_std, noise, local.alone, perturbed);
     if constexpr (kSave) store_operand(table, cursor, 1, values.clean);
     store_operand(table, cursor, 0, perturbed);
   }
@@ -84,9 +82,7 @@ struct RestoreOp {
   }
 };
 
-struct RoundSettings {
-  Number found_inf;
-};
+struct RoundSettings {};
 
 // Operand 0 (params) from operand 1 (clean), rounded to how parameters are stored.
 template <typename master_t, typename model_t>
@@ -102,7 +98,7 @@ struct RoundOp {
     master_t clean[kCount];
   };
 
-  TORCH_SSAM_BODY bool prepare(const Settings& settings, Local&) { return read(settings.found_inf) == 0.0; }
+  TORCH_SSAM_BODY bool prepare(const Settings&, Local&) { return true; }
 
   template <int kCount, typename TableType>
   TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
@@ -148,11 +144,10 @@ struct AdvanceBody {
   struct Params {
     int64_t* generator;
     int64_t draws;
-    Number found_inf;
   };
 
   TORCH_SSAM_BODY void run(const Params& params, Thread at) {
-    if (global_index(at) != 0 || read(params.found_inf) != 0.0) return;
+    if (global_index(at) != 0) return;
     params.generator[1] = math::later_draw(params.generator[1], params.draws);
   }
 };

@@ -3,37 +3,23 @@
 #pragma once
 
 #include "launch.h"
+#include "launches.h"
 #include "perturb_body.h"
 
 namespace torch_ssam::cuda {
 
-// With `save` the parameters are the source and `clean` receives them. noise_only: see perturb_group.
-struct PerturbCall {
-  const PerturbArgs& args;
-  const Tensor& generator;
-  const std::vector<int64_t>& places;
-  bool save;
-  bool noise_only;
-  std::optional<Tensor> found_inf;
-};
-
-// params <- clean, rounded to their dtype.
-void round_list(const TensorViews& params, const TensorViews& clean, const Tensor& on_device,
-                const std::optional<Tensor>& found_inf);
-
 template <math::Scale kScale>
 void launch_perturb(const PerturbCall& call) {
   using More = std::conditional_t<kScale == math::Scale::rows, RowScales, Nothing>;
-  const PerturbArgs& args = call.args;
-  const Launcher launcher(call.generator);
-  const PerturbSettings settings{noise_settings(args.noise, call.generator), number_of(call.found_inf, 0.0),
-                                 call.noise_only};
-  std::vector<More> more(args.params.size());
+  const Noise& noise = call.noise;
+  const Launcher launcher(noise.generator);
+  const PerturbSettings settings{noise_settings(noise.options, noise.generator)};
+  std::vector<More> more(call.params.size());
   if constexpr (kScale == math::Scale::rows) {
-    for (size_t t = 0; t < more.size(); ++t) more[t] = {args.row_scales[t].data, args.row_scales[t].length};
+    for (size_t t = 0; t < more.size(); ++t) more[t] = {noise.row_scales[t].data, noise.row_scales[t].length};
   }
-  for_each_pair(args.clean, args.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
-    const auto tensors = list_tensors<2, More>({&args.params, &args.clean}, chosen, &call.places, &more);
+  for_each_pair(call.clean, call.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
+    const auto tensors = list_tensors<2, More>({&call.params, &call.clean}, chosen, &noise.places, &more);
     with_types(pair, [&]<typename T>(T) {
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;

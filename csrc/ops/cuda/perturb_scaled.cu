@@ -1,4 +1,4 @@
-// CUDA kernels of perturbations whose noise is scaled by rows or by element (../perturb.h).
+// CUDA kernels of perturbations whose noise is scaled by rows or by element (../perturb.cpp).
 #include "perturb_launch.h"
 
 namespace torch_ssam::cuda {

@@ -1,7 +1,7 @@
-// CUDA kernels of the operators in ../scale.h. Bodies: scale_body.h; launches: launch.h.
-#include "../scale.h"
+// CUDA kernels of the operators in ../rows.cpp. Bodies: rows_body.h; launches: launch.h.
 #include "launch.h"
-#include "scale_body.h"
+#include "launches.h"
+#include "rows_body.h"
 
 namespace torch_ssam::cuda {
 namespace {
@@ -48,30 +48,14 @@ void row_results(const TensorViews& views, const RowViews& rows, const RowViews&
          : launcher.run_table<RowResultBody<false>>(results, settings);
 }
 
-void row_scales_cuda(std::vector<Tensor> row_scales, std::vector<Tensor> weights, std::vector<Tensor> fisher,
-                     double fisher_factor) {
-  const RowScalesArgs args = check_row_scales(row_scales, weights, fisher, fisher_factor);
-  if (weights.empty()) return;
-  row_results(args.weights, args.row_scales, args.fisher, weights[0], /*fisher=*/false, fisher_factor);
-}
-
-void row_fisher_cuda(std::vector<Tensor> fisher, std::vector<Tensor> grads, double decay) {
-  const RowFisherArgs args = check_row_fisher(fisher, grads, decay);
-  if (grads.empty()) return;
-  row_results(args.grads, args.fisher, {}, grads[0], /*fisher=*/true, decay);
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CUDA, m) {
-  m.impl("row_scales_", TORCH_BOX(&row_scales_cuda));
-  m.impl("row_fisher_", TORCH_BOX(&row_fisher_cuda));
+void row_scales(const RowScalesCall& call) {
+  row_results(call.weights, call.row_scales, call.fisher, call.on_device, /*fisher=*/false, call.fisher_factor);
 }
 
-// Sparse tensors reach the same checks, which say what to do instead.
-STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCUDA, m) {
-  m.impl("row_scales_", TORCH_BOX(&row_scales_cuda));
-  m.impl("row_fisher_", TORCH_BOX(&row_fisher_cuda));
+void row_fisher(const RowFisherCall& call) {
+  row_results(call.grads, call.fisher, {}, call.on_device, /*fisher=*/true, call.decay);
 }
 
 }  // namespace torch_ssam::cuda

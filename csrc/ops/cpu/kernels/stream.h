@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../../math/noise_blocks.h"
+#include "../../../math/noise_blocks.h"
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_nontemporal_store)

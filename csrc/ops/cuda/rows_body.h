@@ -1,4 +1,4 @@
-// Bodies of the kernels in scale.cu: sums of squares of the pieces of every row, then, a thread a row, their sum in
+// Bodies of the kernels in rows.cu: sums of squares of the pieces of every row, then, a thread a row, their sum in
 // order and what it is for. Nothing leaves the device; the arithmetic and every order are csrc/math's.
 // Tests: test_cuda_scale_on_host.cpp, test_cuda.py.
 #pragma once

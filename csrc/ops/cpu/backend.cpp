@@ -1,0 +1,18 @@
+// The CPU's table, registered for the CPU's dispatch keys.
+#include "../operators.h"
+#include "loops.h"
+
+namespace torch_ssam {
+namespace {
+
+constexpr Backend kBackend{cpu::perturb,       cpu::restore,  cpu::advance,
+                           cpu::update,        cpu::project,  cpu::row_scales,
+                           cpu::row_fisher,    cpu::diagonal, cpu::diagonal_backward,
+                           /*has_shards=*/true};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, CPU, m) { implement_operators(m, Device::cpu, kBackend); }
+STABLE_TORCH_LIBRARY_IMPL(torch_ssam, SparseCPU, m) { implement_operators(m, Device::cpu, kBackend); }
+
+}  // namespace torch_ssam

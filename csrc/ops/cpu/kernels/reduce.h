@@ -1,0 +1,45 @@
+// Sums of squares, and the multiplication of a projection. Part of ../kernels.cpp.
+#pragma once
+
+#include "../../../math/reduce.h"
+#include "../../../math/stored.h"
+#include "../kernels.h"
+
+namespace torch_ssam::cpu {
+namespace {
+
+using math::kLanes;
+using math::load_scalar;
+using math::opmath_t;
+using math::Store;
+
+// 16 running sums in double, then a tree: one order for every build.
+template <typename master_t>
+double sum_of_squares(const void* weights_, int64_t count) {
+  const auto* weights = static_cast<const master_t*>(weights_);
+  double lanes[kLanes] = {};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const auto w = static_cast<double>(load_scalar(weights[i + l]));
+      lanes[l] = math::accumulate_square(lanes[l], w);
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    const auto w = static_cast<double>(load_scalar(weights[i]));
+    lanes[i - whole] = math::accumulate_square(lanes[i - whole], w);
+  }
+  return math::add_lanes(lanes);
+}
+
+template <typename master_t>
+void scale(double factor, void* weights_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  auto* weights = static_cast<master_t*>(weights_);
+  const auto f = static_cast<math_t>(factor);
+  for (int64_t i = 0; i < count; ++i)
+    weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
+}
+
+}  // namespace
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,51 @@
+// The table of this backend, as functions; and what turns a call's noise into the plain struct of kernels.h.
+#pragma once
+
+#include "../backend.h"
+#include "kernels.h"
+
+namespace torch_ssam::cpu {
+
+void perturb(const PerturbCall& call);
+void restore(const RestoreCall& call);
+void advance(const AdvanceCall& call);
+void update(const UpdateCall& call);
+void project(const ProjectCall& call);
+void row_scales(const RowScalesCall& call);
+void row_fisher(const RowFisherCall& call);
+void diagonal(const DiagonalCall& call, const Tensor& output);
+void diagonal_backward(const DiagonalBackwardCall& call, const Tensor& grad_input, const Tensor& grad_weight);
+
+struct GeneratorState {
+  int64_t seed;
+  int64_t draw;
+};
+
+inline GeneratorState read_generator(const Tensor& generator, const NoiseOptions& options) {
+  const auto* state = static_cast<const int64_t*>(generator.data_ptr());
+  return {state[0], math::later_draw(state[1], options.draw_offset)};
+}
+
+inline NoiseArgs noise_args(const NoiseOptions& options, const GeneratorState& state, int64_t place) {
+  NoiseArgs args{math::make_noise_stream(state.seed, state.draw, place, options.sample), options.distribution,
+                 options.signed_std(), options.scale};
+  args.alone = options.alone;
+  return args;
+}
+
+// The noise of tensor t of a list.
+inline NoiseArgs noise_args(const Noise& noise, const GeneratorState& state, size_t t) {
+  NoiseArgs args = noise_args(noise.options, state, noise.places[t]);
+  if (!noise.row_scales.empty()) {
+    args.row_scales = noise.row_scales[t].data;
+    args.row_length = noise.row_scales[t].length;
+  }
+  if (!noise.shards.empty()) {
+    const math::Shard& shard = noise.shards[t];
+    args.origin = shard.one_run() ? shard.origin : 0;
+    args.shard = shard.one_run() ? nullptr : &shard;
+  }
+  return args;
+}
+
+}  // namespace torch_ssam::cpu

@@ -1,0 +1,66 @@
+// view_rows, and the operators that make the numbers of rows.
+//   row_scales_  row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r); without `fisher` F is 0
+//   row_fisher_  fisher <- decay fisher + sum over the row of grad^2
+// Sums have the one order of csrc/math/reduce.h, pieces counted from the start of each row. Tests: test_ops_scale.py.
+#include "rows.h"
+
+#include "operators.h"
+
+namespace torch_ssam {
+
+RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name) {
+  TORCH_SSAM_CHECK(rows.size() == like.size(), name, " has ", rows.size(), " tensors and ", like_name, " has ",
+                   like.size(), "; expected one for each.");
+  RowViews views;
+  views.reserve(rows.size());
+  for (size_t t = 0; t < rows.size(); ++t) {
+    const TensorView view = view_parameter(rows[t], name, t, Use::reads);
+    TORCH_SSAM_CHECK(view.dtype == ScalarType::Float && view.contiguous, name, "[", t, "] has dtype ",
+                     dtype_name(view.dtype), view.contiguous ? "" : " and is not contiguous",
+                     "; expected a contiguous float32 tensor.");
+    const int64_t filters = like[t].dim == 0 ? 1 : like[t].sizes[0];
+    TORCH_SSAM_CHECK(view.numel == 1 || view.numel == filters, name, "[", t, "] has ", view.numel, " elements and ",
+                     like_name, "[", t, "] has shape ", shape_of(like[t]), "; expected 1 or ", filters,
+                     ", one for each row.");
+    const int64_t length = view.numel == 0 ? 1 : like[t].numel / view.numel;
+    views.push_back({static_cast<float*>(view.data), view.numel, length});
+  }
+  return views;
+}
+
+namespace {
+
+void row_scales_(const std::vector<Tensor>& row_scales, const std::vector<Tensor>& weights,
+                 const std::vector<Tensor>& fisher, double fisher_factor) {
+  check_finite_nonnegative(fisher_factor, "fisher_factor");
+  TensorViews views = view_parameters(weights, "weights", Use::reads);
+  RowViews scales = view_rows(row_scales, "row_scales", views, "weights");
+  RowViews sums = fisher.empty() ? RowViews{} : view_rows(fisher, "fisher", views, "weights");
+  for (size_t t = 0; t < sums.size(); ++t) {
+    TORCH_SSAM_CHECK(sums[t].rows == scales[t].rows, "fisher[", t, "] has ", sums[t].rows, " elements and row_scales[",
+                     t, "] has ", scales[t].rows, "; expected the same.");
+  }
+  if (weights.empty()) return;
+  check_one_device(weights, "weights", weights[0], "weights[0]");
+  check_one_device(row_scales, "row_scales", weights[0], "weights[0]");
+  check_one_device(fisher, "fisher", weights[0], "weights[0]");
+  backend_of(weights[0]).row_scales({std::move(views), std::move(scales), std::move(sums), fisher_factor, weights[0]});
+}
+
+void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& grads, double decay) {
+  TORCH_SSAM_CHECK(decay >= 0.0 && decay <= 1.0, "decay is ", decay, "; expected 0 to 1.");
+  TensorViews views = view_parameters(grads, "grads", Use::reads);
+  RowViews sums = view_rows(fisher, "fisher", views, "grads");
+  if (grads.empty()) return;
+  check_one_device(grads, "grads", grads[0], "grads[0]");
+  check_one_device(fisher, "fisher", grads[0], "grads[0]");
+  backend_of(grads[0]).row_fisher({std::move(views), std::move(sums), decay, grads[0]});
+}
+
+}  // namespace
+
+TORCH_SSAM_OPERATOR(row_scales_,
+                    "(Tensor(a!)[] row_scales, Tensor[] weights, Tensor[] fisher, float fisher_factor=0) -> ()");
+TORCH_SSAM_OPERATOR(row_fisher_, "(Tensor(a!)[] fisher, Tensor[] grads, float decay) -> ()");
+
+}  // namespace torch_ssam

@@ -1,0 +1,20 @@
+// Numbers for the rows of tensors: scales of noise, and Fisher sums. A tensor has one row, or one for each index of
+// dimension 0; element i of it, in row-major order, is in row i / length. Tests: test_ops_scale.py, test_ops_errors.py.
+#pragma once
+
+#include "tensors.h"
+
+namespace torch_ssam {
+
+struct RowView {
+  float* data;
+  int64_t rows;
+  int64_t length;
+};
+
+using RowViews = std::vector<RowView>;
+
+// One contiguous float32 tensor for each of `like`, with as many elements as rows.
+RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name);
+
+}  // namespace torch_ssam
