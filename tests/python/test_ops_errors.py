@@ -482,3 +482,32 @@ def test_sparse_gradients_have_no_fisher_sums() -> None:
     with pytest.raises(ERRORS, match=r"grads\[0\] is sparse; expected a dense"):
         ops.row_fisher_([fisher], [torch.eye(3).to_sparse()], 0.5)
     assert torch.equal(fisher, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        (operator, name)
+        for operator in sorted({row[0] for row in FLAT})
+        for name, value in arguments(operator).items()
+        if 0 < len(tensors_in(value)) < len(tensors_in(arguments(operator)))
+    ],
+)
+def test_a_meta_tensor_among_others_is_refused(operator: str, name: str) -> None:
+    given = arguments(operator)
+    given[name] = (
+        [t.to("meta") for t in given[name]] if isinstance(given[name], list) else given[name].to("meta")
+    )
+    before = [t.clone() for t in tensors_in(given) if not t.is_meta]
+    with pytest.raises(ERRORS, match="on different devices"):
+        getattr(ops, operator)(**given)
+    after = [t for t in tensors_in(given) if not t.is_meta]
+    assert all(same_bits(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_a_meta_tensor_in_a_list_of_others_is_refused() -> None:
+    for operator, name in (("update_", "grads"), ("perturb_", "clean"), ("restore_", "params")):
+        given = arguments(operator)
+        given[name] = [given[name][0], given[name][1].to("meta")]
+        with pytest.raises(ERRORS, match="on different devices, cpu and meta"):
+            getattr(ops, operator)(**given)

@@ -7,8 +7,9 @@ loaded where the installed PyTorch has CUDA; where it cannot be loaded, everythi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,12 +63,35 @@ WRITERS = (
 )
 
 
+def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _describe(name: str, fake: Callable[..., Any]) -> None:
+    """Registers what an operator returns without data.
+
+    A call that mixes meta tensors with others comes here too, since the dispatcher takes the meta device's kernel then:
+    it would be answered with memory that nobody has written, or do nothing.
+    """
+
+    def on_one_device(*args: object, **kwargs: object) -> Any:
+        devices = sorted({str(tensor.device) for tensor in _tensors((*args, *kwargs.values()))})
+        if len(devices) > 1:
+            raise ValueError(
+                f"torch_ssam: tensors of one call are on different devices, {' and '.join(devices)}; expected one device "
+                "a call. Move them to one, or call once for each device."
+            )
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"torch_ssam::{name}", on_one_device)
+
+
 def _mutates(*_args: object, **_kwargs: object) -> None:
     """An operator that only writes into its arguments has nothing to say of shapes."""
-
-
-for _name in WRITERS:
-    torch.library.register_fake(f"torch_ssam::{_name}", _mutates)
 
 
 def _defined(**tensors: torch.Tensor | None) -> None:
@@ -112,6 +136,8 @@ def _diagonal_backward(
     )
 
 
-torch.library.register_fake("torch_ssam::perturbed", _perturbed)
-torch.library.register_fake("torch_ssam::diagonal", _diagonal)
-torch.library.register_fake("torch_ssam::diagonal_backward", _diagonal_backward)
+for _name in WRITERS:
+    _describe(_name, _mutates)
+_describe("perturbed", _perturbed)
+_describe("diagonal", _diagonal)
+_describe("diagonal_backward", _diagonal_backward)
