@@ -35,7 +35,7 @@ ARCHITECTURES = (80, 90, 100)
 MOST_REGISTERS = 64
 BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
 BYTES |= {"unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
-BUFFERS = {"Sgd": (0, 1, 1)}  # of each kind of each update rule (csrc/math/rules)
+BUFFERS = {"Sgd": (0, 1, 1), "AdamW": (2, 3)}  # of each kind of each update rule (csrc/math/rules)
 # Multiprocessors, clock in GHz and bandwidth in TB/s, by the vendor's data sheets: leads, not measurements.
 GPUS = {80: ("A100 80GB", 108, 1.41, 2.04), 90: ("H200", 132, 1.98, 4.8), 100: ("B200", 148, 1.85, 8.0)}
 # What the half-rate integer pipe executes; the rest goes to pipes that keep up with the issue rate.
@@ -316,18 +316,11 @@ def page(kernels: dict[int, dict[str, Kernel]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
-    parser.add_argument("--no-write", action="store_true", help="leave docs/cuda_kernels.md as it is")
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, help="kernels")
-    parser.add_argument(
-        "--architectures",
-        nargs="+",
-        type=int,
-        choices=ARCHITECTURES,
-        default=ARCHITECTURES,
-        help="compute capabilities, 80 for 8.0",
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-write", action="store_true")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
+    parser.add_argument("--architectures", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
     args = parser.parse_args()
     whole = set(args.sources) == set(SOURCES) and set(args.architectures) == set(ARCHITECTURES)
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")

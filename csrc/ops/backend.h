@@ -23,12 +23,6 @@ struct RestoreCall {
   const Tensor& on_device;
 };
 
-// clean <- params, where a parameter is no longer the rounding of its clean weight: others wrote to it.
-struct FollowCall {
-  TensorViews clean, params;
-  const Tensor& on_device;
-};
-
 struct AdvanceCall {
   const Tensor& generator;
   int64_t draws;
@@ -95,7 +89,6 @@ struct DiagonalBackwardCall {
 struct Backend {
   void (*perturb)(const PerturbCall&);
   void (*restore)(const RestoreCall&);
-  void (*follow)(const FollowCall&);
   void (*advance)(const AdvanceCall&);
   void (*update)(const UpdateCall&);
   void (*project)(const ProjectCall&);

@@ -6,6 +6,9 @@
 namespace torch_ssam {
 namespace {
 
+template <typename Rule>
+void check_together(const Rule&) {}  // of rules whose numbers go with one another
+
 void check_together(const math::Sgd& rule) {
   TORCH_SSAM_CHECK(!rule.nesterov || (rule.momentum > 0 && rule.dampening == 0), "nesterov=True with momentum ",
                    rule.momentum, " and dampening ", rule.dampening,

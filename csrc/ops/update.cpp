@@ -54,6 +54,10 @@ UpdateCall check_update(const std::vector<Tensor>& weights, const std::vector<Te
   call.buffers = std::visit([&](const auto& r) { return view_buffers(r, buffers, call.weights); }, rule);
   TORCH_SSAM_CHECK(!steps || steps->size() == weights.size(), "steps has ", call.steps.size(), " entries for ",
                    weights.size(), " tensors; expected one each.");
+  const bool counted = std::visit([](const auto& r) { return std::decay_t<decltype(r)>::kCountsSteps; }, rule);
+  TORCH_SSAM_CHECK(!counted || steps || weights.empty(),
+                   "steps is None; the rule expects which update each tensor is "
+                   "at, from 1.");
   for (const int64_t step : call.steps) {
     TORCH_SSAM_CHECK(step >= 1, "a tensor's step is ", step, "; expected 1 at its first update, and so on.");
   }

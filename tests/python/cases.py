@@ -29,6 +29,19 @@ def sgd(
     return "sgd", [lr, momentum, dampening, weight_decay, float(nesterov), float(maximize)]
 
 
+def adamw(
+    lr: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> tuple[str, list[float]]:
+    """The rule and the numbers of an update by AdamW (csrc/math/rules/adamw.h)."""
+    return "adamw", [lr, beta1, beta2, eps, weight_decay, float(amsgrad), float(maximize)]
+
+
 Layout = Callable[[torch.dtype], torch.Tensor]
 
 # Empty tensors in each memory layout. Sizes are odd; the large ones are above the parallel grain.

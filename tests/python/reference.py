@@ -2,7 +2,7 @@
 kernels.
 
 The noise contract (header of csrc/math/noise.h) in NumPy's uint32 and float32 arithmetic, with an fma
-made of exact float64 products and rounding to odd; the SGD update in float64; the diagonal product in
+made of exact float64 products and rounding to odd; the updates in float64; the diagonal product in
 float64. Used by test_noise_contract.py, test_ops_*.py, and free to be used by the tests of the fronts.
 """
 
@@ -179,6 +179,35 @@ def sgd_update(
         size = size * (1 + momentum) + (momentum * old).abs() * (1 + momentum)
         g = g + momentum * moved if nesterov else moved
     return w - lr * g, moved, w.abs() + lr * size
+
+
+def adamw_update(
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    buffers: list[torch.Tensor],
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """(weight, buffers, size of the terms) in float64, as torch.optim.AdamW documents them."""
+    w, g = weight.double(), grad.double()
+    g = -g if maximize else g
+    m, v, *most = (b.double() for b in buffers)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    most = [torch.maximum(most[0], v)] if amsgrad else []
+    root = (most[0] if amsgrad else v).sqrt() / (1 - beta2**step) ** 0.5
+    # The terms of m may cancel: its error is that of their sizes.
+    sizes = beta1 * buffers[0].double().abs() + (1 - beta1) * g.abs()
+    rate = lr / (1 - beta1**step)
+    after = (1 - lr * weight_decay) * w - rate * m / (root + eps)
+    return after, [m, v, *most], w.abs() + rate * sizes / (root + eps)
 
 
 def diagonal(input: torch.Tensor, weight: torch.Tensor, readout: bool = False) -> torch.Tensor:

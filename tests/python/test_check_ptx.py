@@ -112,6 +112,8 @@ def test_kinds_of_update_have_the_buffers_of_their_rule(check_ptx: Any) -> None:
     for kind, buffers in ((0, 0), (1, 1), (2, 1)):
         assert check_ptx.buffers_of(f"FixedKind<Sgd, (Sgd::Kind){kind}>") == buffers
     assert check_ptx.buffers_of("AnyKind<Sgd>") == 1
+    assert [check_ptx.buffers_of(f"FixedKind<AdamW, (AdamW::Kind){kind}>") for kind in (0, 1)] == [2, 3]
+    assert check_ptx.buffers_of("AnyKind<AdamW>") == 3
     for unknown in ("AnyKind<Other>", "FixedKind<Other, (Other::Kind)0>", "AnyKind"):
         with pytest.raises(SystemExit, match="does not know the update"):
             check_ptx.buffers_of(unknown)

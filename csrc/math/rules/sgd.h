@@ -20,6 +20,7 @@ struct Sgd {
                                             {"dampening", kFinite},   {"weight_decay", kNonnegative},
                                             {"nesterov", kZeroOrOne}, {"maximize", kZeroOrOne}};
   static constexpr const char* kBuffers[] = {"momentum_buffer"};
+  static constexpr bool kCountsSteps = false;
 
   static constexpr Sgd from(const double* numbers) {
     return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0.0, numbers[5] != 0.0};

@@ -1,9 +1,10 @@
-// CUDA kernels of SGD's family, and the updates of ../update.cpp by any rule. Bodies: update_body.h; launches:
-// update_launch.h.
+// CUDA kernels of SGD's family, and the updates of ../update.cpp by any rule; the kernels of others are in files of
+// their own. Bodies: update_body.h; launches: update_launch.h.
 #include "update_launch.h"
 
 namespace torch_ssam::cuda {
 
+extern template void launch_update<math::AdamW>(const math::AdamW&, const UpdateCall&);
 template void launch_update<math::Sgd>(const math::Sgd&, const UpdateCall&);
 
 void update(const UpdateCall& call) {
