@@ -15,6 +15,7 @@ from torch_ssam.nn.diagonal_linear import DiagonalLinear
 from torch_ssam.noise.weight_noise import WeightNoise
 from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops import library as library
+from torch_ssam.optim.adamw import SSAMAdamW
 from torch_ssam.optim.clean_weights import PerturbedWeightsSaved, frozen_batchnorm, update_bn
 from torch_ssam.optim.ssam import SSAM
 from torch_ssam.optim.wrap import WrappedOptimizer, wrap
@@ -32,6 +33,7 @@ __all__ = [
     "DiagonalLinear",
     "PerturbedWeightsChanged",
     "PerturbedWeightsSaved",
+    "SSAMAdamW",
     "Simulation",
     "WeightNoise",
     "WrappedOptimizer",

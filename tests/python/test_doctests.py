@@ -1,4 +1,4 @@
-"""Runs the examples in the docstrings of every module of torch_ssam, and the blocks of docs/driving.md."""
+"""Runs the examples in the docstrings of every module of torch_ssam, and the blocks of docs/driving.md and docs/adamw.md."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ def test_the_examples_of_a_module_run(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", ["SSAM", "WeightNoise", "DiagonalLinear", "wrap"])
+@pytest.mark.parametrize("name", ["SSAM", "SSAMAdamW", "WeightNoise", "DiagonalLinear", "wrap"])
 def test_every_public_front_has_an_example(name: str) -> None:
     finder = doctest.DocTestFinder(recurse=False)
     assert any(test.examples for test in finder.find(getattr(torch_ssam, name), name))
 
 
-def test_the_page_on_ways_to_drive_runs_as_written() -> None:
-    """Every python block of docs/driving.md, in order, in one namespace; each trains the model."""
-    page = Path(__file__).resolve().parents[2] / "docs" / "driving.md"
+@pytest.mark.parametrize(("name", "least"), [("driving", 9), ("adamw", 3)])
+def test_the_pages_on_ways_to_drive_run_as_written(name: str, least: int) -> None:
+    """Every python block of a page, in order, in one namespace; each trains the model."""
+    page = Path(__file__).resolve().parents[2] / "docs" / f"{name}.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-    assert len(blocks) >= 9
+    assert len(blocks) >= least
     names: dict[str, object] = {}
     for block in blocks:
         before = [p.detach().clone() for p in names["model"].parameters()] if "model" in names else []  # type: ignore[attr-defined]

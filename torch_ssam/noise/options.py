@@ -76,10 +76,13 @@ def count_passes(group: dict[str, Any]) -> int:
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options with NumPy's numbers as Python's: checkpoints with others do not load with weights_only."""
-    return {
-        name: value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
-        for name, value in options.items()
-    }
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_plain, value))
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
 
 
 def chosen(given: dict[str, Any], *tables: dict[str, Option]) -> dict[str, Any]:

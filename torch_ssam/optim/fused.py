@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from torch_ssam._checks import defaults_of
+from torch_ssam._checks import defaults_of, number
 from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members
@@ -27,12 +27,16 @@ from torch_ssam.optim.options import FUSED_OPTIONS, check_fused
 
 
 class _Part(NamedTuple):
-    """Tensors of a group that one operator call can update: a device, all at their first step or none."""
+    """Tensors of a group that one operator call can update."""
 
     members: Members
     grads: list[Tensor]
+    entries: list[
+        dict[str, Any]
+    ]  # what `state` has of every tensor, or will have; none where the rule keeps nothing
     state: list[list[Tensor]]  # for each name of the rule's state, that of every tensor
-    first: bool
+    made: list[int]  # the tensors whose state is new here, and gets into `state` after the call
+    steps: list[int]  # which step each tensor is at, where the call says so
     perturbed: bool
     mastered: bool
 
@@ -50,7 +54,9 @@ class FusedOptimizer(NoiseDriver):
     """An optimizer whose update is one of csrc/math/rules."""
 
     _rule: str  # its name there
+    _counts_steps = False  # whether it needs to know how many updates a tensor has had: state[p]["step"]
     _state_tensors = NoiseDriver._state_tensors | {"master"}
+    _needed_to_load: tuple[str, ...] = ()  # of a rule that counts steps: what its state has in any case
     _own_options = frozenset({"master_dtype"})
 
     def __init__(
@@ -100,6 +106,11 @@ class FusedOptimizer(NoiseDriver):
             state_dict = Optimizer.state_dict(self)
         finally:
             self._optimizer_state_dict_post_hooks = hooks
+        if self._counts_steps:  # as torch.optim has them; the entries are the live state
+            state_dict["state"] = {
+                key: {**entry, "step": _tensor_of(entry["step"])} if "step" in entry else entry
+                for key, entry in state_dict["state"].items()
+            }
         for group in state_dict["param_groups"]:  # by name: not every reader of checkpoints knows dtypes
             if group["master_dtype"] is not None:
                 group["master_dtype"] = str(group["master_dtype"]).removeprefix("torch.")
@@ -117,10 +128,28 @@ class FusedOptimizer(NoiseDriver):
         for group in self.param_groups:  # torch has cast it to the parameters' dtype
             for p in group["params"]:
                 saved = state_dict["state"].get(next(keys), {})
+                if self._counts_steps and saved:
+                    self.state[p]["step"] = int(saved["step"])
                 for name in self._state_names(group) if self._noise.has_master(group, p) else ():
                     if saved.get(name) is not None:
                         kept = saved[name].to(dtype=group["master_dtype"], device=p.device)
                         self.state[p][name] = kept
+
+    def _check_entry(self, key: Any, param: Tensor, entry: Any) -> None:
+        super()._check_entry(key, param, entry)
+        of_update = entry.keys() - set(self._names_in_state)
+        if not self._counts_steps or not of_update:
+            return
+        missing = sorted(name for name in self._needed_to_load if entry.get(name) is None)
+        if missing:
+            raise ValueError(
+                f"load_state_dict() got {sorted(map(str, of_update))} as the state of parameter {key}, without "
+                f"{', '.join(missing)}; expected the state of {type(self).__name__} or of the torch optimizer that it "
+                "follows."
+            )
+        step = number(f"the step of parameter {key}", entry["step"])
+        if not step.is_integer():
+            raise ValueError(f"the step of parameter {key} is {step}; expected a whole number >= 0.")
 
     # -- the plan of a step ----------------------------------------------------------------------------------
 
@@ -143,33 +172,38 @@ class FusedOptimizer(NoiseDriver):
         whole = self._whole(group, members) if master_dtype is None else None
         if whole is not None:
             return [whole]
-        names = self._state_names(group)
+        names, counts = self._state_names(group), self._counts_steps
         parts: dict[Any, _Part] = {}
         is_applied = self._noise.is_applied
         for p, place, key in zip(*members, strict=True):
             grad = p.grad
             if grad is None:
                 continue
-            entry = self.state.get(p) if names else None
-            kept = [None if entry is None else entry.get(name) for name in names]
-            first = any(value is None for value in kept)
+            entry = self.state.get(p, {}) if names else {}
+            kept = [entry.get(name) for name in names]
+            first = not counts and any(value is None for value in kept)
             kind = p.is_cpu or p.device, first, is_applied(p)
             part = parts.get(kind)
             if part is None:
                 nothing: list[list[Tensor]] = [[] for _ in names]
-                part = parts[kind] = _Part(
-                    Members([], [], []), [], nothing, first, kind[2], master_dtype is not None
-                )
+                none = Members([], [], [])
+                part = parts[kind] = _Part(none, [], [], nothing, [], [], kind[2], master_dtype is not None)
+            new = False
+            for values, value in zip(part.state, kept, strict=True):
+                if value is None:
+                    value, new = torch.zeros_like(p, requires_grad=False, dtype=master_dtype), True
+                elif master_dtype is not None and value.dtype != master_dtype:  # of steps without masters
+                    value, new = value.to(master_dtype), True
+                values.append(value)
+            if new:
+                part.made.append(len(part.grads))
+            if counts or first:
+                part.steps.append(entry.get("step", 0) + 1)
             part.members.params.append(p)
             part.members.places.append(place)
             part.members.keys.append(key)
             part.grads.append(grad)
-            for values, value in zip(part.state, kept, strict=True):
-                if value is None or first:
-                    value = torch.zeros_like(p, requires_grad=False, dtype=master_dtype)
-                elif master_dtype is not None:  # of steps without masters
-                    value = value.to(master_dtype)
-                values.append(value)
+            part.entries.append(entry)
         return list(parts.values())
 
     def _whole(self, group: dict[str, Any], members: Members) -> _Part | None:
@@ -180,11 +214,11 @@ class FusedOptimizer(NoiseDriver):
         if perturbed is None or not all([grad is not None and grad.is_cpu for grad in grads]):
             return None
         kept: list[Any] = []
+        entries: list[Any] = []
         names = self._state_names(group)
         if names:
-            state = (
-                self.state
-            )  # in the order of params it serves without the tensors' hashes, which run Python
+            # In the order of params it serves without the tensors' hashes, which run Python.
+            state = self.state
             in_order = list(map(id, state)) == members.keys
             entries = list(state.values()) if in_order else [state.get(p) for p in params]
             for name in names:
@@ -192,7 +226,8 @@ class FusedOptimizer(NoiseDriver):
                 if not all([value is not None for value in values]):
                     return None
                 kept.append(values)
-        return _Part(members, grads, kept, False, perturbed, False)
+        steps = [entry["step"] + 1 for entry in entries] if self._counts_steps else []
+        return _Part(members, grads, entries, kept, [], steps, perturbed, False)
 
     # -- the call --------------------------------------------------------------------------------------------
 
@@ -202,7 +237,7 @@ class FusedOptimizer(NoiseDriver):
         With a noise_std the tensors get the next draw of noise in the same pass over memory.
         """
         noise = self._noise
-        members, first = part.members, part.first
+        members = part.members
         clean = noise.all_clean_of(members) if part.perturbed else members.params
         if part.mastered and not part.perturbed:
             clean, noise_std = noise.masters_of(group, members), 0.0  # then the tensors get the rounding
@@ -214,8 +249,8 @@ class FusedOptimizer(NoiseDriver):
         others: dict[str, Any] = {}
         if lr_tensor is not None:
             others["lr_tensor"] = lr_tensor
-        if first:
-            others["steps"] = [1] * len(clean)
+        if part.steps:
+            others["steps"] = part.steps
         if noise_std is None:
             ops.update_(*update, **others)
         else:
@@ -226,14 +261,18 @@ class FusedOptimizer(NoiseDriver):
             if group["scale"] != "isotropic" and noise_std != 0.0:
                 others["scale"] = group["scale"]
             ops.update_and_perturb_(members.params, *update, generator, members.places, noise_std, **others)
-        if part.state and (
-            first or part.mastered
-        ):  # only now: an operator that refuses must leave no state behind
-            for name, values in zip(self._state_names(group), part.state, strict=True):
-                for p, value in zip(members.params, values, strict=True):
-                    self.state[p][name] = value
+        self._keep_state(group, part)  # only now: an operator that refuses must leave no state behind
         if noise_std is not None or not part.perturbed:
             noise.written(members)
+
+    def _keep_state(self, group: dict[str, Any], part: _Part) -> None:
+        if self._counts_steps:
+            for entry, step in zip(part.entries, part.steps, strict=True):
+                entry["step"] = step
+        for i in part.made:
+            entry = self.state[part.members.params[i]] = part.entries[i]
+            for name, values in zip(self._state_names(group), part.state, strict=True):
+                entry[name] = values[i]
 
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
         for part in self._parts(group, members):
@@ -267,14 +306,25 @@ class FusedOptimizer(NoiseDriver):
             check_fused(group)
             _check_dense(members)
 
+    def _check_capture(self) -> None:
+        """A graph would replay the step that it was captured at."""
+        if self._counts_steps and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"step() of {type(self).__name__} while a CUDA graph is captured: its bias correction depends on the "
+                "number of the step, which a graph would repeat. Capture forward and backward, and call step() outside; "
+                "or use SSAM, whose step can be captured."
+            )
+
     def _update(self) -> None:
         # As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
+        self._check_capture()
         placed = self._noise.placed(frozen=True)
         self._check_before(placed)
         for group, members in placed:
             self._update_group(group, members)
 
     def _update_and_perturb(self) -> None:
+        self._check_capture()
         noise = self._noise
         noise.ready_to_update()
         placed = noise.placed(frozen=True)
@@ -300,6 +350,10 @@ class FusedOptimizer(NoiseDriver):
             for part in parts:  # frozen tensors are not perturbed
                 self._update_part(group, part, noise_std if part.perturbed else None)
             noise.apply_from_clean(group, members.where(lambda p: p.grad is None), draw_offset=1)
+
+
+def _tensor_of(step: int) -> Tensor:
+    return torch.tensor(float(step), dtype=torch.float32 if step <= 2**24 else torch.float64)
 
 
 def lr_on(group: dict[str, Any], device: torch.device) -> tuple[float, Tensor | None]:

@@ -28,6 +28,16 @@ def _radius(name: str, value: Any) -> None:
         number(name, value, open_low=True)
 
 
+def _betas(name: str, value: Any) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(
+            f"{name} is {value!r}; expected a pair of numbers >= 0 and < 1, such as (0.9, 0.999)."
+        )
+    for i, beta in enumerate(value):
+        if number(f"{name}[{i}]", beta) >= 1.0:
+            raise ValueError(f"{name}[{i}] is {beta}; expected 0 <= {name}[{i}] < 1.")
+
+
 def _master_dtype(name: str, value: Any) -> None:
     if value is not None and value is not torch.float32:
         raise ValueError(
@@ -49,6 +59,14 @@ SGD_OPTIONS: dict[str, Option] = {
     "weight_decay": Option(0.0, number, "L2 penalty on the clean weights"),
     "nesterov": Option(False, flag, "Nesterov momentum"),
 }
+#: Those of SSAMAdamW.
+ADAMW_OPTIONS: dict[str, Option] = {
+    "lr": Option(1e-3, number, "learning rate"),
+    "betas": Option((0.9, 0.999), _betas, "how much the averages of gradients and of their squares keep"),
+    "eps": Option(1e-8, number, "added to the root of the average of squares"),
+    "weight_decay": Option(1e-2, number, "share of the clean weights that a step takes off, times lr"),
+    "amsgrad": Option(False, flag, "divide by the largest average of squares so far"),
+}
 
 
 def check_fused(group: dict[str, Any]) -> None:
@@ -69,6 +87,17 @@ def check_sgd(group: dict[str, Any]) -> None:
         raise ValueError(
             f"nesterov=True with momentum={momentum:g} and dampening={dampening:g}; Nesterov momentum expects "
             "momentum > 0 and dampening 0."
+        )
+
+
+def check_adamw(group: dict[str, Any]) -> None:
+    """The options of the update of one group of SSAMAdamW."""
+    check_each(ADAMW_OPTIONS, group)
+    if group.get("decoupled_weight_decay") is False and float(group["weight_decay"]) != 0.0:
+        raise ValueError(
+            f"weight_decay={float(group['weight_decay']):g} with decoupled_weight_decay=False, as torch.optim.Adam has "
+            "it: there it is added to the gradient, here taken off the weights. Set weight_decay=0 before saving, or "
+            "train with wrap(torch.optim.Adam(...))."
         )
 
 
