@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -132,6 +133,17 @@ def ssam(model: nn.Module, **options: Any) -> torch_ssam.SSAM:
         model.parameters(),
         **{"lr": 0.05, "noise_std": 0.3, "momentum": 0.9, "weight_decay": 0.01, "seed": 7, **options},
     )
+
+
+def adamw(model: nn.Module, **options: Any) -> torch_ssam.SSAMAdamW:
+    """The same of the other rule."""
+    return torch_ssam.SSAMAdamW(
+        model.parameters(), **{"lr": 0.05, "noise_std": 0.3, "weight_decay": 0.1, "seed": 7, **options}
+    )
+
+
+# What the two share is tested over both from the same cases.
+both_rules = pytest.mark.parametrize("make", [ssam, adamw], ids=["ssam", "adamw"])
 
 
 # Noise that float32 adds to weights of `on_a_grid` and takes off again without rounding.

@@ -90,6 +90,16 @@ def with_masters(net: nn.Module, **options: Any) -> torch_ssam.SSAM:
     return ssam(net.bfloat16(), **{"master_dtype": torch.float32, "noise_std": 0.05, **options})
 
 
+def adamw(net: nn.Module, **options: Any) -> torch_ssam.SSAMAdamW:
+    return torch_ssam.SSAMAdamW(
+        net.parameters(), **{"lr": 0.05, "noise_std": 0.3, "weight_decay": 0.1, "seed": 7, **options}
+    )
+
+
+def adamw_with_masters(net: nn.Module, **options: Any) -> torch_ssam.SSAMAdamW:
+    return adamw(net.bfloat16(), **{"master_dtype": torch.float32, "noise_std": 0.05, **options})
+
+
 def wrapped(net: nn.Module, **options: Any) -> torch_ssam.WrappedOptimizer:
     base = torch.optim.AdamW(net.parameters(), lr=0.05)
     return torch_ssam.wrap(base, **{"noise_std": 0.3, "seed": 7, **options})
@@ -312,6 +322,10 @@ def what_cannot_be_right_is_refused() -> None:
 def fsdp_trains_as_one_process_does() -> None:
     for make, ways in (
         (ssam, WAYS),
+        (
+            adamw,
+            {"perturb": {"amsgrad": True}, "kept": {"keep_perturbed": True}, "filter": {"scale": "filter"}},
+        ),
         (wrapped, {way: WAYS[way] for way in ("perturbations", "kept", "fisher")}),
     ):
         for way, options in ways.items():
@@ -326,7 +340,7 @@ def fsdp_trains_as_one_process_does() -> None:
             expect_moved(net)
             for p, entry in opt.state.items():
                 for key, value in entry.items():
-                    assert key == "fisher" or value.dim() == 0 or value.placements == p.placements
+                    assert key in ("fisher", "step") or value.dim() == 0 or value.placements == p.placements
 
 
 @check
@@ -488,6 +502,9 @@ SAVED: dict[str, tuple[Callable[..., Any], str]] = {
     "masters kept": (with_masters, "kept"),
     "fisher": (with_fisher, "perturb"),
     "fisher kept": (with_fisher, "kept"),
+    "adamw": (adamw, "perturb"),
+    "adamw kept": (adamw, "kept"),
+    "adamw masters kept": (adamw_with_masters, "kept"),
     "wrap": (wrapped, "perturb"),
     "wrap kept": (wrapped, "kept"),
 }
@@ -505,7 +522,7 @@ def save_checkpoints(folder: Path) -> None:
         for entry in optimizer_state["state"].values():
             assert isinstance(entry.get("momentum_buffer", entry.get("exp_avg")), DTensor)
             assert way != "kept" or isinstance(entry["clean"], DTensor)
-            assert make is not with_masters or isinstance(entry["master"], DTensor)
+            assert make not in (with_masters, adamw_with_masters) or isinstance(entry["master"], DTensor)
         dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / name)
 
 

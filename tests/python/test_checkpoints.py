@@ -29,6 +29,9 @@ MODES: dict[str, tuple[Callable[..., Any], dict[str, Any], front.Drive]] = {
     "element kept": (front.ssam, {"scale": "element", "keep_perturbed": True}, front.by_stock_loop),
     "fisher perturb": (front.ssam, {"scale": "fisher"}, front.by_perturb),
     "fisher kept": (front.ssam, {"scale": "fisher", "keep_perturbed": True}, front.by_stock_loop),
+    "adamw": (front.adamw, {"amsgrad": True}, front.by_perturb),
+    "adamw kept": (front.adamw, {"keep_perturbed": True}, front.by_stock_loop),
+    "adamw filter kept": (front.adamw, {"scale": "filter", "keep_perturbed": True}, front.by_stock_loop),
     "wrap fisher": (front.wrapped_adamw, {"scale": "fisher"}, front.by_perturb),
     "wrap fisher kept": (
         front.wrapped_adamw,
@@ -99,7 +102,7 @@ def test_copies_and_pickles_continue_alike_and_apart(mode: str, how: str, copied
     for one, its in ((opt, model), (twin, other)):
         one.train()
         drive(one, its, todo[2:])
-        if one is opt and (copied_in == "eval" or mode not in ("kept", "wrap kept")):
+        if one is opt and (copied_in == "eval" or mode not in ("kept", "adamw kept", "wrap kept")):
             assert front.same_bits(other.parameters(), before)
     assert front.same_bits(finish(twin, other), finish(opt, model))
 

@@ -73,7 +73,9 @@ STEPS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("way", sorted(STEPS))
 @pytest.mark.parametrize("what", ["step", "model"])
-@pytest.mark.parametrize("make", [front.ssam, front.wrapped_adamw], ids=["ssam", "wrap"])
+@pytest.mark.parametrize(
+    "make", [front.ssam, front.adamw, front.wrapped_adamw], ids=["ssam", "adamw", "wrap"]
+)
 def test_schedulers_of_lr_and_noise_std_compile_nothing_again_and_the_numbers_stay(
     way: str, what: str, make: Callable[..., Any]
 ) -> None:
@@ -124,7 +126,6 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
         [9, 5, 4, 0, 8, 1],
     ),
     "restore_": lambda: (lists(), lists()),
-    "follow_": lambda: (lists(), lists()),
     "advance_": lambda: (generator(), 1),
     "update_": lambda: (lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01, True)),
     "update_and_perturb_": lambda: (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import front_helpers as front
 import pytest
@@ -32,11 +33,14 @@ def test_an_exception_inside_perturb_leaves_the_clean_bits_and_uses_the_draw(
         assert opt.draw == draw + 1
 
 
+@front.both_rules
 @pytest.mark.parametrize("at", range(5))
 @pytest.mark.parametrize("form", ["loop", "closure"])
-def test_an_exception_in_any_pass_of_a_step_leaves_the_clean_bits(at: int, form: str) -> None:
+def test_an_exception_in_any_pass_of_a_step_leaves_the_clean_bits(
+    at: int, form: str, make: Callable[..., Any]
+) -> None:
     model = front.Net()
-    opt = front.ssam(model, samples=2, antithetic=True, clean_weight=0.5)
+    opt = make(model, samples=2, antithetic=True, clean_weight=0.5)
     clean = front.snapshot(model)
     count = 0
 
@@ -99,12 +103,13 @@ def initialise(model: front.Net) -> None:
     nn.init.constant_(model.bias, 5.0)
 
 
+@front.both_rules
 @pytest.mark.parametrize("write", [fill, replace_data, initialise])
 def test_parameters_written_to_inside_are_named_kept_and_taken_as_clean(
-    write: Callable[[front.Net], None],
+    write: Callable[[front.Net], None], make: Callable[..., Any]
 ) -> None:
     model = front.Net()
-    opt = front.ssam(model)
+    opt = make(model)
     expected = front.snapshot(model)
     expected[1] = torch.full((7,), 5.0)
     with (

@@ -26,7 +26,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import torch_ssam
 
-MAKERS: dict[str, Callable[..., Any]] = {"ssam": front.ssam, "wrap": front.wrapped_adamw}
+MAKERS: dict[str, Callable[..., Any]] = {
+    "ssam": front.ssam,
+    "adamw": front.adamw,
+    "wrap": front.wrapped_adamw,
+}
 
 
 def needed(name: str, what: str) -> Any:
@@ -343,6 +347,8 @@ def noise_on(model: Any, kind: str = "ssam") -> Any:
         opt: Any = torch_ssam.SSAM(
             model.parameters(), lr=0.1, noise_std=0.01, momentum=0.9, keep_perturbed=True, seed=5
         )
+    elif kind == "adamw":
+        opt = torch_ssam.SSAMAdamW(model.parameters(), lr=0.01, noise_std=0.01, keep_perturbed=True, seed=5)
     else:
         base = torch.optim.AdamW(model.parameters(), lr=0.01)
         opt = torch_ssam.wrap(base, 0.01, keep_perturbed=True, seed=5)
@@ -350,7 +356,7 @@ def noise_on(model: Any, kind: str = "ssam") -> Any:
     return opt
 
 
-@pytest.mark.parametrize("kind", ["ssam", "wrap"])
+@pytest.mark.parametrize("kind", ["ssam", "adamw", "wrap"])
 def test_hugging_face_trainer_learns_saves_clean_and_resumes_in_the_same_bits(
     kind: str, tmp_path: Path
 ) -> None:

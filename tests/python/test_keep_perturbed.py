@@ -52,16 +52,27 @@ OPTIONS: list[dict[str, Any]] = [
     {"lr": torch.tensor(0.05)},
     {"noise_std": 0.0},
 ]
+ADAMW_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"amsgrad": True, "betas": (0.3, 0.7), "eps": 0.01},
+    {"distribution": "rademacher", "maximize": True},
+    {"radius": 3.0},
+    {"lr": torch.tensor(0.05)},
+]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [*((front.ssam, options) for options in OPTIONS), *((front.adamw, options) for options in ADAMW_OPTIONS)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_stock_loop_ends_in_the_bits_of_the_perturb_form(
-    options: dict[str, Any], dtype: torch.dtype
+    make: Callable[..., Any], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     if dtype == torch.float16:
         options = {"lr": 0.001, **options}
-    assert front.same_bits(*(run(kept, {}, dtype=dtype, **options) for kept in (True, False)))
+    assert front.same_bits(*(run(kept, {}, make=make, dtype=dtype, **options) for kept in (True, False)))
 
 
 def test_wrapped_optimizers_end_in_the_bits_of_the_perturb_form() -> None:
@@ -141,13 +152,15 @@ EVENTS: dict[str, dict[int, Event]] = {
 }
 
 
-SGD_ONLY = ("momentum off and on", "radius on")
+SGD_ONLY = ("momentum off and on",)
+OURS_ONLY = ("radius on",)
 
 
 @pytest.mark.parametrize(
     ("name", "make"),
     [(name, front.ssam) for name in sorted(EVENTS)]
-    + [(name, front.wrapped_adamw) for name in sorted(EVENTS) if name not in SGD_ONLY],
+    + [(name, front.adamw) for name in sorted(EVENTS) if name not in SGD_ONLY]
+    + [(name, front.wrapped_adamw) for name in sorted(EVENTS) if name not in SGD_ONLY + OURS_ONLY],
 )
 def test_the_two_forms_agree_through_changes_along_the_way(name: str, make: Callable[..., Any]) -> None:
     assert front.same_bits(*(run(kept, EVENTS[name], make=make) for kept in (True, False)))

@@ -27,18 +27,22 @@ SIXTEEN = [torch.bfloat16, torch.float16]
 MASTER = {"master_dtype": torch.float32}
 
 
-def ssam(model: nn.Module, **options: Any) -> torch_ssam.SSAM:
-    return front.ssam(model, **{**MASTER, "noise_std": 0.05, **options})
+def ssam(model: nn.Module, make: Callable[..., Any] = front.ssam, **options: Any) -> Any:
+    return make(model, **{**MASTER, "noise_std": 0.05, **options})
 
 
-def masters(opt: torch_ssam.SSAM) -> list[Tensor]:
+def masters(opt: Any) -> list[Tensor]:
     state = opt.state_dict()["state"]
     return [state[key]["master"].clone() for key in sorted(state)]
 
 
-def momenta(opt: torch_ssam.SSAM) -> list[Tensor]:
-    state = opt.state_dict()["state"]
-    return [state[key]["momentum_buffer"].clone() for key in sorted(state) if "momentum_buffer" in state[key]]
+def momenta(opt: Any) -> list[Tensor]:
+    """What the update keeps of every tensor."""
+    state, names = (
+        opt.state_dict()["state"],
+        ("momentum_buffer", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    )
+    return [state[key][name].clone() for key in sorted(state) for name in names if name in state[key]]
 
 
 def rounded(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -51,11 +55,13 @@ def copy_values(to: nn.Module, source: nn.Module) -> None:
             p.copy_(q)
 
 
-def float32_copies(dtype: torch.dtype, steps: int, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+def float32_copies(
+    dtype: torch.dtype, steps: int, make: Callable[..., Any] = front.ssam, **options: Any
+) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and momentum of float32 copies, driven by the gradients that their roundings have in a 16-bit model."""
     model, copies = front.Net(dtype=dtype), front.Net()
     copy_values(copies, model)
-    opt = front.ssam(copies, **{"noise_std": 0.05, **options})
+    opt = make(copies, **{"noise_std": 0.05, **options})
     for x, y in front.batches(steps, dtype=dtype):
         with opt.perturb():
             copy_values(model, copies)
@@ -81,6 +87,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"scale": "fisher"},
     {"lr": torch.tensor(0.05)},
     {"noise_std": 0.0},
+    {"make": front.adamw},
+    {"make": front.adamw, "amsgrad": True, "scale": "filter", "radius": 3.0},
+    {"make": front.adamw, "maximize": True, "scale": "element", "lr": torch.tensor(0.01)},
 ]
 
 

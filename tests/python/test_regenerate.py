@@ -42,7 +42,7 @@ def test_rounding_over_ten_thousand_steps_stays_within_the_stated_bound(
 
 
 @pytest.mark.parametrize("way", sorted(front.ONE_PASS))
-@pytest.mark.parametrize("make", [front.ssam, front.wrapped_sgd], ids=["ssam", "wrap"])
+@pytest.mark.parametrize("make", [front.ssam, front.adamw, front.wrapped_sgd], ids=["ssam", "adamw", "wrap"])
 def test_it_trains_as_a_copy_does_up_to_rounding(way: str, make: Callable[..., Any]) -> None:
     ends = []
     for memory in ("copy", "regenerate"):
@@ -54,11 +54,12 @@ def test_it_trains_as_a_copy_does_up_to_rounding(way: str, make: Callable[..., A
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-def test_keep_perturbed_trains_as_a_copy_does_also_over_a_checkpoint() -> None:
+@front.both_rules
+def test_keep_perturbed_trains_as_a_copy_does_also_over_a_checkpoint(make: Callable[..., Any]) -> None:
     ends = []
     for memory in ("copy", "regenerate"):
         model = front.Net(dtype=torch.float64)
-        opt = front.ssam(model, memory=memory, keep_perturbed=True)
+        opt = make(model, memory=memory, keep_perturbed=True)
         opt.train()
         front.by_stock_loop(opt, model, front.batches(6, dtype=torch.float64))
         carried = copy.deepcopy(opt.state_dict())
@@ -66,7 +67,7 @@ def test_keep_perturbed_trains_as_a_copy_does_also_over_a_checkpoint() -> None:
         clean = front.snapshot(model)
         for key, p in enumerate(clean):
             torch.testing.assert_close(carried["state"][key]["clean"], p, rtol=0, atol=1e-15)
-        resumed = front.ssam(model, memory=memory, keep_perturbed=True)
+        resumed = make(model, memory=memory, keep_perturbed=True)
         resumed.load_state_dict(carried)
         resumed.train()
         front.by_stock_loop(resumed, model, front.batches(6, dtype=torch.float64))

@@ -129,6 +129,10 @@ def make_by_filter(model: nn.Module, **options: Any) -> Any:
     return front.ssam(model, scale="filter", **options)
 
 
+def make_kept_adamw(model: nn.Module, **options: Any) -> Any:
+    return front.adamw(model, amsgrad=True, **options)
+
+
 def make_many(model: nn.Module) -> Any:
     return front.ssam(model, samples=2, clean_weight=0.5)
 
@@ -195,8 +199,8 @@ def test_an_interrupt_at_any_point_leaves_the_clean_bits_before_the_handler_runs
 )
 @pytest.mark.parametrize(
     "make",
-    [front.ssam, front.wrapped_sgd, make_regenerated, make_by_filter],
-    ids=["ssam", "wrap", "regenerate", "filter"],
+    [front.ssam, make_kept_adamw, front.wrapped_sgd, make_regenerated, make_by_filter],
+    ids=["ssam", "adamw", "wrap", "regenerate", "filter"],
 )
 def test_an_interrupt_at_any_point_of_a_kept_step_leaves_clean_weights_within_reach(
     make: Callable[..., Any],

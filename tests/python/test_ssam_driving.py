@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import front_helpers as front
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 import torch_ssam
 
 
-def test_inside_perturb_the_parameters_hold_clean_plus_noise_and_outside_the_clean_bits() -> None:
+@front.both_rules
+def test_inside_perturb_the_parameters_hold_clean_plus_noise_and_outside_the_clean_bits(
+    make: Callable[..., Any],
+) -> None:
     model = front.Net()
-    opt = front.ssam(model)
+    opt = make(model)
     for draw in range(3):
         clean, expected = front.snapshot(model), list(front.perturbed_copies(opt))
         assert opt.draw == draw
@@ -48,12 +52,13 @@ def test_restoring_is_exact_for_every_value_and_layout(dtype: torch.dtype) -> No
         assert front.same_bits(params, clean)
 
 
+@front.both_rules
 @pytest.mark.parametrize("first", sorted(front.ONE_PASS))
-def test_all_ways_of_driving_end_in_the_same_bits(first: str) -> None:
+def test_all_ways_of_driving_end_in_the_same_bits(first: str, make: Callable[..., Any]) -> None:
     results = []
     for way in (first, "perturb"):
         model = front.Net()
-        opt = front.ssam(model)
+        opt = make(model)
         front.ONE_PASS[way](opt, model, front.batches(4))
         results.append([*front.snapshot(model), *front.optimizer_bits(opt)])
         assert opt.draw == 4
@@ -75,9 +80,10 @@ def test_several_backward_passes_inside_one_perturb_accumulate() -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_several_perturbs_before_one_step_accumulate_with_a_draw_each() -> None:
+@front.both_rules
+def test_several_perturbs_before_one_step_accumulate_with_a_draw_each(make: Callable[..., Any]) -> None:
     model = front.Net(dtype=torch.float64)
-    opt = front.ssam(model)
+    opt = make(model)
     parts = front.batches(3, dtype=torch.float64)
     expected = [torch.zeros_like(p) for p in model.parameters()]
     for draw, (x, y) in enumerate(parts):
@@ -193,16 +199,17 @@ def test_the_closure_runs_at_perturbed_weights_with_gradients_enabled_also_under
     assert opt.draw == 1
 
 
+@front.both_rules
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("options", [{}, {"samples": 2, "clean_weight": 0.5}], ids=str)
 def test_the_closure_may_clear_gradients_either_way_or_not_at_all(
-    set_to_none: bool, options: dict[str, Any]
+    set_to_none: bool, options: dict[str, Any], make: Callable[..., Any]
 ) -> None:
     x, y = front.data(dtype=torch.float64)
     ends = []
     for clears in ("before", "inside"):
         model = front.Net(dtype=torch.float64)
-        opt = front.ssam(model, **options)
+        opt = make(model, **options)
         for _ in range(3):
             if clears == "before":
                 opt.zero_grad(set_to_none)
@@ -241,9 +248,10 @@ def refused(match: str) -> Any:
     return pytest.raises(RuntimeError, match=match)
 
 
-def test_a_step_without_a_perturbed_gradient_is_refused_and_names_the_ways() -> None:
+@front.both_rules
+def test_a_step_without_a_perturbed_gradient_is_refused_and_names_the_ways(make: Callable[..., Any]) -> None:
     model = front.Net()
-    opt = front.ssam(model)
+    opt = make(model)
     clean = front.snapshot(model)
     front.loss_of(model, *front.data()).backward()
     with refused(r"opt\.perturb\(\).*opt\.step\(closure\).*opt\.perturbations\(\).*opt\.train\(\)"):
@@ -286,9 +294,12 @@ def test_without_noise_a_stock_loop_needs_nothing() -> None:
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-def test_step_perturb_and_loops_inside_a_pass_are_refused_and_change_nothing() -> None:
+@front.both_rules
+def test_step_perturb_and_loops_inside_a_pass_are_refused_and_change_nothing(
+    make: Callable[..., Any],
+) -> None:
     model = front.Net()
-    opt = front.ssam(model)
+    opt = make(model)
     clean, expected = front.snapshot(model), list(front.perturbed_copies(opt))
     with opt.perturb():
         with refused(r"step\(\) inside perturb"):

@@ -54,6 +54,7 @@ class Model:
         self.seed, self.draw = seed, 0
         self.clean: list[Tensor] = []
         self.momentum: dict[int, Tensor] = {}
+        self.averages: dict[int, list[Any]] = {}  # AdamW's: step, averages, the largest
         self.frozen: set[int] = set()
         self.held: dict[
             int, tuple[int, float, str]
@@ -117,13 +118,22 @@ class Model:
             g = gradients[i]
             if g is None:
                 continue
+            self.clean[i] = self.clean[i].clone()
+            if "betas" in group:
+                step, *averages = self.averages.setdefault(i, [0, *(torch.zeros_like(g) for _ in range(3))])
+                self.averages[i][0] = step + 1
+                averages = averages[: 3 if group["amsgrad"] else 2]
+                names = ("eps", "weight_decay", "amsgrad", "maximize")
+                numbers = [group["lr"], *group["betas"], *(float(group[name]) for name in names)]
+                OPS.update_([self.clean[i]], [g], averages, "adamw", numbers, steps=[step + 1])
+                continue
             buffers, first = [], False
             if group["momentum"] != 0:
                 first = i not in self.momentum
                 buffers = [self.momentum.setdefault(i, torch.zeros_like(g))]
             names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-            self.clean[i] = self.clean[i].clone()
-            OPS.update_([self.clean[i]], [g], buffers, *(group[name] for name in names), first)
+            numbers = [float(group[name]) for name in names]
+            OPS.update_([self.clean[i]], [g], buffers, "sgd", numbers, steps=[1] if first else None)
         for group in groups:
             if group["radius"] is not None:
                 mine = [i for other, i in self.places(groups) if other is group and i not in self.frozen]
@@ -144,13 +154,16 @@ class Model:
 class OptimizerMachine(RuleBasedStateMachine):
     """One optimizer on a walk, and the model beside it."""
 
-    opt: torch_ssam.SSAM
+    kind: Any  # SSAM or SSAMAdamW
+    opt: Any
     params: list[nn.Parameter]
     model: Model
 
     @initialize(
         dtype=st.sampled_from((torch.float32, torch.float64)),
         sizes=st.lists(st.integers(0, len(SHAPES) - 1), min_size=2, max_size=4),
+        adamw=st.booleans(),
+        amsgrad=st.booleans(),
         momentum=st.sampled_from((0.0, 0.9)),
         nesterov=st.booleans(),
         weight_decay=st.sampled_from((0.0, 0.01)),
@@ -164,7 +177,15 @@ class OptimizerMachine(RuleBasedStateMachine):
         seed=st.integers(-(2**63), 2**63 - 1),
     )
     def begin(
-        self, dtype: torch.dtype, sizes: list[int], keep: bool, seed: int, nesterov: bool, **options: Any
+        self,
+        dtype: torch.dtype,
+        sizes: list[int],
+        adamw: bool,
+        amsgrad: bool,
+        keep: bool,
+        seed: int,
+        nesterov: bool,
+        **options: Any,
     ) -> None:
         self.shapes = [SHAPES[k] for k in sizes]
         self.params = [nn.Parameter(initial(shape, k, dtype)) for k, shape in enumerate(self.shapes)]
@@ -174,15 +195,13 @@ class OptimizerMachine(RuleBasedStateMachine):
         if keep:
             options.update(samples=1, antithetic=False, clean_weight=0.0)
         self.keep = keep
-        self.opt = torch_ssam.SSAM(
-            self.params,
-            lr=0.03,
-            noise_std=0.125,
-            keep_perturbed=keep,
-            nesterov=nesterov and options["momentum"] > 0,
-            seed=seed,
-            **options,
-        )
+        momentum = options.pop("momentum")
+        if adamw:
+            options.update(amsgrad=amsgrad, betas=(momentum, 0.95))
+        else:
+            options.update(momentum=momentum, nesterov=nesterov and momentum > 0)
+        self.kind = torch_ssam.SSAMAdamW if adamw else torch_ssam.SSAM
+        self.opt = self.kind(self.params, lr=0.03, noise_std=0.125, keep_perturbed=keep, seed=seed, **options)
         self.training = False
 
     # -- what the rules share --------------------------------------------------------------------------------
@@ -413,7 +432,7 @@ class OptimizerMachine(RuleBasedStateMachine):
             params[i].requires_grad_(False)
         rest = iter(params)
         first = self.opt.param_groups[0]
-        opt = torch_ssam.SSAM(
+        opt = self.kind(
             [{"params": [next(rest) for _ in range(count)]} for count in structure],
             seed=1,
             keep_perturbed=self.keep,
@@ -454,6 +473,10 @@ class OptimizerMachine(RuleBasedStateMachine):
         self.opt.load_state_dict(self.opt.state_dict())  # casts momentum, as torch's optimizers do
         self.model.clean = [w.to(dtype) for w in self.model.clean]
         self.model.momentum = {i: m.to(dtype) for i, m in self.model.momentum.items()}
+        self.model.averages = {
+            i: [step, *(a.to(dtype) for a in averages)]
+            for i, (step, *averages) in self.model.averages.items()
+        }
 
     # -- always ----------------------------------------------------------------------------------------------
 
@@ -464,7 +487,16 @@ class OptimizerMachine(RuleBasedStateMachine):
         assert front.same_bits(self.params, self.model.expected())
         assert self.opt.draw == self.model.draw
         for i, p in enumerate(self.params):
-            buffer = self.opt.state.get(p, {}).get("momentum_buffer")
+            entry = self.opt.state.get(p, {})
+            if self.kind is torch_ssam.SSAMAdamW:
+                step, *averages = self.model.averages.get(i, [0])
+                assert entry.get("step", 0) == step
+                names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+                kept = [entry[name] for name in names if name in entry]
+                assert front.same_bits(kept, averages[: len(kept)])
+                assert (len(kept) >= 2) == (step > 0)
+                continue
+            buffer = entry.get("momentum_buffer")
             assert (buffer is None) == (i not in self.model.momentum)
             assert buffer is None or front.same_bits([buffer], [self.model.momentum[i]])
 
