@@ -17,6 +17,15 @@ TORCH_SSAM_BODY model_t round_stored(master_t clean) {
   return Store<model_t>::from(load_scalar(clean));
 }
 
+// The clean weight of a parameter that others may have written to: as it was, where the parameter still holds its
+// rounding, else what the parameter holds.
+template <typename model_t, typename master_t>
+TORCH_SSAM_BODY master_t follow_stored(master_t clean, model_t param) {
+  const opmath_t<master_t> now = static_cast<opmath_t<master_t>>(load_scalar(param));
+  const opmath_t<master_t> left = static_cast<opmath_t<master_t>>(load_scalar(round_stored<model_t>(clean)));
+  return now == left ? clean : Store<master_t>::from(now);
+}
+
 // One rounding in opmath, one to the stored type.
 template <typename model_t, typename master_t>
 TORCH_SSAM_BODY model_t perturb_stored(master_t clean, opmath_t<master_t> noise_std, float noise) {

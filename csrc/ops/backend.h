@@ -23,6 +23,12 @@ struct RestoreCall {
   const Tensor& on_device;
 };
 
+// clean <- params, where a parameter is no longer the rounding of its clean weight: others wrote to it.
+struct FollowCall {
+  TensorViews clean, params;
+  const Tensor& on_device;
+};
+
 struct AdvanceCall {
   const Tensor& generator;
   int64_t draws;
@@ -89,6 +95,7 @@ struct DiagonalBackwardCall {
 struct Backend {
   void (*perturb)(const PerturbCall&);
   void (*restore)(const RestoreCall&);
+  void (*follow)(const FollowCall&);
   void (*advance)(const AdvanceCall&);
   void (*update)(const UpdateCall&);
   void (*project)(const ProjectCall&);

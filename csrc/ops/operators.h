@@ -13,6 +13,7 @@
   X(perturb_from_clean_)            \
   X(perturbed)                      \
   X(restore_)                       \
+  X(follow_)                        \
   X(advance_)                       \
   X(update_)                        \
   X(update_and_perturb_)            \

@@ -3,6 +3,7 @@
 //   perturb_from_clean_ writes clean + noise, from clean weights saved before (the next sample, or the next draw)
 //   perturbed           clean + noise, or with noise_only the noise alone, as a new tensor
 //   restore_            writes the clean weights back, bit for bit; float32 ones rounded to 16-bit parameters
+//   follow_             clean weights of 16-bit parameters take what others wrote to these
 //   advance_            moves the generator to a later draw
 // What the noise is: noise.h. Tests: test_ops_perturb.py, test_ops_scale.py, test_ops_errors.py.
 #include "operators.h"
@@ -72,6 +73,17 @@ void restore_(const std::vector<Tensor>& params, const std::vector<Tensor>& clea
   backend_of(params[0]).restore({std::move(param_views), std::move(clean_views), params[0]});
 }
 
+void follow_(const std::vector<Tensor>& clean, const std::vector<Tensor>& params) {
+  TensorViews clean_views = view_parameters(clean, "clean", Use::writes);
+  TensorViews param_views = view_parameters(params, "params", Use::reads);
+  check_matches(param_views, "params", clean_views, "clean", /*any_dtype=*/true);
+  if (clean.empty()) return;
+  check_one_device(clean, "clean", clean[0], "clean[0]");
+  check_one_device(params, "params", clean[0], "clean[0]");
+  check_pairs(clean_views, param_views, "parameters");
+  backend_of(clean[0]).follow({std::move(clean_views), std::move(param_views), clean[0]});
+}
+
 void advance_(const Tensor& generator, int64_t draws) {
   check_generator(generator);
   backend_of(generator).advance({generator, draws});
@@ -92,6 +104,7 @@ TORCH_SSAM_OPERATOR(perturb_from_clean_,
 TORCH_SSAM_OPERATOR(perturbed, "(Tensor weights, Tensor generator, int place, " TORCH_SSAM_NOISE
                                ", bool noise_only=False) -> Tensor");
 TORCH_SSAM_OPERATOR(restore_, "(Tensor(a!)[] params, Tensor[] clean) -> ()");
+TORCH_SSAM_OPERATOR(follow_, "(Tensor(a!)[] clean, Tensor[] params) -> ()");
 TORCH_SSAM_OPERATOR(advance_, "(Tensor(a!) generator, int draws) -> ()");
 
 }  // namespace torch_ssam

@@ -317,6 +317,24 @@ TYPED_TEST(CudaOnHost, RoundMatchesTheCpu) {
   }
 }
 
+TYPED_TEST(CudaOnHost, FollowMatchesTheCpu) {
+  using master_t = typename TypeParam::master_t;
+  using model_t = typename TypeParam::model_t;
+  for (const int64_t n : kSizes) {
+    for (const int shift : {0, 1}) {
+      Memory<master_t> got(n, 1, shift), expected(n, 1);
+      Memory<model_t> params(n, 2, shift);
+      const Memory<model_t> written(n, 3);
+      cpu::kernels().round[TypeParam::pair](got.data(), params.data(), n);
+      for (int64_t i = 0; i < n; i += 7) params.data()[i] = written.data()[i];
+      walk_list<FollowBody<master_t, model_t>::template With, kLanesOwned<model_t>>(
+          std::vector{contiguous<2>(n, {got.data(), params.data()})}, FollowSettings{});
+      cpu::kernels().follow[TypeParam::pair](expected.data(), params.data(), n);
+      ASSERT_TRUE(same_bits(got, expected)) << "n " << n << " shift " << shift;
+    }
+  }
+}
+
 TEST(CudaAdvance, MovesTheDrawOnce) {
   int64_t generator[2] = {11, 41};
   walk<AdvanceBody>({generator, 3}, 2);

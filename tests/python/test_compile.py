@@ -126,6 +126,7 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
         [9, 5, 4, 0, 8, 1],
     ),
     "restore_": lambda: (lists(), lists()),
+    "follow_": lambda: (lists(), lists()),
     "advance_": lambda: (generator(), 1),
     "update_": lambda: (lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01, True)),
     "update_and_perturb_": lambda: (

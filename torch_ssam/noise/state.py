@@ -122,7 +122,7 @@ class NoiseState(SavedWeights):
         elif self.masters.enabled:
             mastered = part.where(lambda p: self.masters.wanted(group, p))
             if mastered.params:
-                masters = [self.masters.of(group, p) for p in mastered.params]
+                masters = self.saved_masters(group, mastered)
                 self._add_noise(group, mastered, masters, False, generator, noise)
             part = part.where(lambda p: not self.is_applied(p))
             if not part.params:

@@ -100,11 +100,15 @@ class SavedWeights:
 
     def masters_of(self, group: Group, members: Members) -> list[Tensor]:
         """The masters of tensors that have one."""
+        return [saved.clean for saved in self.saved_masters(group, members)]
+
+    def saved_masters(self, group: Group, members: Members) -> list[Saved]:
+        """The same; of clean tensors they have first taken what others wrote, also through `p.data`, which no version counts."""
         applied = self._applied
-        return [
-            (applied.get(key) or self.masters.of(group, p)).clean
-            for p, key in zip(members.params, members.keys, strict=True)
-        ]
+        clean = members.where(lambda p: not self.is_applied(p)) if applied else members
+        if clean.params:
+            ops.follow_([self.masters.of(group, p).clean for p in clean.params], clean.params)
+        return [applied.get(key) or self.masters.saved[key] for key in members.keys]
 
     def forget_masters(self, members: Members) -> None:
         """Of a group whose master_dtype is None now, save those that are in use."""

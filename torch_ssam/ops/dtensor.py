@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_ssam.ops import library as library
 
 NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
-ELEMENTWISE = ("restore_", "update_")
+ELEMENTWISE = ("restore_", "follow_", "update_")
 ROW_SUMS = ("row_scales_", "row_fisher_")  # sums over rows, which may lie on several ranks
 SUMS = ("project_",)  # sums over all tensors
 

@@ -35,6 +35,7 @@ class _Ops:
     perturb_: Callable[..., None]
     perturb_from_clean_: Callable[..., None]
     restore_: Callable[..., None]
+    follow_: Callable[..., None]
     advance_: Callable[..., None]
     update_: Callable[..., None]
     update_and_perturb_: Callable[..., None]

@@ -54,6 +54,7 @@ WRITERS = (
     "perturb_",
     "perturb_from_clean_",
     "restore_",
+    "follow_",
     "advance_",
     "update_",
     "update_and_perturb_",

@@ -5,9 +5,8 @@
 namespace torch_ssam {
 namespace {
 
-constexpr Backend kBackend{cpu::perturb,       cpu::restore,  cpu::advance,
-                           cpu::update,        cpu::project,  cpu::row_scales,
-                           cpu::row_fisher,    cpu::diagonal, cpu::diagonal_backward,
+constexpr Backend kBackend{cpu::perturb,       cpu::restore,    cpu::follow,     cpu::advance,  cpu::update,
+                           cpu::project,       cpu::row_scales, cpu::row_fisher, cpu::diagonal, cpu::diagonal_backward,
                            /*has_shards=*/true};
 
 }  // namespace

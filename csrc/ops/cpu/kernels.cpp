@@ -41,6 +41,7 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(perturb),
     each_rule(math::Rules{}),
     TORCH_SSAM_EACH_PAIR(round),
+    TORCH_SSAM_EACH_PAIR(follow),
     stream_copy,
     TORCH_SSAM_EACH_DTYPE(sum_of_squares),
     TORCH_SSAM_EACH_DTYPE(scale),

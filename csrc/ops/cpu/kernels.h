@@ -81,6 +81,9 @@ struct Kernels {
   // params <- clean, each rounded to how parameters are stored.
   void (*round[kDtypePairs])(const void* clean, void* params, int64_t count);
 
+  // clean <- params, where a parameter is not the rounding of its clean weight.
+  void (*follow[kDtypePairs])(void* clean, const void* params, int64_t count);
+
   // target <- source, past the caches: for more than they hold (segments.h says when).
   void (*stream_copy)(void* target, const void* source, int64_t bytes);
 

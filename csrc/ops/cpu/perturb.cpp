@@ -38,6 +38,15 @@ void restore(const RestoreCall& call) {
   });
 }
 
+void follow(const FollowCall& call) {
+  const std::array<Operand, 2> operands{Operand{&call.clean, Access::read_write}, Operand{&call.params, Access::read}};
+  const Kernels& k = kernels();
+  for_each_segment(call.clean, operands, 4 * kGrain, [&](size_t t, Span span, const std::array<void*, 2>& p) {
+    const auto pair = static_cast<int>(dtype_pair(call.clean[t].dtype, call.params[t].dtype));
+    k.follow[pair](p[0], p[1], span.count);
+  });
+}
+
 void advance(const AdvanceCall& call) {
   auto* state = static_cast<int64_t*>(call.generator.data_ptr());
   state[1] = math::later_draw(state[1], call.draws);

@@ -7,6 +7,7 @@ namespace torch_ssam::cuda {
 
 void perturb(const PerturbCall& call);
 void restore(const RestoreCall& call);
+void follow(const FollowCall& call);
 void advance(const AdvanceCall& call);
 void update(const UpdateCall& call);
 void project(const ProjectCall& call);

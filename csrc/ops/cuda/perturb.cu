@@ -41,6 +41,18 @@ void restore(const RestoreCall& call) {
   });
 }
 
+void follow(const FollowCall& call) {
+  const Launcher launcher(call.on_device);
+  for_each_pair(call.clean, call.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
+    const auto tensors = list_tensors<2>({&call.clean, &call.params}, chosen, nullptr);
+    with_types(pair, [&]<typename T>(T) {
+      using master_t = typename T::master_t;
+      using model_t = typename T::model_t;
+      launcher.run_list<FollowBody<master_t, model_t>::template With, kLanesOwned<model_t>>(tensors, FollowSettings{});
+    });
+  });
+}
+
 void advance(const AdvanceCall& call) {
   const Launcher launcher(call.generator);
   launcher.run<AdvanceBody>({static_cast<int64_t*>(call.generator.data_ptr()), call.draws}, 1);

@@ -116,6 +116,42 @@ struct RoundOp {
   }
 };
 
+struct FollowSettings {};
+
+// Operand 0 (clean) takes what others wrote to operand 1 (params).
+template <typename master_t, typename model_t>
+struct FollowOp {
+  static constexpr int kOperands = 2;
+  static constexpr bool kNoise = false;
+  template <int kCount>
+  static constexpr int kAhead = 2;
+  using Settings = FollowSettings;
+  struct Local {};
+  template <int kCount>
+  struct Values {
+    master_t clean[kCount];
+    model_t params[kCount];
+  };
+
+  TORCH_SSAM_BODY bool prepare(const Settings&, Local&) { return true; }
+
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void load(const TableType& table, const Cursor<kOperands, kCount>& cursor, Values<kCount>& values,
+                            const Local&) {
+    load_operand(table, cursor, 0, values.clean);
+    load_operand(table, cursor, 1, values.params);
+  }
+
+  template <int kCount, typename TableType>
+  TORCH_SSAM_BODY void finish(const TableType& table, const Cursor<kOperands, kCount>& cursor,
+                              const Values<kCount>& values, const uint32_t (&)[kCount], const Local&) {
+    master_t followed[kCount];
+    TORCH_SSAM_UNROLL
+    for (int l = 0; l < kCount; ++l) followed[l] = math::follow_stored(values.clean[l], values.params[l]);
+    store_operand(table, cursor, 0, followed);
+  }
+};
+
 template <typename master_t, typename model_t, bool kSave, math::Scale kScale = math::Scale::isotropic>
 struct PerturbBody {
   template <int kCount>
@@ -138,6 +174,12 @@ template <typename master_t, typename model_t>
 struct RoundBody {
   template <int kCount>
   using With = ListBody<RoundOp<master_t, model_t>, kCount>;
+};
+
+template <typename master_t, typename model_t>
+struct FollowBody {
+  template <int kCount>
+  using With = ListBody<FollowOp<master_t, model_t>, kCount>;
 };
 
 struct AdvanceBody {
