@@ -161,6 +161,17 @@ def test_the_plot_has_a_panel_a_kind_and_a_curve_a_variant(found: Robustness) ->
     nothing.plot()
 
 
+def test_a_report_without_disturbances_has_no_plot(tmp_path: Path) -> None:
+    clean = measure(convolutional(), images(), bits=(), noise=(), flips=())
+    clean.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "robustness.txt",
+        "robustness.json",
+        "robustness.html",
+    }
+    assert "<img" not in (tmp_path / "robustness.html").read_text()
+
+
 def test_save_writes_text_json_plot_and_page(found: Robustness, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found.save(tmp_path / "new" / "folder")

@@ -84,6 +84,8 @@ def page(title: str, header: str, body: str, footer: str) -> str:
 class Table:
     """A table of text, to be shown in a terminal, in Markdown and in HTML; the first column is to the left.
 
+    A column whose cells are all empty is left out of what is shown.
+
     >>> print(Table("title", ["", "b"], [["1", "2"]], "note").markdown())
     **title**
     <BLANKLINE>
@@ -100,14 +102,25 @@ class Table:
     rows: list[list[str]]
     note: str = ""
 
+    @property
+    def has_data(self) -> bool:
+        """Whether a column beside the first has something in it."""
+        return len(self._shown()[0]) > 1
+
+    def _shown(self) -> list[list[str]]:
+        """Header and rows, without the columns that have no data."""
+        kept = [i for i in range(len(self.header)) if i == 0 or any(row[i] for row in self.rows)]
+        return [[line[i] for i in kept] for line in (self.header, *self.rows)]
+
     def show(self, console: Any) -> None:
-        """Prints it to a rich console."""
+        """Prints it to a rich console, folding what does not fit: nothing is cut off."""
         table = need("rich.table", "compare", "a table in the terminal").Table(
             title=self.title, title_justify="left", title_style="bold"
         )
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in self.rows:
+        header, *rows = self._shown()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
             table.add_row(*row)
         console.print(table)
         if self.note:
@@ -115,8 +128,8 @@ class Table:
 
     def text(self) -> str:
         """As plain text, the first column to the left, the others to the right."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        lines = self._shown()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         shown = [
             "  ".join(
                 cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -128,12 +141,14 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.header) + " |"]
-        lines.append("|" + "|".join(["---"] + ["---:"] * (len(self.header) - 1)) + "|")
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        header, *rows = self._shown()
+        lines = [f"**{self.title}**", "", "| " + " | ".join(header) + " |"]
+        lines.append("|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|")
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
 
     def html(self) -> str:
         """As HTML: heading, table, note."""
         note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
-        return f"<h3>{html.escape(self.title)}</h3>{html_table(self.header, self.rows)}{note}"
+        header, *rows = self._shown()
+        return f"<h3>{html.escape(self.title)}</h3>{html_table(header, rows)}{note}"

@@ -14,6 +14,7 @@ from torch_ssam._common.extras import need
 
 from ._compare import Comparison
 from ._methods import Method
+from ._statistics import Estimate
 from ._tables import score_name
 
 #: A family of methods has a colour; its members differ by marker and by line.
@@ -47,7 +48,9 @@ def _figure(columns: int, width: float = 5.2, height: float = 4.4) -> tuple[Any,
 
 
 def scores(comparison: Comparison) -> Any:
-    """Test scores of every seed with mean and interval, and differences from SGD."""
+    """Test scores of every seed with mean and interval, and differences from SGD; None without results."""
+    if not any(comparison.values(method, "score") for method in comparison.methods):
+        return None
     figure, (left, right) = _figure(2, 6.4, 0.42 * len(comparison.methods) + 1.4)
     styles, sgd = _styles(comparison.methods), comparison.method("sgd")
     for place, method in enumerate(comparison.methods):
@@ -80,7 +83,10 @@ def scores(comparison: Comparison) -> Any:
 
 
 def curves(comparison: Comparison) -> Any:
-    """Validation score over gradients and over time, and the training loss that each method saw; mean of seeds."""
+    """Validation score over gradients and over time, and the training loss that each method saw; mean of seeds. None
+    without results."""
+    if not any(result["curve"] for m in comparison.methods for result in comparison.results(m).values()):
+        return None
     figure, plots = _figure(3)
     styles = _styles(comparison.methods)
     panels = (
@@ -106,38 +112,60 @@ def curves(comparison: Comparison) -> Any:
             plot.set_xlabel(label)
             plot.set_ylabel(y if y == "validation score" else "training loss, as the method saw it")
     plots[2].set_yscale("log")
-    if any(comparison.results(method) for method in comparison.methods):
-        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{comparison.name}: learning curves at the clean weights, mean of seeds", fontsize=11)
     return figure
 
 
+#: A panel: its label, and for each method the points (level, score) that there are.
+Panel = tuple[str, dict[str, list[tuple[float, float]]]]
+
+
+def _panels(comparison: Comparison) -> list[Panel]:
+    """What was varied: learning rate and epochs where there is more than the chosen value, and bits of the weights."""
+    setting = comparison.setting
+    factors = {"lr": setting.lr_factors, "epochs": setting.epoch_factors}
+    panels: list[Panel] = []
+    for what, label in (("lr", "learning rate / chosen"), ("epochs", "epochs / chosen")):
+        found = {
+            method.name: [(f, comparison.robustness(method, what, f)) for f in sorted({*factors[what], 1.0})]
+            for method in comparison.methods
+        }
+        panels.append((label, _finite(found)))
+    found = {
+        method.name: [(bits, comparison.estimate(method, f"quantised {bits}")) for bits in setting.bits]
+        for method in comparison.methods
+    }
+    panels.append(("bits a weight, rounded after training", _finite(found)))
+    return [
+        (label, lines) for label, lines in panels if {x for line in lines.values() for x, _ in line} - {1.0}
+    ]
+
+
+def _finite(found: dict[str, list[tuple[float, Estimate]]]) -> dict[str, list[tuple[float, float]]]:
+    return {
+        name: [(x, one.mean) for x, one in line if one.n and math.isfinite(one.mean)]
+        for name, line in found.items()
+    }
+
+
 def robustness(comparison: Comparison) -> Any:
-    """Test scores over multiples of the learning rate and of the epochs, and over bits of the weights."""
-    figure, plots = _figure(3)
-    setting, styles = comparison.setting, _styles(comparison.methods)
-    for method in comparison.methods:
-        for plot, what, factors in (
-            (plots[0], "lr", setting.lr_factors),
-            (plots[1], "epochs", setting.epoch_factors),
-        ):
-            points = [(f, comparison.robustness(method, what, f)) for f in sorted({*factors, 1.0})]
-            points = [(f, one) for f, one in points if one.n and math.isfinite(one.mean)]
-            plot.plot(
-                [f for f, _ in points],
-                [one.mean for _, one in points],
-                markersize=5,
-                label=method.title,
-                **styles[method.name],
-            )
+    """Test scores over multiples of the learning rate and of the epochs, and over bits of the weights: a panel for each
+    of these that was varied, None where none was."""
+    panels = _panels(comparison)
+    if not panels:
+        return None
+    figure, plots = _figure(len(panels))
+    styles = _styles(comparison.methods)
+    for plot, (label, lines) in zip(plots, panels, strict=True):
+        for method in comparison.methods:
+            xs, ys = [x for x, _ in lines[method.name]], [y for _, y in lines[method.name]]
+            plot.plot(xs, ys, markersize=5, label=method.title, **styles[method.name])
+        levels = sorted({x for line in lines.values() for x, _ in line})
+        if 1.0 in levels:
             plot.set_xscale("log", base=2)
-            plot.set_xlabel(f"{'learning rate' if what == 'lr' else 'epochs'} / chosen")
-            plot.set_xticks(sorted({*factors, 1.0}), [f"{f:g}" for f in sorted({*factors, 1.0})])
-        bits = [b for b in setting.bits if comparison.values(method, f"quantised {b}")]
-        means = [comparison.estimate(method, f"quantised {b}").mean for b in bits]
-        plots[2].plot(bits, means, markersize=5, **styles[method.name])
-    plots[2].set_xticks(setting.bits)
-    plots[2].set_xlabel("bits a weight, rounded after training")
+        plot.set_xticks(levels, [f"{x:g}" for x in levels])
+        plot.set_xlabel(label)
     plots[0].set_ylabel(score_name(comparison))
     figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{comparison.name}: robustness", fontsize=11)
@@ -145,5 +173,6 @@ def robustness(comparison: Comparison) -> Any:
 
 
 def all_plots(comparison: Comparison) -> dict[str, Any]:
-    """The plots of one setting, by name."""
-    return {"scores": scores(comparison), "curves": curves(comparison), "robustness": robustness(comparison)}
+    """The plots of one setting that have data, by name."""
+    made = {"scores": scores(comparison), "curves": curves(comparison), "robustness": robustness(comparison)}
+    return {name: figure for name, figure in made.items() if figure is not None}

@@ -60,7 +60,7 @@ def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
 
     The plots are also PNG files in the folder of each setting.
 
-    Each is replaced in one step. What is not run yet is left empty.
+    Each is replaced in one step. Plots, tables and columns of what is not run yet are left out.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,8 @@ def write_report(comparisons: Sequence[Comparison], out: str | Path) -> Path:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    filled = dict.fromkeys(name for row in rows for name, value in row.items() if value is not None)
+    writer = csv.DictWriter(text, fieldnames=list(filled), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -82,7 +82,7 @@ def time_table(comparison: Comparison) -> Table:
             [
                 method.title,
                 "" if ratio is None else f"{ratio:.2f}",
-                "more than SGD's time" if method.budget > 1 else "" if epochs is None else str(epochs),
+                "" if ratio is None else "more than SGD's time" if method.budget > 1 else str(epochs),
                 comparison.estimate(method, "score", "time").text(2),
                 "" if method is sgd else comparison.difference(method, sgd, arm="time").text(2, sign=True),
                 ""
@@ -246,9 +246,9 @@ def overview_table(comparisons: list[Comparison]) -> Table:
 
 
 def all_tables(comparison: Comparison) -> list[Table]:
-    """The tables of one setting, in the order of the report."""
+    """The tables of one setting that have data, in the order of the report."""
     makers: tuple[Any, ...] = (main_table, time_table, robustness_table, sharpness_table, grid_table)
-    return [make(comparison) for make in makers]
+    return [table for make in makers if (table := make(comparison)).has_data]
 
 
 def _shown(comparison: Comparison, method: Method, measure: str, digits: int) -> str:

@@ -111,10 +111,15 @@ LABELS = {
 }
 
 
+def _kinds(results: Mapping[str, Measurement]) -> list[str]:
+    """The disturbances that were measured, each a panel."""
+    return [kind for kind in LABELS if any(p.kind == kind for r in results.values() for p in r.points)]
+
+
 def figure(results: Mapping[str, Measurement]) -> Any:
     """The metric against bits, noise and flips: a colour a model, a line style a variant."""
-    kinds = [kind for kind in LABELS if any(p.kind == kind for r in results.values() for p in r.points)]
-    plots = need("matplotlib.figure", "demo", "the plot of a robustness report").Figure(
+    kinds = _kinds(results)
+    plots = need("matplotlib.figure", "robustness", "the plot of a robustness report").Figure(
         figsize=(4.6 * max(len(kinds), 1), 4.0), layout="constrained"
     )
     axes = dict(zip(kinds, plots.subplots(1, max(len(kinds), 1), squeeze=False)[0], strict=False))
@@ -173,7 +178,10 @@ def _curve(axis: Any, points: Sequence[Point], label: str, look: Mapping[str, An
 def report_page(title: str, results: Mapping[str, Measurement], tables: Sequence[Table]) -> str:
     """One HTML page with the tables and, its image inside, the plot."""
     first = next(iter(results.values()))
-    picture = image(png(figure(results)), f"{first.metric} against bits, noise and flips")
+    picture = ""
+    if _kinds(results):
+        alt = f"{first.metric} against bits, noise and flips"
+        picture = f"<section>{image(png(figure(results)), alt)}</section>"
     sections = "".join(f"<section>{table.html()}</section>" for table in tables)
     details = "".join(
         f"<details><summary>Settings{html.escape(f' of {name}' if name else '')}</summary><dl>"
@@ -188,21 +196,19 @@ def report_page(title: str, results: Mapping[str, Measurement], tables: Sequence
         "<p>What is left of a model when its weights are rounded to few bits, written into noisy cells, or hit by bit "
         "flips.</p>"
     )
-    body = f"<section>{picture}</section>{sections}<section>{details}</section>"
+    body = f"{picture}{sections}<section>{details}</section>"
     return page(title, header, body, "Made by torch_ssam.robustness.")
 
 
 def save(
     folder: str | Path, text: str, record: str, results: Mapping[str, Measurement], tables: Sequence[Table]
 ) -> None:
-    """robustness.txt, .json, .png and .html; all are made before one is written."""
-    content: dict[str, str | bytes] = {
-        "json": record,
-        "txt": text + "\n",
-        "png": png(figure(results)),
-        "html": report_page("Robustness of weights", results, tables),
-    }
+    """robustness.json and .txt, then, with the plot where there is one, .html and .png."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    for ending, what in content.items():
-        replace_file(place / f"robustness.{ending}", what)
+    replace_file(place / "robustness.json", record)
+    replace_file(place / "robustness.txt", text + "\n")
+    whole = report_page("Robustness of weights", results, tables)
+    if _kinds(results):
+        replace_file(place / "robustness.png", png(figure(results)))
+    replace_file(place / "robustness.html", whole)
