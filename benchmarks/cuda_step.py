@@ -126,8 +126,8 @@ def table(all_sizes: Sizes, rounds: int, device: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="measurements, each of all in turns")
     parser.add_argument("--write", action="store_true", help="write docs/cuda_benchmarks.md")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, small, only to see that it runs")
     args = parser.parse_args()

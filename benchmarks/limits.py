@@ -123,8 +123,8 @@ def diagonal_training(rounds: int) -> harness.Timing:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="measurements, each of all in turns")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
     for title, timing in (

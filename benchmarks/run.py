@@ -31,11 +31,11 @@ def section(name: str, rounds: int, capability: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="step,diagonal,training")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-write", action="store_true")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="measurements, each of all in turns")
+    parser.add_argument("--only", default="step,diagonal,training", help="parts, with commas between them")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     capability = torch.ops.torch_ssam.cpu_capability()

@@ -33,9 +33,9 @@ def nanoseconds(call: Callable[[], object], elements: int, rounds: int = 7) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--largest", type=int, default=28, help="log2 of the largest number of parameters")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/scaling.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/scaling.png"), help="the plot")
     args = parser.parse_args()
     import matplotlib
 

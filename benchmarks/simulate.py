@@ -95,9 +95,9 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.5, help="processor time of one turn")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=7, help="measurements, each of all in turns")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(harness.machine())

@@ -109,7 +109,7 @@ virtual_environment() {
   pin=$(.venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')
   constraints=$(mktemp)
   echo "$pin" >"$constraints"
-  .venv/bin/python tools/extra.py build-system dev demo sharpness frameworks dependencies >.venv/requirements.txt
+  .venv/bin/python tools/extra.py build-system dev all frameworks dependencies >.venv/requirements.txt
   .venv/bin/python -m pip install -q -c "$constraints" -r .venv/requirements.txt
   rm -f "$constraints"
   # BackPACK (of curvlinops) brings a torchvision that loads under one build of PyTorch only; where it does not, Lightning

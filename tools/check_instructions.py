@@ -51,9 +51,9 @@ def count(program: str, variant: str, kernel: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("program")
-    parser.add_argument("--record", action="store_true")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("program", help="count_instructions, of the C++ tests")
+    parser.add_argument("--record", action="store_true", help="write the table anew")
     args = parser.parse_args()
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     compiler = subprocess.run(

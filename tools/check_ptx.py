@@ -316,11 +316,18 @@ def page(kernels: dict[int, dict[str, Kernel]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--no-write", action="store_true")
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
-    parser.add_argument("--architectures", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/cuda_kernels.md as it is")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, help="kernels")
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        type=int,
+        choices=ARCHITECTURES,
+        default=ARCHITECTURES,
+        help="compute capabilities, 80 for 8.0",
+    )
     args = parser.parse_args()
     whole = set(args.sources) == set(SOURCES) and set(args.architectures) == set(ARCHITECTURES)
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")

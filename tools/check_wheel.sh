@@ -29,7 +29,7 @@ for version in "${versions[@]}"; do
   "$py" -c "import importlib.metadata as m; m.version('torch')" 2>/dev/null || "$py" -m pip install -q "torch==$version"
   "$py" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >"$work/constraints"
   # Everything but the tools that judge or build sources: with these no test is left out for want of a package.
-  "$PYTHON" tools/extra.py demo sharpness frameworks >"$work/requirements"
+  "$PYTHON" tools/extra.py all frameworks >"$work/requirements"
   "$PYTHON" tools/extra.py dev | grep -E '^(hypothesis|mpmath|pytest|expecttest)' >>"$work/requirements"
   "$py" -m pip install -q -c "$work/constraints" -r "$work/requirements"
   # As in bootstrap.sh: a torchvision made for another build of PyTorch breaks Lightning and transformers.

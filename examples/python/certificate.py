@@ -186,7 +186,9 @@ def certify(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        allow_abbrev=False,
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add: Callable[..., Any] = parser.add_argument
     add("--data", type=Path, help="folder with MNIST's four idx files; default Debian's Fashion-MNIST")
@@ -207,7 +209,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=0.05, help="of the prior, with a cosine")
     add("--fine-tune", type=int, default=1, help="epochs from the prior to the posterior")
     add("--fine-tune-lr", type=float, default=0.001, help="of the posterior; a larger one buys risk with KL")
-    add("--batch", type=int, default=100)
+    add("--batch", type=int, default=100, help="examples of a gradient")
     add("--channels", type=int, default=32, help="of the first convolution; the second has twice as many")
     add("--train-noise", type=float, default=0.03, help="noise_std of S-SAM")
     add(
@@ -219,8 +221,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--delta", type=float, default=0.05, help="probability that the bound fails")
     add("--draws", type=int, default=20_000, help="of noise, with 32 images each")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     add("--out", type=Path, help="file for all numbers, JSON")
     add("--quiet", action="store_true", help="no progress bars")
     add("--quick", action="store_true", help="8000 images, 3 epochs, 2000 draws")

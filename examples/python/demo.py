@@ -36,7 +36,7 @@ def _count(text: str) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="under half a minute: less data, fewer epochs")
     parser.add_argument("--seeds", type=_count, help="seeds of the image part (default 5)")
@@ -74,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Runner(options.threads, console) as runner:
         fitted = diabetes.run(regression, runner.run)
     compared = images.run(classification, options.out, options.threads, console)
-    plot_diabetes(fitted, options.out / "demo_diabetes.png")
-    plot_images(compared, options.out / "demo_images.png")
     tables = [coefficient_table(fitted), balance_table(fitted), grid_table(compared), image_table(compared)]
     for table in tables:
         table.show(console)
     (options.out / "demo.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     numbers = {"diabetes": fitted, "images": compared, "seconds": time.perf_counter() - start}
     (options.out / "demo.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    plot_diabetes(fitted, options.out / "demo_diabetes.png")
+    plot_images(compared, options.out / "demo_images.png")
     console.print(
         f"{numbers['seconds']:.0f} seconds. Tables, numbers and plots are in {options.out}/.", highlight=False
     )

@@ -99,10 +99,15 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--how", choices=("ddp", "fsdp2", "zero"), default="fsdp2")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--how",
+        choices=("ddp", "fsdp2", "zero"),
+        default="fsdp2",
+        help="what spreads the work (default fsdp2)",
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="of training (default 10)")
     parser.add_argument("--checkpoint", help="folder to save to when training is over (fsdp2)")
     parser.add_argument("--resume", help="folder to go on from (fsdp2)")
     args = parser.parse_args()

@@ -6,6 +6,7 @@ Runs are tiny; what a comparison finds is in docs/results.md, not asserted here.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -27,10 +28,24 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from rich.console import Console
+
 from torch_ssam import compare, robustness
 from torch_ssam._common import images as shared_images
 from torch_ssam._common.workers import Workers
-from torch_ssam.compare import METHODS, SAM, SETTINGS, Comparison, Data, Setting, _compare, _measures, _models
+from torch_ssam.compare import (
+    METHODS,
+    SAM,
+    SETTINGS,
+    Comparison,
+    Data,
+    Setting,
+    _compare,
+    _measures,
+    _models,
+    _plots,
+    _tables,
+)
 from torch_ssam.compare import __main__ as cli
 from torch_ssam.compare._methods import Stepper
 from torch_ssam.compare._records import Store, describe
@@ -592,6 +607,59 @@ def test_the_report_stands_alone_and_the_csv_has_every_run(whole: tuple[Path, Co
 def test_a_report_of_nothing_is_a_report_and_says_so(tmp_path: Path) -> None:
     nothing = Comparison(TINY, Store(tmp_path / "tiny"))
     assert "Not finished" in compare.write_report([nothing], tmp_path).read_text()
+
+
+def test_plots_tables_and_columns_without_data_are_left_out(
+    whole: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    nothing = compare.write_report([Comparison(TINY, Store(tmp_path / "tiny"))], tmp_path).read_text()
+    assert "<img" not in nothing
+    assert re.findall("<h3>(.*?)</h3>", nothing) == [
+        "All settings: test score, mean and 95% interval",
+        "Equal budget of gradients",
+        "Tuning: validation score",
+    ]
+    assert not list(tmp_path.rglob("*.png"))
+
+    out, _ = whole
+    some = Comparison(replace(TINY, methods=("sgd", "ssam"), robustness_seeds=0), Store(out / "tiny"))
+    figures = _plots.all_plots(some)
+    assert [axis.get_xlabel() for axis in figures["robustness"].axes] == [
+        "bits a weight, rounded after training"
+    ]
+    tables = [table.markdown() for table in _tables.all_tables(some)]
+    assert "minus SAM" not in "".join(tables)
+    (robustness,) = (text for text in tables if text.startswith("**Robustness"))
+    assert "|  | 8 bits | 3 bits |" in robustness
+    overview = _tables.overview_table([some]).markdown().splitlines()[2]
+    assert overview == "|  | SGD | S-SAM by validation | its score | minus SGD |"
+
+
+def test_tables_are_printed_before_the_report_is_written(
+    whole: tuple[Path, Comparison], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no space left")
+
+    out, found = whole
+    monkeypatch.setattr(cli, "chosen_settings", lambda options: [TINY])
+    monkeypatch.setattr(cli, "write_report", fails)
+    assert cli.main(["--report", "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert found.estimate(found.method("ssam")).text(2) in printed.out
+    assert printed.err == "compare: no space left\n"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_options_chosen_are_never_cut_off(whole: tuple[Path, Comparison], width: int) -> None:
+    _, found = whole
+    shown = io.StringIO()
+    _tables.main_table(found).show(Console(file=shown, width=width))
+    cells = [line.split("│")[-2].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
+    for method in found.methods:
+        chosen = _tables.options_text(found.chosen(method))
+        assert chosen.replace(" ", "") in "".join(cells).replace(" ", "")
+    assert "…" not in shown.getvalue()
 
 
 def test_the_verdict_is_computed_from_the_numbers(

@@ -84,11 +84,13 @@ def test_report_is_one_file_that_needs_no_other(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_extra() -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from torch_ssam.experiments.__main__ import main; main(['signatures', '--quick'])"
+        "from torch_ssam.experiments.__main__ import main; sys.exit(main(['signatures', '--quick']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "the experiments need matplotlib: pip install 'torch_ssam[demo]'" in done.stderr
+    assert done.returncode == 2
+    assert "experiments needs matplotlib" in done.stderr
+    assert "pip install 'torch_ssam[experiments]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("correlation", correlated.CORRELATIONS)

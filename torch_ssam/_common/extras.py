@@ -1,6 +1,6 @@
-"""Modules that torch_ssam can do without, imported where they are needed. Used by sharpness and compare.
+"""Modules that torch_ssam can do without, imported where they are needed. Used by what measures and studies.
 
-Tests: tests/python/test_sharpness.py.
+Tests: tests/python/test_extras.py, test_sharpness.py.
 """
 
 from __future__ import annotations

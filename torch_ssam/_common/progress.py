@@ -26,7 +26,7 @@ def resolve_progress(progress: Any, total: int, unit: str) -> tuple[Report | Non
         tqdm = importlib.import_module("tqdm.auto").tqdm
     except ImportError:
         raise ImportError(
-            "progress=True needs tqdm: pip install tqdm, or torch_ssam[demo]; or pass a function"
+            "progress=True needs tqdm: pip install tqdm, which every extra brings; or pass a function"
         ) from None
     bar = tqdm(total=total, unit=unit, unit_scale=True)
 

@@ -1,6 +1,6 @@
 """`python -m torch_ssam.compare NAME...`: runs settings, and writes report.html and results.csv.
 
-Tests: tests/python/test_compare.py.
+Tests: tests/python/test_compare.py, test_command_lines.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch_ssam._common.command_line import command, in_one_line, output_folder
 from torch_ssam._common.extras import need
-from torch_ssam._common.images import DataError
 from torch_ssam._common.progress import rich_bar
 
 from ._compare import STAGES, Comparison, compare
@@ -59,9 +59,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m torch_ssam.compare",
-        description="Compares SGD, SAM, S-SAM and AdamW, each tuned over a grid of one size; goes on where it was stopped.",
+    made = command(
+        "compare",
+        "Compares SGD, SAM, S-SAM and AdamW, each tuned over a grid of one size; goes on where it was stopped.",
         epilog=f"NAME is one of {', '.join(SETTINGS)}, or all. Methods: {', '.join(METHODS)}.",
     )
     add: Callable[..., Any] = made.add_argument
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add("--validation", type=int, help="validation examples")
     add("--test", type=int, help="test examples")
     add("--epochs", type=int, help="of SGD; the others have as many gradients")
-    add("--batch", type=int)
+    add("--batch", type=int, help="examples of a gradient")
     add("--rates", type=_numbers, help="learning rates of the grid, such as 0.03,0.1")
     add("--adam-rates", type=_numbers, help="AdamW's")
     add("--knob-values", type=int, help="values of each method's own knob in the grid, 1 to 3")
@@ -129,54 +129,66 @@ def chosen_settings(options: argparse.Namespace) -> list[Setting]:
     return [replace(setting.short() if options.short else setting, **given) for setting in settings]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    out = options.out
-    try:
-        settings = chosen_settings(options)
-        need("matplotlib.figure", "compare", "the report of a comparison")  # now, not after hours of runs
-        rich = need("rich.console", "compare", "python -m torch_ssam.compare")
-        console = rich.Console()
-        if not console.is_terminal:
-            console = rich.Console(width=170)
-        if options.report:
-            comparisons = [Comparison(setting, Store(out / setting.name)) for setting in settings]
-        else:
-            bar: Any = contextlib.nullcontext() if options.quiet else rich_bar("runs", console)
-            with bar as report:
-                comparisons = compare(
-                    settings, out=out, workers=options.workers, stages=options.stages, progress=report
-                )
-    except (DataError, ValueError, TypeError, ImportError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"compare: stopped. Finished runs are recorded in {out}; the same command goes on.",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenProcessPool:
-        print(
-            f"compare: a worker process ended (out of memory?). Finished runs are recorded in {out}; the same command goes "
-            "on, --workers 1 needs the least memory.",
-            file=sys.stderr,
-        )
-        return 1
+def run(options: argparse.Namespace) -> None:
+    """Runs what is not recorded yet, prints the tables, and writes the report."""
+    settings = chosen_settings(options)
+    need("matplotlib.figure", "compare", "the report of a comparison")  # now, not after hours of runs
+    console = _console()
+    if options.report:
+        comparisons = [recorded(setting, options.out) for setting in settings]
+    else:
+        output_folder(options.out)
+        bar: Any = contextlib.nullcontext() if options.quiet else rich_bar("runs", console)
+        with bar as progress:
+            comparisons = compare(
+                settings, out=options.out, workers=options.workers, stages=options.stages, progress=progress
+            )
     for comparison in comparisons:
         if comparison.data.note:
             print(f"compare: {comparison.name}: {comparison.data.note}", file=sys.stderr)
-    path = write_report(comparisons, out)
     if not options.quiet:
         for comparison in comparisons:
             console.rule(comparison.name)
-            main_table(comparison).show(console)
-            time_table(comparison).show(console)
+            for table in (main_table(comparison), time_table(comparison)):
+                if table.has_data:
+                    table.show(console)
             for line in verdict(comparison):
                 console.print(line, highlight=False)
         overview_table(comparisons).show(console)
-        console.print(f"Report: {path}; every run: {out / 'results.csv'}", highlight=False)
-    return 0
+    path = write_report(comparisons, options.out)
+    if not options.quiet:
+        console.print(f"Report: {path}; every run: {options.out / 'results.csv'}", highlight=False)
+
+
+def _console() -> Any:
+    rich = need("rich.console", "compare", "python -m torch_ssam.compare")
+    console = rich.Console()
+    return console if console.is_terminal else rich.Console(width=170)
+
+
+def recorded(setting: Setting, out: Path) -> Comparison:
+    """What a folder has of a setting.
+
+    Raises: ValueError: there is no such folder.
+    """
+    if not out.is_dir():
+        raise ValueError(
+            f"{out} is no folder; expected the one that runs were recorded in (--out of the command that made them)."
+        )
+    return Comparison(setting, Store(out / setting.name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    kept = f"Finished runs are recorded in {options.out}; the same command goes on"
+    try:
+        return in_one_line("compare", lambda: run(options), stopped=f"stopped. {kept}.")
+    except BrokenProcessPool:
+        print(
+            f"compare: a worker process ended (out of memory?). {kept}, --workers 1 needs the least memory.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each is a function of a `Setting` (quick or not, seed) that returns a `Result` (claim, prediction, what was
 measured, verdict, table, figure). `run(name)` runs one, `run_all(out)` all of them with a report page. They
-need the `demo` extra: matplotlib, scikit-learn, tqdm. docs/experiments.md tells what each found. Tests:
+need the extra `experiments`: matplotlib, scikit-learn, SciPy, tqdm. docs/experiments.md tells what each found. Tests:
 tests/python/test_experiments.py.
 
     >>> from torch_ssam.experiments import NAMES, run

@@ -7,7 +7,6 @@ Tests: tests/python/test_experiments.py.
 from __future__ import annotations
 
 import csv
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from torch_ssam._common.extras import need
 from torch_ssam._common.html_page import png
 from torch_ssam.simulate import Simulation, simulate
 
@@ -24,16 +24,6 @@ T = TypeVar("T")
 
 # Colours that stay apart for readers who do not see red and green.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-
-def need(module: str) -> Any:
-    """Imports a module of the `demo` extra, or says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise SystemExit(
-            f"the experiments need {module.split('.')[0]}: pip install 'torch_ssam[demo]'"
-        ) from None
 
 
 def settle(
@@ -109,7 +99,9 @@ def show(value: Any) -> str:
 
 def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Any, list[Any]]:
     """A figure with a row of plots, made without pyplot, so that no display or backend is touched."""
-    figure = need("matplotlib.figure").Figure(figsize=(width * columns, height), layout="constrained")
+    figure = need("matplotlib.figure", "experiments", "a figure").Figure(
+        figsize=(width * columns, height), layout="constrained"
+    )
     plots = figure.subplots(1, columns, squeeze=False)[0]
     for plot in plots:
         plot.spines[["top", "right"]].set_visible(False)
@@ -120,7 +112,7 @@ def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Any
 def half_width(values: Floats, axis: int = 0) -> Floats:
     """Half the width of the 95% interval (Student's t) of the mean of independent values."""
     n = values.shape[axis]
-    quantile = need("scipy.stats").t.ppf(0.975, n - 1)
+    quantile = need("scipy.stats", "experiments", "Student's interval").t.ppf(0.975, n - 1)
     return np.asarray(quantile * values.std(axis=axis, ddof=1) / np.sqrt(n))
 
 

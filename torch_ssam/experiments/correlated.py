@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from torch_ssam import theory
+from torch_ssam._common.extras import need
 
-from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, need, settle, tail_mean
+from ._common import COLOURS, Floats, Result, Setting, axes, column_mean, settle, tail_mean
 
 ETA = 0.5
 TARGET = np.array([1.5, -1.0, 0.0, 0.6, 0.0, 0.0, -0.4, 0.0])
@@ -34,7 +35,7 @@ def lasso(sigma: Floats) -> Floats:
     uniform."""
     root = np.linalg.cholesky(sigma).T
     scale = np.diag(sigma)
-    model = need("sklearn.linear_model").Lasso(
+    model = need("sklearn.linear_model", "experiments", "the experiment correlated").Lasso(
         alpha=ETA**2 / len(TARGET), fit_intercept=False, tol=1e-14, max_iter=1_000_000
     )
     solution: Floats = model.fit(root / scale, root @ TARGET).coef_ / scale

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import torch_ssam
+from torch_ssam._common.extras import need
 
-from ._common import COLOURS, Floats, Result, Setting, axes, mean_error, need
+from ._common import COLOURS, Floats, Result, Setting, axes, mean_error
 
 ETA = 0.05
 LR = 0.03
@@ -29,7 +30,7 @@ SCALES = (0.6, 1.0, 3.0)  # of the layers at the start, times the usual uniform 
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y = need("sklearn.datasets").load_digits(return_X_y=True)
+    x, y = need("sklearn.datasets", "experiments", "the experiment networks").load_digits(return_X_y=True)
     inputs = torch.tensor(x / 16.0 - 0.3, dtype=torch.float32)
     labels = torch.tensor(y, dtype=torch.int64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

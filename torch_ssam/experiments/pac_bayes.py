@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torch_ssam import theory
+from torch_ssam._common.extras import need
 from torch_ssam._common.images import FASHION_MNIST, load_idx_folder
 from torch_ssam.simulate import simulate
 
-from ._common import COLOURS, Floats, Result, Setting, axes, need
+from ._common import COLOURS, Floats, Result, Setting, axes
 
 _C: Any = importlib.import_module("torch_ssam._C")
 
@@ -47,7 +48,7 @@ def fashion() -> Problem | None:
 
 
 def problems() -> list[Problem]:
-    datasets = need("sklearn.datasets")
+    datasets = need("sklearn.datasets", "experiments", "the experiment pac_bayes")
     x, y = datasets.load_diabetes(return_X_y=True)
     cx, cy = datasets.load_breast_cancer(return_X_y=True)
     found = [

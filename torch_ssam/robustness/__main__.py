@@ -1,12 +1,11 @@
 """`python -m torch_ssam.robustness MODULE:FUNCTION [CHECKPOINT ...]`: what is left of models when weights are disturbed.
 
-Tests: tests/python/test_robustness_report.py.
+Tests: tests/python/test_robustness_report.py, test_command_lines.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from torch_ssam._common.command_line import command, in_one_line, named_function, output_folder, tqdm_bars
+from torch_ssam._common.extras import need
 
 from ._compare import Comparison, compare
 from ._contexts import KINDS, RELATIVE_TO
@@ -54,12 +56,11 @@ def per(text: str) -> str | int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m torch_ssam.robustness",
-        description="What is left of a model when its weights are rounded to few bits, noisy, or hit by bit flips.",
+    made = command(
+        "robustness",
+        "What is left of a model when its weights are rounded to few bits, noisy, or hit by bit flips.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add: Callable[..., Any] = made.add_argument
     add("function", metavar="MODULE:FUNCTION", help="what to measure, see below")
@@ -150,19 +151,7 @@ OPTIONS = (
 
 def _made(name: str) -> tuple[Any, ...]:
     """What the user's function returns: model, data, metric, calibration."""
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ValueError(f"{name!r} is no MODULE:FUNCTION.")
-    sys.path.insert(0, "")  # as `python -m` finds modules of the current folder
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise
-        raise ValueError(f"there is no module {module!r} here or on the Python path.") from None
-    except AttributeError:
-        raise ValueError(f"module {module!r} has no {function!r}.") from None
-    result = found()
+    result = named_function(name)()
     if not isinstance(result, tuple | list) or not 2 <= len(result) <= 4:
         came = f"{len(result)} members" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
         raise ValueError(
@@ -188,33 +177,35 @@ def _named(checkpoints: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+def report(given: argparse.Namespace) -> None:
+    """Measures, prints, and with --out saves."""
     options = {name: getattr(given, name) for name in OPTIONS if getattr(given, name) not in (None, False)}
     if options.get("relative_to") == "none":
         options["relative_to"] = None
-    try:
-        checkpoints = _named(given.checkpoints)
-        model, data, metric, calibration = _made(given.function)
-        options |= {"calibration": calibration, "progress": None if given.quiet else True}
-        found: Robustness | Comparison
-        if checkpoints:
-            found = compare(checkpoints, data, metric, model=model, **options)
-            if len(checkpoints) == 1:
-                (found,) = found.results.values()
-        else:
-            found = measure(model, data, metric, **options)
-        print(found)
-        if given.out is not None:
-            found.save(given.out)
-            print(f"Report: {given.out / 'robustness.html'}")
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"robustness: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("robustness: stopped.", file=sys.stderr)
-        return 130
-    return 0
+    if given.out is not None:
+        need(
+            "matplotlib.figure", "robustness", "--out, for its plot,"
+        )  # now, not after everything is measured
+        output_folder(given.out)
+    checkpoints = _named(given.checkpoints)
+    model, data, metric, calibration = _made(given.function)
+    options |= {"calibration": calibration, "progress": tqdm_bars("robustness", given.quiet)}
+    found: Robustness | Comparison
+    if checkpoints:
+        found = compare(checkpoints, data, metric, model=model, **options)
+        if len(checkpoints) == 1:
+            (found,) = found.results.values()
+    else:
+        found = measure(model, data, metric, **options)
+    print(found, flush=True)
+    if given.out is not None:
+        found.save(given.out)
+        print(f"Report: {given.out / 'robustness.html'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    return in_one_line("robustness", lambda: report(given))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Comparison:
 
     def figure(self) -> Any:
         """The landscapes along one filter-normalised direction, a curve a checkpoint (needs matplotlib)."""
-        figure = need("matplotlib.figure", "demo", "the plot of a comparison").Figure(
+        figure = need("matplotlib.figure", "sharpness", "the plot of a comparison").Figure(
             figsize=(6, 4.2), layout="constrained"
         )
         axis = figure.subplots()

@@ -76,7 +76,7 @@ class Landscape:
 
     def figure(self) -> Any:
         """A matplotlib figure, made without a display."""
-        figure = need("matplotlib.figure", "demo", "the plot of a landscape").Figure(
+        figure = need("matplotlib.figure", "sharpness", "the plot of a landscape").Figure(
             figsize=(5.5, 4.2), layout="constrained"
         )
         self.draw(figure.subplots())
