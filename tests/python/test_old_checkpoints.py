@@ -93,7 +93,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 def test_there_are_fixtures() -> None:
     assert {f.zip.parent.name for f in TRAINED} >= {"1e48826"}
-    for family, least in {"ssam": 65, "wrap": 34, "diagonal": 8, "noise": 9}.items():
+    for family, least in {"ssam": 65, "wrap": 34, "diagonal": 8, "noise": 9, "cpp": 44}.items():
         assert len(fixtures(family)) >= least, family
     assert len(OBJECTS) >= 40
 
