@@ -1,5 +1,6 @@
 """Sphinx configuration: `make docs` builds the site into docs/_build, warnings are errors."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ release = version = __version__
 copyright = author
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # myst_parser, and the tutorials run
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -28,8 +29,20 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build"]
+
+# Pages with a kernelspec at their head (tutorials/) are run, in a folder of their own; a cell that fails fails the site.
+# Unchanged ones are taken from docs/_build/.jupyter_cache.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(ROOT / "docs" / "_build" / ".jupyter_cache")
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell, on a busy machine
+nb_merge_streams = True
+# What the kernels see: this checkout, and matplotlib's default for notebooks.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ.pop("MPLBACKEND", None)
 
 plot_formats = [("png", 160)]
 plot_html_show_formats = plot_html_show_source_link = False
