@@ -142,9 +142,9 @@ cuda: build                 ## tests and benchmark on a GPU; fails where there i
 	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py
 	FAIL_WITHOUT_CUDA=1 $(PY) benchmarks/cuda_step.py --write
 
-docs: build need-doxygen    ## the site, in docs/_build
+docs: build need-doxygen    ## the site, in docs/_build/html
 	@$(PY) tools/extra.py docs | xargs $(PY) -m pip install -q
-	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # The versions of PyTorch that the wheel is tried under: 2.14.1 and 2.10.0 bring CUDA 13's and 12.8's, 13 GB of downloads.
 WHEEL_TORCH ?= 2.13.0 2.14.1 2.10.0

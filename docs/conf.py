@@ -1,4 +1,4 @@
-"""Sphinx configuration: `make docs` builds the site into docs/_build, warnings are errors."""
+"""Sphinx configuration: `make docs` builds the site into docs/_build/html, warnings are errors."""
 
 import os
 import shutil
@@ -33,9 +33,9 @@ source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build"]
 
 # Pages with a kernelspec at their head (tutorials/) are run, in a folder of their own; a cell that fails fails the site.
-# Unchanged ones are taken from docs/_build/.jupyter_cache.
+# Unchanged ones are taken from docs/_build/jupyter_cache.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(ROOT / "docs" / "_build" / ".jupyter_cache")
+nb_execution_cache_path = str(ROOT / "docs" / "_build" / "jupyter_cache")
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds a cell, on a busy machine
