@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torch_ssam.noise.cached_weights import forget_cached_weights
 from torch_ssam.noise.regenerate import Recipe, without
 from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
@@ -165,7 +166,6 @@ def expect_writes(saved: list[Saved], keys: list[int]) -> None:
 
 
 def tell_torch(params: list[Tensor]) -> None:
-    """Autograd, and autocast, which keeps its casts of weights for a whole block, that the weights changed."""
-    if torch._C._is_any_autocast_enabled():
-        torch.clear_autocast_cache()
+    """Autograd, and what keeps things computed from weights for a whole block, that the weights changed."""
+    forget_cached_weights()
     torch.autograd.graph.increment_version(params)

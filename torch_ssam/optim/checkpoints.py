@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
+from torch_ssam.noise.cached_weights import forget_cached_weights
 from torch_ssam.noise.scales import rows_of
 from torch_ssam.noise.state import NoiseState
 from torch_ssam.noise.weights import PerturbedWeightsChanged
@@ -318,6 +319,7 @@ class NoiseOptimizer(Optimizer):
             return
         for p, clean in self._pending_clean.items():
             p.detach().copy_(clean)
+        forget_cached_weights()
         self._pending_clean = {}
 
 
