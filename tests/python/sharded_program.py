@@ -344,6 +344,28 @@ def fsdp_trains_as_one_process_does() -> None:
 
 
 @check
+def passes_without_a_reduction_count_with_the_one_that_reduces() -> None:
+    """set_requires_gradient_sync(False): what such a pass gathers is in no p.grad until a later one reduces it."""
+    net, whole = sharded_net(), whole_net()
+    opt, plain = ssam(net), ssam(whole)
+    for first in (0, 3):
+        for k, (x, y) in enumerate(batches(3, first)):
+            net.set_requires_gradient_sync(k == 2)
+            for one, model in ((opt, net), (plain, whole)):
+                with one.perturb():
+                    loss_of(model, x, y).backward()
+            if k < 2 and first:  # with the zeros of the step before
+                refused("no p.grad changed", opt.step, RuntimeError)
+        opt.step()
+        plain.step()
+        for one in (opt, plain):
+            if first == 0:
+                one.zero_grad(set_to_none=False)
+    expect_close(net, whole)
+    expect_moved(net)
+
+
+@check
 def hybrid_fsdp_trains_as_one_process_does() -> None:
     """Two copies of a model that is sharded in two."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))

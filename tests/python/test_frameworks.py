@@ -256,6 +256,146 @@ def test_a_failing_lightning_run_leaves_clean_weights(tmp_path: Path) -> None:
     assert front.same_bits(front.snapshot(module.net), clean)
 
 
+def reading_callback(moments: list[str]) -> tuple[Any, dict[str, list[list[Tensor]]]]:
+    """A callback that notes the weights that it finds, and what it has found."""
+    lightning = needed("lightning.pytorch", "Lightning")
+    found: dict[str, list[list[Tensor]]] = {moment: [] for moment in moments}
+
+    class Reads(lightning.Callback):  # type: ignore[misc, name-defined]
+        pass
+
+    for moment in moments:
+
+        def read(self: Any, trainer: Any, module: Any, *_: Any, moment: str = moment, **__: Any) -> None:
+            found[moment].append(front.snapshot(module.net))
+
+        setattr(Reads, moment, read)
+    return Reads(), found
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_callbacks_of_lightning_read_clean_weights_in_any_order(
+    kind: str, accumulate: int, first: bool, tmp_path: Path
+) -> None:
+    moments = ["on_train_batch_start", "on_train_batch_end", "on_train_epoch_start", "on_train_epoch_end"]
+    moments += ["on_validation_start", "on_validation_end", "on_train_end"]
+    reads, found = reading_callback(moments)
+    module = lightning_module(MAKERS[kind], keep_perturbed=True)
+    noisy: list[list[Tensor]] = []
+    step = module.training_step
+
+    def training_step(batch: Any, batch_idx: int) -> Tensor:
+        noisy.append(front.snapshot(module.net))
+        return step(batch, batch_idx)
+
+    module.training_step = training_step
+    trainer = lightning_trainer(
+        tmp_path,
+        callbacks=[keep_perturbed(), reads] if first else [reads, keep_perturbed()],
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, loader_of(), loader_of(1))
+
+    model = front.Net()
+    opt = MAKERS[kind](model)
+    for k, (x, y) in enumerate(front.batches(4) * 2):
+        for p, q in zip(found["on_train_batch_start"][k], model.parameters(), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-5, atol=1e-6)
+        assert not front.same_bits(noisy[k], found["on_train_batch_start"][k])
+        if k % accumulate == 0:
+            opt.zero_grad()
+            pair = [(x, y)]
+        else:
+            pair.append((x, y))
+        if len(pair) == accumulate:
+            with opt.perturb():
+                for a, b in pair:
+                    (front.loss_of(model, a, b) / accumulate).backward()
+            opt.step()
+        for p, q in zip(found["on_train_batch_end"][k], model.parameters(), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-5, atol=1e-6)
+    end = found["on_train_end"][0]
+    assert front.same_bits(found["on_validation_end"][-1], end)
+    assert front.same_bits(found["on_train_epoch_end"][-1], end)
+    assert front.same_bits(front.snapshot(module.net), end)
+    assert "on_train_batch_start" not in vars(trainer.strategy)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_lightning_averages_clean_weights_in_any_order(first: bool, tmp_path: Path) -> None:
+    """test_peers.py, row 34."""
+    callbacks = needed("lightning.pytorch", "Lightning").callbacks
+    ends = []
+    for kept in (True, False):
+        ema = callbacks.EMAWeightAveraging(decay=0.5)
+        own = [keep_perturbed()] if kept else []
+        module = lightning_module(front.ssam, keep_perturbed=kept)
+        trainer = lightning_trainer(
+            tmp_path, callbacks=[*own, ema] if first else [ema, *own], enable_checkpointing=False
+        )
+        trainer.fit(module, loader_of(), loader_of(1))
+        ends.append(front.snapshot(module.net))  # the average
+        ends.append(module.validated[-1])
+    assert front.same_bits(ends[0], ends[2])
+    assert front.same_bits(ends[1], ends[3])
+    assert not front.same_bits(ends[0], our_own(front.ssam, epochs=2))
+
+
+def tunable(make: Callable[..., Any], **options: Any) -> Any:
+    module = lightning_module(make, **options)
+    module.lr = 0.05
+    module.batch_size = 3
+    module.noisy = []
+    step = module.training_step
+
+    def training_step(batch: Any, batch_idx: int) -> Tensor:
+        module.noisy.append(front.snapshot(module.net))
+        return step(batch, batch_idx)
+
+    module.training_step = training_step
+    module.val_dataloader = lambda: loader_of(1)
+    module.train_dataloader = lambda: DataLoader(loader_of().dataset, batch_size=module.batch_size)
+    return module
+
+
+@pytest.mark.parametrize("what", ["lr_find", "scale_batch_size"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_lightning_s_tuner_tries_with_noise_and_leaves_no_trace(
+    accumulate: int, what: str, tmp_path: Path
+) -> None:
+    tuner = importlib.import_module("lightning.pytorch.tuner").Tuner if keep_perturbed() else None
+    ends = []
+    for tuned in (True, False):
+        module = tunable(front.ssam, keep_perturbed=True)
+        trainer = lightning_trainer(
+            tmp_path,
+            callbacks=[keep_perturbed()],
+            enable_checkpointing=False,
+            accumulate_grad_batches=accumulate,
+        )
+        clean = front.snapshot(module.net)
+        if tuned:
+            if what == "lr_find":
+                found = tuner(trainer).lr_find(
+                    module, num_training=6, update_attr=False, min_lr=1e-6, max_lr=1e-4
+                )
+                assert len(found.results["loss"]) == 6
+            else:
+                tuner(trainer).scale_batch_size(module, max_trials=2, steps_per_trial=2)
+            assert front.same_bits(front.snapshot(module.net), clean)
+            assert len(module.noisy) > 3
+            assert all(not front.same_bits(one, clean) for one in module.noisy)
+            assert not front.same_bits(module.noisy[0], module.noisy[-1])
+        module.batch_size = 12
+        trainer.fit(module)
+        ends.append(front.snapshot(module.net))
+    assert front.same_bits(*ends)
+    assert not front.same_bits(ends[0], clean)
+
+
 def test_lightning_on_two_processes_keeps_ranks_together(tmp_path: Path) -> None:
     needed("lightning.pytorch", "Lightning on two processes")
     program = Path(__file__).with_name("lightning_two_processes.py")

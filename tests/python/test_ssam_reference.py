@@ -290,11 +290,10 @@ def test_a_frozen_parameter_with_a_gradient_is_updated_as_sgd_does() -> None:
         opt = torch_ssam.SSAM([p, other], lr=0.1, noise_std=0.2, momentum=0.9, keep_perturbed=kept)
         sgd = torch.optim.SGD([q], lr=0.1, momentum=0.9)
         opt.train()
-        p.grad, q.grad, other.grad = torch.ones(3), torch.ones(3), torch.ones(2)
         p.requires_grad_(False)
         q.requires_grad_(False)
         with opt.perturb() if not kept else torch.enable_grad():
-            pass
+            p.grad, q.grad, other.grad = torch.ones(3), torch.ones(3), torch.ones(2)
         opt.step()
         sgd.step()
         opt.eval()

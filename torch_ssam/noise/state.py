@@ -16,11 +16,13 @@ from torch import Tensor
 
 from torch_ssam.noise import parameters
 from torch_ssam.noise.generator import Generator, NoiseArguments
+from torch_ssam.noise.last import restore_at_last
 from torch_ssam.noise.masters import Masters
 from torch_ssam.noise.members import Group, Members, Placement
 from torch_ssam.noise.regenerate import Recipe, add, recipe
 from torch_ssam.noise.saved import Saved, WrittenTogether, expect_writes, tell_torch
 from torch_ssam.noise.scales import ScaleArguments, Scales
+from torch_ssam.noise.size import NoiseSize
 from torch_ssam.noise.weights import SavedWeights
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.entries import ops
@@ -38,6 +40,7 @@ class NoiseState(SavedWeights):
         super().__init__(groups, masters)
         self.generator = Generator(seed, stream)
         self.scales = Scales()
+        self.size = NoiseSize()
 
     def keep_only(self, keys: set[int]) -> None:
         """Forgets tensors that are in no group any more, save what takes their noise off."""
@@ -48,7 +51,9 @@ class NoiseState(SavedWeights):
 
     def apply(self, sample: int = 0, negate: bool = False, draw_offset: int = 0) -> None:
         """Puts noise on every trainable tensor of groups with noise_std > 0."""
-        for group, members in self.placed():
+        placed = self.placed()
+        self.size.look(placed, self.clean_of)
+        for group, members in placed:
             if float(group["noise_std"]) != 0.0:
                 self.apply_group(group, members, sample, negate, draw_offset)
 
@@ -184,6 +189,7 @@ class NoiseState(SavedWeights):
         self.generator.set(state["seed"], state["draw"])
         self.masters = Masters(state.get("keeps_masters", False))
         self.masters.set_all(dict(state.get("masters", ())))
+        self.size = NoiseSize()
         self.scales = Scales()
         self.scales.set_fisher_sums(dict(state.get("fisher", ())))
         masters = self.masters.saved
@@ -191,6 +197,22 @@ class NoiseState(SavedWeights):
         self._copies = {key: saved for key, saved in self._applied.items() if key not in masters}
         if self._applied:
             WrittenTogether(list(self._applied.values())).note()
+
+    def apply_to_clean(self) -> None:
+        """Puts the noise back on tensors that were copied or pickled with their clean weights, as attach() has it."""
+        clean = [
+            key
+            for key, saved in self._applied.items()
+            if torch.equal(local_of(saved.param), local_of(saved.clean).to(saved.param.dtype))
+        ]
+        for key in clean:
+            del self._applied[key]
+            self._copies.pop(key, None)  # which may be the tensor's own memory
+        if clean:
+            self.apply_new()
+
+    def __del__(self) -> None:
+        restore_at_last(self)
 
     def bind(self, groups: Callable[[], list[Group]]) -> None:
         """Reads groups from here on from this callable (after unpickling)."""

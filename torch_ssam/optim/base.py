@@ -21,8 +21,10 @@ from torch_ssam.noise.options import count_passes
 from torch_ssam.noise.scope import Scope
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
+from torch_ssam.optim import attached
 from torch_ssam.optim.checkpoints import NoiseOptimizer
-from torch_ssam.optim.clean_weights import CleanWeights, check_model, hand_out_clean
+from torch_ssam.optim.clean_weights import CleanWeights, check_model
+from torch_ssam.optim.counted import GradientWatch, Witness
 from torch_ssam.optim.hooks import hooked_step
 from torch_ssam.optim.passes import (
     HALF,
@@ -41,6 +43,11 @@ WAYS = (
     "(4) construct it with keep_perturbed=True, call `opt.train()` once, and keep a stock loop."
 )
 
+EMPTY_PASS = (
+    "A pass has ended in which no p.grad changed: backward() belongs inside perturb() as well as the forward pass, and "
+    "gradients that are computed otherwise are assigned inside. "
+)
+
 FIRST = Pass(0, False, False)
 
 
@@ -51,10 +58,14 @@ class Perturbation(Scope):
     (`last=False`), and the pass at clean weights moves nothing.
     """
 
-    def __init__(self, owner: NoiseDriver, one: Pass = FIRST, last: bool = True) -> None:
+    def __init__(
+        self, owner: NoiseDriver, one: Pass = FIRST, last: bool = True, by_closure: bool = False
+    ) -> None:
         self._owner = owner
         self._pass = one
         self._last = last
+        self._by_closure = by_closure
+        self._watch: GradientWatch | None = None
 
     def _check(self) -> None:
         self._owner._check_pass()
@@ -62,11 +73,17 @@ class Perturbation(Scope):
     def _begin(self) -> None:
         owner = self._owner
         owner._inside_pass = True
+        owner._watched = not (self._by_closure or self._pass.clean)
+        if owner._watched and not owner._fresh:
+            owner._watch = GradientWatch(owner.param_groups, owner._emptied, owner._witness)
+        owner._emptied = False
         if not self._pass.clean:
             owner._noise.apply(self._pass.sample, self._pass.negate)
 
     def _end(self) -> None:
         owner = self._owner
+        self._watch, owner._watch = owner._watch, None
+        owner._watched = owner._emptied = False
         try:
             owner._noise.restore()
         finally:
@@ -76,13 +93,27 @@ class Perturbation(Scope):
                 owner._inside_pass = False
 
     def _completed(self) -> None:
-        self._owner._fresh = True
+        owner, watch = self._owner, self._watch
+        if self._by_closure:
+            owner._fresh = True
+        elif watch is not None:
+            if watch.changed(owner.param_groups):
+                owner._fresh = True
+            else:  # counts for nothing, and takes nothing from the passes before it
+                owner._pass_without_gradient = True
+            owner._witness = watch.witness
 
 
 class NoiseDriver(NoiseOptimizer):
     """Base of the optimizers of this package: an Optimizer whose gradients are taken at perturbed weights."""
 
+    _noticed_eval = False  # whether an attached model in eval mode was warned of
     _cleared = False  # whether gradients were filled with zeros since the last step
+    _emptied = False  # whether zero_grad took all gradients away since the last pass
+    _watched = False  # whether a pass is open whose gradients decide if it counts
+    _watch: GradientWatch | None = None  # of the pass that is open, while no earlier one counts
+    _witness: Witness | None = None  # a parameter that the last pass gave a gradient
+    _pass_without_gradient = False  # whether a pass since the last step changed none
     _warned_of_clean_gradients = False
 
     def _update(self) -> None:
@@ -253,18 +284,22 @@ class NoiseDriver(NoiseOptimizer):
         loss = None
         if closure is not None:
             loss = self._run_closure(closure)
-        elif not self._fresh and self._noisy() and not self._idle():
+        elif not self._fresh and self._noisy() and not self._idle() and not self._without_gradients():
             raise RuntimeError(
-                f"step() without a gradient at perturbed weights since the last step: this would train "
-                f"without noise. {WAYS}"
+                "step() without a gradient at perturbed weights since the last step: this would train without noise. "
+                f"{EMPTY_PASS if self._pass_without_gradient else ''}{WAYS}"
             )
         self._update()
-        self._fresh = self._cleared = False
+        self._fresh = self._cleared = self._emptied = self._pass_without_gradient = False
         return loss
 
     def _idle(self) -> bool:
         """Whether every lr is 0: a step then trains nothing (checkpoint tools make one to create state)."""
         return all(float(group.get("lr", 1.0)) == 0.0 for group in self.param_groups)
+
+    def _without_gradients(self) -> bool:
+        """Whether a pass has left no gradient at all: a step then moves nothing."""
+        return self._pass_without_gradient and self._first_gradient() is None
 
     def _step_kept(self, closure: Callable[[], Any] | None) -> Any:
         if not self._training and not self._idle():
@@ -296,7 +331,7 @@ class NoiseDriver(NoiseOptimizer):
         passes = passes_of(self.param_groups[0])
         if len(passes) == 1:
             held = None if self._fresh or self._cleared else self._first_gradient()
-            with Perturbation(self), torch.enable_grad():
+            with Perturbation(self, by_closure=True), torch.enable_grad():
                 loss = closure()
             if held is not None and not self._cleared and held is self._first_gradient():
                 self._warn_of_clean_gradients()
@@ -310,7 +345,7 @@ class NoiseDriver(NoiseOptimizer):
         self._scale_grads(1.0 / weights[0])
         try:
             for one, weight in zip(passes, weights, strict=True):
-                with Perturbation(self, one, last=False), torch.enable_grad():
+                with Perturbation(self, one, last=False, by_closure=True), torch.enable_grad():
                     loss = closure()
                 if loss is not None and not isinstance(loss, Tensor | numbers.Real):
                     raise TypeError(
@@ -433,7 +468,7 @@ class NoiseDriver(NoiseOptimizer):
         """
         check_model("clean_state_dict", model)
         self._hands_out_clean = True
-        handles = hand_out_clean(model, self)
+        handles = attached.hand_out_clean(model, self)
         try:
             state_dict: dict[str, Any] = model.state_dict()
         finally:
@@ -442,10 +477,13 @@ class NoiseDriver(NoiseOptimizer):
         return state_dict
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """From now on model.state_dict() has clean weights in it, also while the parameters hold noise.
+        """From now on what is saved or copied of the model has clean weights in it, also while it holds noise.
 
-        For frameworks that save at moments of their own while weights are kept perturbed. Copies and pickles
-        of the model itself, and `model.state_dict(keep_vars=True)`, are as they were.
+        For frameworks that save, copy and evaluate at moments of their own while weights are kept perturbed:
+        `model.state_dict()`, `copy.deepcopy(model)` and `torch.save(model)`, of the model and of any part of it, are
+        clean. The first forward pass of the model in eval mode while the optimizer is in train warns; inside a region of
+        torch.compile it does not. `model.state_dict(keep_vars=True)` holds the parameters themselves. A module's own
+        `__deepcopy__` or `__reduce__` that reads weights other than by copying its parameters reads what is there.
 
         Returns:
             Handles; `remove()` of each detaches it.
@@ -462,7 +500,7 @@ class NoiseDriver(NoiseOptimizer):
         """
         check_model("attach", model)
         self._hands_out_clean = True
-        return hand_out_clean(model, self)
+        return attached.attach(model, self)
 
     @untraced  # PyTorch 2.10's tracer cannot set an attribute of an optimizer
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -474,4 +512,6 @@ class NoiseDriver(NoiseOptimizer):
         else:
             super().zero_grad(set_to_none)
         self._fresh = False
-        self._cleared = not set_to_none
+        self._cleared, self._emptied = not set_to_none, set_to_none
+        if self._watched:  # inside of a pass, which starts anew
+            self._watch = GradientWatch(self.param_groups, set_to_none, self._witness)

@@ -8,6 +8,7 @@ ways to drive on this class. Tests: test_checkpoints.py, test_keep_perturbed.py,
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -43,18 +44,21 @@ class NoiseOptimizer(Optimizer):
         update_options.check_caller()
         stream = seeds.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
-        # Weakly, or only the garbage collector would free the copies of the weights.
+        self._noise = NoiseState(self._weak_groups(), seeds.resolve_seed(seed), stream, masters)
+        self._inside_pass = False
+        self._fresh = False
+        self._training = False
+        self._pending_clean = {}
+
+    def _weak_groups(self) -> Callable[[], list[dict[str, Any]]]:
+        """The groups as the noise asks for them: weakly, or only the garbage collector would free the weights' copies."""
         myself = weakref.ref(self)
 
         def groups() -> list[dict[str, Any]]:
             optimizer = myself()
             return [] if optimizer is None else optimizer.param_groups
 
-        self._noise = NoiseState(groups, seeds.resolve_seed(seed), stream, masters)
-        self._inside_pass = False
-        self._fresh = False
-        self._training = False
-        self._pending_clean = {}
+        return groups
 
     # -- options ---------------------------------------------------------------------------------------------
 
@@ -311,7 +315,8 @@ class NoiseOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_noise" in state:
-            self._noise.bind(lambda: self.param_groups)
+            self._noise.bind(self._weak_groups())
+            self._noise.apply_to_clean()
 
     def _settle(self) -> None:
         """Writes clean weights that a loaded state_dict carried."""

@@ -1,23 +1,22 @@
 """Clean weights while the parameters hold perturbed ones: for checkpoints, averages and BatchNorm statistics.
 
 With keep_perturbed the weights are noisy between `train()` and `eval()`, and frameworks save, average and
-evaluate at moments of their own. Everything that hands out clean weights then is here. BatchNorm's running
-statistics belong to the weights that produced them, so they are gathered anew, or kept out of noisy passes.
+evaluate at moments of their own. Contexts for that are here; what an attached model hands out is in attached.py.
+BatchNorm's running statistics belong to the weights that produced them, so they are gathered anew, or kept out of
+noisy passes.
 Tests: tests/python/test_clean_weights.py.
 """
 
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weights import SavedWeights
@@ -60,46 +59,6 @@ class CleanWeights(Scope):
 
     def _end(self) -> None:
         self._owner._resume(*self._was)
-
-
-class _HandOutClean:
-    """A state_dict hook: puts clean weights in the place of a module's own parameters.
-
-    What `keep_vars=True` asks for, the parameters themselves, stays as it is.
-    """
-
-    def __init__(self, owner: Owner) -> None:
-        self._owner: Callable[[], Owner | None] = weakref.ref(owner)
-
-    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-        owner = self._owner()
-        if owner is None:
-            return
-        for name, p in module._parameters.items():
-            held = state_dict.get(prefix + name)
-            if p is not None and held is not None and held is not p:
-                clean = owner._clean_of(p)
-                if clean is not p:
-                    state_dict[prefix + name] = clean.detach()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copied or pickled model has other parameters, and no noise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._owner = _nobody
-
-
-def _nobody() -> None:
-    return None
-
-
-def hand_out_clean(model: nn.Module, owner: Owner) -> list[RemovableHandle]:
-    """Hooks under which the state_dict of the model, or of any part of it, has clean weights in it."""
-    hook = _HandOutClean(owner)
-    return [
-        module.register_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
-        for module in model.modules()
-    ]
 
 
 def check_model(name: str, model: Any) -> None:

@@ -329,6 +329,7 @@ class FusedOptimizer(NoiseDriver):
         noise.ready_to_update()
         placed = noise.placed(frozen=True)
         self._check_before(placed)
+        noise.size.look(placed, noise.clean_of)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
             # Norms of the new weights, or a projection to them, come between update and noise.
