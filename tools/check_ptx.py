@@ -44,7 +44,7 @@ INTEGER = ("IADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "VIADD", "IABS"
 # readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead; the norms of
 # rows write one sum a piece.
 LOOPS = {"SquaresBody": (0, 0), "MultiplyBody": (0, 0), "ReadoutBody": (0, 1), "RowsBody": (4, 0)}
-LOOPS |= {"RowSquaresBody": (0, 1)}
+LOOPS |= {"RowPiecesBody": (0, 1)}
 
 
 @dataclasses.dataclass
@@ -95,9 +95,8 @@ def template(name: str) -> tuple[str, list[str]]:
 
 
 def is_aligned(name: str) -> bool:
-    """Whether a thread owns several neighbours: `Body<what, count>` or `Body<what, count, RowScales>`."""
-    arguments = template(name)[1]
-    return len(arguments) > 1 and arguments[1].isdigit() and int(arguments[1]) > 1
+    """Whether a thread owns several neighbours: the number among the arguments of `Body<what, count>` and the like."""
+    return any(argument.isdigit() and int(argument) > 1 for argument in template(name)[1])
 
 
 def buffers_of(how: str) -> int:

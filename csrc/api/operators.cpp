@@ -126,8 +126,9 @@ void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, 
 
 void project_(TensorList weights, double radius) { call<"torch_ssam::project_">(weights, radius); }
 
-void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, double fisher_factor) {
-  call<"torch_ssam::row_scales_">(row_scales, weights, fisher, fisher_factor);
+void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, double fisher_factor,
+                 std::string_view kind) {
+  call<"torch_ssam::row_scales_">(row_scales, weights, fisher, fisher_factor, kind);
 }
 
 void row_fisher_(TensorList fisher, TensorList grads, double decay) {

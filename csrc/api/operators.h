@@ -47,7 +47,8 @@ void update_(at::TensorList weights, at::TensorList grads, at::TensorList buffer
 void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads, at::TensorList buffers,
                          const at::Tensor& generator, at::IntArrayRef places, const Update& update, const Noise& noise);
 void project_(at::TensorList weights, double radius);
-void row_scales_(at::TensorList row_scales, at::TensorList weights, at::TensorList fisher, double fisher_factor);
+void row_scales_(at::TensorList row_scales, at::TensorList weights, at::TensorList fisher, double fisher_factor,
+                 std::string_view kind = "norm");
 void row_fisher_(at::TensorList fisher, at::TensorList grads, double decay);
 
 // An undefined generator means no noise.

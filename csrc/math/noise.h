@@ -54,7 +54,7 @@ TORCH_SSAM_BODY Words4 noise_words(const NoiseStream& stream, uint32_t counter_l
 // -2 ln(u) for u = ((word >> 1) | 1) / 2^31, in (0, 1]: exponent and mantissa apart, f in [sqrt(1/2), sqrt(2)),
 // -2 ln f = -2 t + t^2 P(t) with t = f - 1, relative error below 2^-23. Integer operations and additions where they
 // give the bits of a multiplication: the units that multiply are a CPU's busiest here. word_t and
-// float_t are uint32_t and float, or bundles of them with the same operators (noise_blocks.h).
+// float_t are uint32_t and float, or bundles of them with the same operators (wide_vectors.h).
 template <typename float_t, typename word_t>
 TORCH_SSAM_BODY float_t minus_two_log(const word_t& word) {
   const float_t scaled_u = signed_to_float((word >> 1) | 1U);    // u 2^31, rounded to 24 bits
@@ -74,7 +74,6 @@ TORCH_SSAM_BODY float_t minus_two_log(const word_t& word) {
   const float_t mantissa_part = fused_multiply_add(t * t, p, -(t + t));
   return fused_multiply_add(exponent, float_t(-0x1.62e430p+0F), mantissa_part);  // -2 ln 2
 }
-TORCH_SSAM_BODY float minus_two_log(uint32_t word) { return minus_two_log<float>(word); }
 
 template <typename float_t>
 struct PairOf {
@@ -109,18 +108,6 @@ TORCH_SSAM_BODY PairOf<float_t> gaussian_pair(const word_t& radius_word, const w
 }
 TORCH_SSAM_BODY GaussianPair gaussian_pair(uint32_t radius_word, uint32_t angle_word) {
   return gaussian_pair<float>(radius_word, angle_word);
-}
-
-struct Noise4 {
-  float z0, z1, z2, z3;
-};
-
-// Standard normal values of counter c: elements 64 b + l, + 16, + 32, + 48.
-TORCH_SSAM_BODY Noise4 gaussian4(const NoiseStream& stream, uint32_t counter_low, uint32_t counter_high) {
-  const Words4 w = noise_words(stream, counter_low, counter_high);
-  const GaussianPair a = gaussian_pair(w.x0, w.x1);
-  const GaussianPair b = gaussian_pair(w.x2, w.x3);
-  return {a.first, a.second, b.first, b.second};
 }
 
 // +1 or -1 from bit k of a word: a set bit is -1.

@@ -53,6 +53,27 @@ TORCH_SSAM_BODY float bits_to_float(uint32_t bits) {
 #endif
 }
 
+// |value| as an integer, which has the order of the magnitudes.
+TORCH_SSAM_BODY int32_t magnitude_bits(float value) { return static_cast<int32_t>(float_to_bits(value) & 0x7fffffffU); }
+TORCH_SSAM_BODY int64_t magnitude_bits(double value) {
+#if defined(__CUDA_ARCH__)
+  return __double_as_longlong(value) & 0x7fffffffffffffffLL;
+#else
+  int64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits & 0x7fffffffffffffffLL;
+#endif
+}
+TORCH_SSAM_BODY double bits_to_double(int64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(bits);
+#else
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
 // The word as a signed integer: as a float, rounded to nearest, and shifted right with its sign.
 TORCH_SSAM_BODY float signed_to_float(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
 TORCH_SSAM_BODY uint32_t shift_right_signed(uint32_t word, int count) {

@@ -1,7 +1,7 @@
 // Threefry4x32 with 20 rounds (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 // SC 2011): four 32-bit words from a 128-bit key and a 128-bit counter, with additions, rotations and xor only, so the
 // same words everywhere and no state. Passes BigCrush with 20 rounds; 12 are the fewest known to. A word is a uint32_t,
-// or a bundle of them with the same operators (noise_blocks.h), which keeps several counters in flight.
+// or a bundle of them with the same operators (wide_vectors.h), which keeps several counters in flight.
 // Tests: Random123's published known answers in tests/cpp/test_math.cpp and tests/python/test_noise_contract.py.
 #pragma once
 
@@ -84,10 +84,6 @@ TORCH_SSAM_BODY Words<word_t> threefry4x32(const KeySchedule<added_t>& key, Word
   threefry_two_rounds(w, 13, 27, 23, 5);
   threefry_inject(w, key.added[5]);
   return w;
-}
-
-TORCH_SSAM_BODY Words4 threefry4x32(const Words4& key, const Words4& counter) {
-  return threefry4x32<uint32_t>(make_key_schedule<uint32_t>(key), Words4(counter));
 }
 
 }  // namespace torch_ssam::math

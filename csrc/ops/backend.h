@@ -58,8 +58,9 @@ struct ProjectCall {
 struct RowScalesCall {
   TensorViews weights;
   RowViews row_scales;
-  RowViews fisher;  // or empty
+  RowViews fisher;  // or empty, as it is for absmax
   double fisher_factor;
+  math::RowScale kind;
   const Tensor& on_device;
 };
 

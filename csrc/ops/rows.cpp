@@ -1,5 +1,6 @@
 // view_rows, and the operators that make the numbers of rows.
-//   row_scales_  row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r); without `fisher` F is 0
+//   row_scales_  row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r); without `fisher` F is 0. Or, with kind "absmax",
+//                <- max_r |w|
 //   row_fisher_  fisher <- decay fisher + sum over the row of grad^2
 // Sums have the one order of csrc/math/reduce.h, pieces counted from the start of each row. Tests: test_ops_scale.py.
 #include "rows.h"
@@ -30,8 +31,11 @@ RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const Tens
 
 namespace {
 
+constexpr Named<math::RowScale> kKinds[] = {{"norm", math::RowScale::norm}, {"absmax", math::RowScale::absmax}};
+
 void row_scales_(const std::vector<Tensor>& row_scales, const std::vector<Tensor>& weights,
-                 const std::vector<Tensor>& fisher, double fisher_factor) {
+                 const std::vector<Tensor>& fisher, double fisher_factor, StringArgument kind_name) {
+  const math::RowScale kind = find_named(take(kind_name), "kind", kKinds);
   check_finite_nonnegative(fisher_factor, "fisher_factor");
   TensorViews views = view_parameters(weights, "weights", Use::reads);
   RowViews scales = view_rows(row_scales, "row_scales", views, "weights");
@@ -40,11 +44,14 @@ void row_scales_(const std::vector<Tensor>& row_scales, const std::vector<Tensor
     TORCH_SSAM_CHECK(sums[t].rows == scales[t].rows, "fisher[", t, "] has ", sums[t].rows, " elements and row_scales[",
                      t, "] has ", scales[t].rows, "; expected the same.");
   }
+  TORCH_SSAM_CHECK(kind == math::RowScale::norm || fisher.empty(),
+                   "kind is 'absmax' and fisher is given; expected it with 'norm' only.");
   if (weights.empty()) return;
   check_one_device(weights, "weights", weights[0], "weights[0]");
   check_one_device(row_scales, "row_scales", weights[0], "weights[0]");
   check_one_device(fisher, "fisher", weights[0], "weights[0]");
-  backend_of(weights[0]).row_scales({std::move(views), std::move(scales), std::move(sums), fisher_factor, weights[0]});
+  backend_of(weights[0])
+      .row_scales({std::move(views), std::move(scales), std::move(sums), fisher_factor, kind, weights[0]});
 }
 
 void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& grads, double decay) {
@@ -59,8 +66,9 @@ void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& g
 
 }  // namespace
 
-TORCH_SSAM_OPERATOR(row_scales_,
-                    "(Tensor(a!)[] row_scales, Tensor[] weights, Tensor[] fisher, float fisher_factor=0) -> ()");
+TORCH_SSAM_OPERATOR(
+    row_scales_,
+    "(Tensor(a!)[] row_scales, Tensor[] weights, Tensor[] fisher, float fisher_factor=0, str kind='norm') -> ()");
 TORCH_SSAM_OPERATOR(row_fisher_, "(Tensor(a!)[] fisher, Tensor[] grads, float decay) -> ()");
 
 }  // namespace torch_ssam

@@ -253,7 +253,8 @@ void project(const SimulateGroup& g, double* weights) {
     double lanes[kLanes] = {};
     for (int64_t layer = 0; layer < g.depth; ++layer) {
       const double* w = weights + layer * g.stride + begin;
-      for (int64_t i = 0; i < g.features; ++i) lanes[i % kLanes] = math::accumulate_square(lanes[i % kLanes], w[i]);
+      for (int64_t i = 0; i < g.features; ++i)
+        lanes[i % kLanes] = math::SumOfSquares::accumulate(lanes[i % kLanes], w[i]);
     }
     const math::Projection projection = math::make_projection(math::add_lanes(lanes), g.radius);
     if (!projection.outside) continue;

@@ -274,11 +274,13 @@ TYPED_TEST(CudaScaleOnHost, RowsBeyondTwoToTheThirtyOneHaveTheirOwnScale) {
 
 // --- norms and Fisher sums
 
-template <typename scalar_t, int kDtype>
-double cpu_sum(const scalar_t* row, int64_t length) {
+template <typename Reduction, int kDtype, typename scalar_t>
+double cpu_row(const scalar_t* row, int64_t length) {
+  const auto& kernels = std::is_same_v<Reduction, math::LargestMagnitude> ? cpu::kernels().largest_magnitude
+                                                                          : cpu::kernels().sum_of_squares;
   double total = 0.0;
   for (int64_t at = 0; at < length; at += math::kNormPiece) {
-    total += cpu::kernels().sum_of_squares[kDtype](row + at, std::min(math::kNormPiece, length - at));
+    total = Reduction::join_pieces(total, kernels[kDtype](row + at, std::min(math::kNormPiece, length - at)));
   }
   return total;
 }
@@ -290,10 +292,10 @@ struct RowTensor {
   std::vector<float> result, expected;
 };
 
-// What row_results of rows.cu does: first pieces, sums, results.
-template <typename scalar_t>
-Launches walk_rows(std::vector<RowTensor<scalar_t>>& tensors, std::vector<ListTensor<1, RowLength>> list, bool fisher,
-                   double number, const float* fisher_sums) {
+// What launch_rows of rows.cu does: first pieces, their numbers, results.
+template <RowResult kResult, typename scalar_t>
+Launches walk_rows(std::vector<RowTensor<scalar_t>>& tensors, std::vector<ListTensor<1, RowLength>> list, double number,
+                   const float* fisher_sums) {
   std::vector<ListTensor<2, RowLength>> results;
   int64_t pieces = 0;
   for (size_t t = 0; t < tensors.size(); ++t) {
@@ -304,15 +306,14 @@ Launches walk_rows(std::vector<RowTensor<scalar_t>>& tensors, std::vector<ListTe
                                                pieces, {tensor.length}));
     pieces += list[t].numel;
   }
-  std::vector<double> sums(static_cast<size_t>(pieces), std::nan(""));
-  const Launches launches =
-      walk_list<RowSquaresFor<scalar_t>::template With, kVector<scalar_t>>(list, RowSquaresSettings{sums.data()});
-  const RowResultSettings settings{sums.data(), number};
-  fisher ? walk_table<RowResultBody<true>>(results, settings) : walk_table<RowResultBody<false>>(results, settings);
+  std::vector<double> values(static_cast<size_t>(pieces), std::nan(""));
+  const Launches launches = walk_list<RowPiecesFor<ReductionOf<kResult>, scalar_t>::template With, kVector<scalar_t>>(
+      list, RowPiecesSettings{values.data()});
+  walk_table<RowResultBody<kResult>>(results, RowResultSettings{values.data(), number});
   return launches;
 }
 
-TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
+TYPED_TEST(CudaScaleOnHost, NormsRangesAndFisherSumsOfRowsHaveTheCpusBits) {
   using scalar_t = typename TypeParam::model_t;
   const std::vector<std::pair<int64_t, int64_t>> shapes = {
       {1, 1},   {1, 7},    {5, 1},    {300, 1},   {3, 7},    {70, 9},    {64, 27},   {33, 64},
@@ -324,7 +325,7 @@ TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
     return f;
   }();
   for (const int shift : {0, 1}) {
-    for (const int mode : {0, 1, 2}) {  // norms, norms divided by F, F
+    for (const int mode : {0, 1, 2, 3}) {  // norms, norms divided by F, F, ranges
       std::vector<RowTensor<scalar_t>> tensors;
       std::vector<ListTensor<1, RowLength>> list;
       for (const auto& [rows, length] : shapes) {
@@ -335,15 +336,21 @@ TYPED_TEST(CudaScaleOnHost, NormsAndFisherSumsOfRowsHaveTheCpusBits) {
                                    std::vector<float>(static_cast<size_t>(rows), 3.0F),
                                    {}};
         for (int64_t row = 0; row < rows; ++row) {
-          const double sum = cpu_sum<scalar_t, TypeParam::model>(tensor.memory.data() + row * length, length);
+          const scalar_t* values = tensor.memory.data() + row * length;
+          const double sum = cpu_row<math::SumOfSquares, TypeParam::model>(values, length);
           const double f = mode == 1 ? static_cast<double>(fisher_sums[static_cast<size_t>(row)]) : 0.0;
-          tensor.expected.push_back(mode == 2 ? math::row_fisher(3.0F, sum, 0.9) : math::row_scale(sum, f, 0.3));
+          tensor.expected.push_back(
+              mode == 3   ? math::row_range(cpu_row<math::LargestMagnitude, TypeParam::model>(values, length))
+              : mode == 2 ? math::row_fisher(3.0F, sum, 0.9)
+                          : math::row_scale(sum, f, 0.3));
         }
         list.push_back(contiguous<1, RowLength>(n, {tensor.memory.data()}, 0, {length}));
         tensors.push_back(std::move(tensor));
       }
       const Launches launches =
-          walk_rows(tensors, list, mode == 2, mode == 2 ? 0.9 : 0.3, mode == 1 ? fisher_sums.data() : nullptr);
+          mode == 3   ? walk_rows<RowResult::range>(tensors, list, 0.0, nullptr)
+          : mode == 2 ? walk_rows<RowResult::fisher>(tensors, list, 0.9, nullptr)
+                      : walk_rows<RowResult::scale>(tensors, list, 0.3, mode == 1 ? fisher_sums.data() : nullptr);
       EXPECT_EQ(launches.aligned, shift == 0 ? 1 : 0);
       for (const RowTensor<scalar_t>& tensor : tensors) {
         ASSERT_EQ(tensor.result, tensor.expected)
@@ -363,13 +370,14 @@ TYPED_TEST(CudaScaleOnHost, NormsOfStridedRowsFollowTheLogicalOrder) {
   for (int64_t row = 0; row < 3; ++row) {
     Memory<scalar_t> flat(6300);
     for (int64_t i = 0; i < 6300; ++i) flat.data()[i] = tensor.memory.data()[row * 6300 + i / 90 + i % 90 * 70];
-    tensor.expected.push_back(math::row_scale(cpu_sum<scalar_t, TypeParam::model>(flat.data(), 6300), 0.0, 0.0));
+    tensor.expected.push_back(
+        math::row_scale(cpu_row<math::SumOfSquares, TypeParam::model>(flat.data(), 6300), 0.0, 0.0));
   }
   auto entry = contiguous<1, RowLength>(18900, {tensor.memory.data()}, 0, {6300});
   entry.sizes = sizes;
   entry.dim = 3;
   entry.strides[0] = strides;
-  const Launches launches = walk_rows(tensors, {entry}, false, 0.0, nullptr);
+  const Launches launches = walk_rows<RowResult::scale>(tensors, {entry}, 0.0, nullptr);
   EXPECT_EQ(launches.aligned, 0);
   EXPECT_EQ(tensor.result, tensor.expected);
 }

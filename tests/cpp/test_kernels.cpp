@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -228,6 +229,9 @@ class Outputs {
   Outputs& project() {
     Bytes weights = random_values(count_, pair_, size_.master, 7);
     if (cut_ == 0) keep_number(k_.sum_of_squares[dtype_](weights.data(), count_));
+    keep_number(std::max(k_.largest_magnitude[dtype_](weights.data(), std::min(cut_, count_)),
+                         k_.largest_magnitude[dtype_](in(weights, std::min(cut_, count_), size_.master),
+                                                      count_ - std::min(cut_, count_))));
     each([&](Span s, int64_t at) { k_.scale[dtype_](0.7, in(weights, at, size_.master), s.count); });
     return keep({&weights});
   }
@@ -488,8 +492,9 @@ float documented_noise(Distribution distribution, int64_t element) {
   const auto counter = static_cast<uint64_t>(16 * (element / per_block) + lane);
   const auto low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
   if (gaussian) {
-    const math::Noise4 z = math::gaussian4(kStream, low, high);
-    return word == 0 ? z.z0 : word == 1 ? z.z1 : word == 2 ? z.z2 : z.z3;
+    const math::Words4 w = math::noise_words(kStream, low, high);
+    const auto pair = word < 2 ? math::gaussian_pair(w.x0, w.x1) : math::gaussian_pair(w.x2, w.x3);
+    return word % 2 == 0 ? pair.first : pair.second;
   }
   const math::Words4 w = math::noise_words(kStream, low, high);
   return math::rademacher(word == 0 ? w.x0 : word == 1 ? w.x1 : word == 2 ? w.x2 : w.x3, static_cast<int>(bit));
@@ -525,6 +530,39 @@ TEST(PlainKernelsTest, ScaledNoiseIsTheBodyOfEachElement) {
     ASSERT_EQ(by_rows[at], math::perturb_element(w[i], 0.3, scaled));
     ASSERT_EQ(by_element[at], std::fma(0.3, static_cast<double>(z) * (std::fabs(w[i]) + 0.01), w[i]));
   }
+}
+
+// NaN is larger than infinity, wherever it lies; -0 is 0; the order does not matter.
+template <typename T, typename Values>
+double largest_of(math::Dtype dtype, const Values& values) {
+  std::vector<T> stored;
+  for (const double value : values) stored.push_back(math::Store<T>::from(static_cast<math::opmath_t<T>>(value)));
+  return kernels_plain()->largest_magnitude[static_cast<int>(dtype)](stored.data(), std::ssize(stored));
+}
+
+template <typename T>
+void expect_largest_magnitudes(math::Dtype dtype) {
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  std::vector<double> values(100, -0.0);
+  EXPECT_EQ(largest_of<T>(dtype, values), 0.0);
+  EXPECT_FALSE(std::signbit(largest_of<T>(dtype, values)));
+  for (const size_t at : {0, 15, 16, 63, 95, 99}) {
+    values.assign(100, 0.25);
+    values[at] = -1.5;
+    EXPECT_EQ(largest_of<T>(dtype, values), 1.5) << at;
+    values[99 - at] = -infinity;
+    EXPECT_EQ(largest_of<T>(dtype, values), infinity) << at;
+    values[at] = nan;
+    EXPECT_TRUE(std::isnan(largest_of<T>(dtype, values))) << at;
+  }
+  EXPECT_EQ(largest_of<T>(dtype, std::vector<double>()), 0.0);
+}
+
+TEST(PlainKernelsTest, TheLargestMagnitudeIsThatOfAnyOrder) {
+  expect_largest_magnitudes<double>(math::Dtype::f64);
+  expect_largest_magnitudes<float>(math::Dtype::f32);
+  expect_largest_magnitudes<math::bfloat16_t>(math::Dtype::bf16);
+  expect_largest_magnitudes<math::float16_t>(math::Dtype::f16);
 }
 
 // Every box, walked by its indices, against the documented noise of the element of the whole tensor.

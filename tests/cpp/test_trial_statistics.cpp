@@ -36,7 +36,7 @@ TEST(TrialStatisticsTest, PromisedTailIsThatOfTheWords) {
   constexpr uint32_t kAngles = 4096;
   uint64_t beyond = 0;
   for (uint32_t word = 2;; word += 4) {  // (word >> 1) | 1 = 1, 3, 5, ...
-    if (math::square_root(math::minus_two_log(word)) <= static_cast<float>(kBound)) break;
+    if (math::square_root(math::minus_two_log<float>(word)) <= static_cast<float>(kBound)) break;
     for (uint32_t i = 0; i < kAngles; ++i) {
       const math::GaussianPair z = math::gaussian_pair(word, i * (0xffffffffU / kAngles) + i % 2);
       beyond += (std::fabs(z.first) > kBound) + (std::fabs(z.second) > kBound);

@@ -86,7 +86,7 @@ BY_ELEMENT = {
 }
 ROW_NORMS = {
     **GOOD,
-    "name": "RowSquaresBody<bfloat16_t, 8>",
+    "name": "RowPiecesBody<LargestMagnitude, bfloat16_t, 8>",
     "accesses": Counter({("ld", 16, True): 9, ("st", 8, False): 1}),
     "instructions": Counter({"STG.E.64": 1}),
 }

@@ -140,20 +140,23 @@ def rows_of(tensors: list[torch.Tensor], by_filter: bool) -> list[int]:
     return [t.shape[0] if by_filter and t.dim() > 0 else 1 for t in tensors]
 
 
-def row_scales_of(tensors: list[torch.Tensor], by_filter: bool) -> list[torch.Tensor]:
+def row_scales_of(tensors: list[torch.Tensor], by_filter: bool, kind: str = "norm") -> list[torch.Tensor]:
     scales = [torch.full((n,), -1.0, device=tensors[0].device) for n in rows_of(tensors, by_filter)]
-    ops.row_scales_(scales, tensors, [])
+    ops.row_scales_(scales, tensors, [], kind=kind)
     return scales
 
 
 @pytest.mark.parametrize("by_filter", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("placed", [on_gpu, misaligned])
-def test_norms_and_fisher_sums_of_rows_have_the_cpus_bits(dtype: Any, by_filter: bool, placed: Any) -> None:
+def test_norms_ranges_and_fisher_sums_of_rows_have_the_cpus_bits(
+    dtype: Any, by_filter: bool, placed: Any
+) -> None:
     shapes = [(64, 27), (33, 64), (300, 1), (3, 12289), (2, 4096), (1, 300001), (4, 0), (1000, 8)]
     weights = mixed_list(dtype, 1) + [random(shape, dtype, 7) for shape in shapes]
     gpu = placed(weights)
     scales, gpu_scales = row_scales_of(weights, by_filter), row_scales_of(gpu, by_filter)
+    ranges, gpu_ranges = row_scales_of(weights, by_filter, "absmax"), row_scales_of(gpu, by_filter, "absmax")
     fisher = [torch.rand(n) for n in rows_of(weights, by_filter)]
     gpu_fisher = on_gpu(fisher)
     ops.row_fisher_(fisher, weights, 0.75)
@@ -161,7 +164,8 @@ def test_norms_and_fisher_sums_of_rows_have_the_cpus_bits(dtype: Any, by_filter:
     divided, gpu_divided = [torch.empty_like(s) for s in scales], [torch.empty_like(s) for s in gpu_scales]
     ops.row_scales_(divided, weights, fisher, 0.3)
     ops.row_scales_(gpu_divided, gpu, gpu_fisher, 0.3)
-    for ours, theirs in ((gpu_scales, scales), (gpu_fisher, fisher), (gpu_divided, divided)):
+    pairs = (gpu_scales, scales), (gpu_ranges, ranges), (gpu_fisher, fisher), (gpu_divided, divided)
+    for ours, theirs in pairs:
         for a, b in zip(ours, theirs, strict=True):
             assert_same_bits(a, b)
 

@@ -136,6 +136,13 @@ CASES: list[Case] = [
     ),
     (("row_scales_",), "fisher_factor", -1.0, "fisher_factor is -1; expected a finite number >= 0"),
     (("row_scales_",), "fisher_factor", NAN, "fisher_factor is nan"),
+    (("row_scales_",), "kind", "range", "kind is 'range'; expected 'norm' or 'absmax'"),
+    (
+        ("row_scales_",),
+        "kind",
+        "absmax",
+        "kind is 'absmax' and fisher is given; expected it with 'norm' only",
+    ),
     (("row_fisher_",), "decay", 1.5, "decay is 1.5; expected 0 to 1"),
     (("row_fisher_",), "decay", NAN, "decay is nan"),
     (

@@ -37,9 +37,9 @@ def documented_sum(row: torch.Tensor) -> float:
     return total
 
 
-def row_scales_of(weights: torch.Tensor, rows: int) -> torch.Tensor:
+def row_scales_of(weights: torch.Tensor, rows: int, kind: str = "norm") -> torch.Tensor:
     scales = torch.full((rows,), -1.0)
-    ops.row_scales_([scales], [weights], [])
+    ops.row_scales_([scales], [weights], [], kind=kind)
     return scales
 
 
@@ -75,6 +75,29 @@ def test_norms_do_not_depend_on_the_layout_or_on_threads(layout: str, dtype: tor
     if rows:
         expected = weights.double().reshape(rows, -1).square().sum(1).sqrt().float()
         torch.testing.assert_close(results[0], expected, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_range_of_a_row_is_its_largest_magnitude(layout: str, dtype: torch.dtype) -> None:
+    weights = same_layout(torch.empty(0, dtype=dtype), layout, seed=3)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for rows in {1, weights.shape[0] if weights.dim() else 1}:
+            values = weights.reshape(rows, -1).abs()
+            expected = values.amax(1) if values.numel() else torch.zeros(rows)
+            assert same_bits(row_scales_of(weights, rows, "absmax"), expected.float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_range_is_never_nan_but_where_a_weight_is(dtype: torch.dtype) -> None:
+    weights = torch.zeros(5, 5000, dtype=dtype)
+    weights[1, 4999], weights[2, 17] = -3.0, -float("inf")
+    weights[3, 0], weights[3, 4998], weights[4] = float("nan"), float("inf"), -0.0
+    ranges = row_scales_of(weights, 5, "absmax")
+    assert ranges[:3].tolist() == [0.0, 3.0, float("inf")]
+    assert bool(ranges[3].isnan())
+    assert same_bits(ranges[4], torch.tensor(0.0))
 
 
 def test_fisher_divides_the_norm_and_forgets() -> None:

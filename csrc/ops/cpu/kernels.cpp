@@ -25,7 +25,8 @@ using math::float16_t;
   {kernel<__VA_ARGS__ double, double>,         kernel<__VA_ARGS__ float, float>,         \
    kernel<__VA_ARGS__ bfloat16_t, bfloat16_t>, kernel<__VA_ARGS__ float16_t, float16_t>, \
    kernel<__VA_ARGS__ float, bfloat16_t>,      kernel<__VA_ARGS__ float, float16_t>}
-#define TORCH_SSAM_EACH_DTYPE(kernel) {kernel<double>, kernel<float>, kernel<bfloat16_t>, kernel<float16_t>}
+#define TORCH_SSAM_EACH_DTYPE(kernel, ...) \
+  {kernel<__VA_ARGS__ double>, kernel<__VA_ARGS__ float>, kernel<__VA_ARGS__ bfloat16_t>, kernel<__VA_ARGS__ float16_t>}
 
 template <typename Rule>
 constexpr UpdateKernels<Rule> kUpdates = {TORCH_SSAM_EACH_PAIR(update, Rule, ),
@@ -43,7 +44,8 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_PAIR(round),
     TORCH_SSAM_EACH_PAIR(follow),
     stream_copy,
-    TORCH_SSAM_EACH_DTYPE(sum_of_squares),
+    TORCH_SSAM_EACH_DTYPE(reduce, math::SumOfSquares, ),
+    TORCH_SSAM_EACH_DTYPE(reduce, math::LargestMagnitude, ),
     TORCH_SSAM_EACH_DTYPE(scale),
     TORCH_SSAM_EACH_DTYPE(diagonal_load),
     TORCH_SSAM_EACH_PAIR(diagonal_multiply),

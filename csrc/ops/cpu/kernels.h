@@ -87,8 +87,9 @@ struct Kernels {
   // target <- source, past the caches: for more than they hold (segments.h says when).
   void (*stream_copy)(void* target, const void* source, int64_t bytes);
 
-  // Sum of squares in a fixed order, and multiplication by a number: projection onto a ball.
+  // Reductions of a piece of a row (csrc/math/reduce.h), and multiplication by a number: projection onto a ball.
   double (*sum_of_squares[kDtypes])(const void* weights, int64_t count);
+  double (*largest_magnitude[kDtypes])(const void* weights, int64_t count);
   void (*scale[kDtypes])(double factor, void* weights, int64_t count);
 
   // One chunk of coordinates [begin, begin + count) of the diagonal product. `layers` and the other buffers hold

@@ -1,6 +1,6 @@
 // CPU loops of the operators in ../update.cpp.
 #include "loops.h"
-#include "norms.h"
+#include "pieces.h"
 
 namespace torch_ssam::cpu {
 namespace {
@@ -60,7 +60,7 @@ void project(const ProjectCall& call) {
   std::vector<int64_t> lengths;
   for (const TensorView& view : call.weights) lengths.push_back(view.numel);
   double total = 0.0;
-  for (const double sum : piece_sums(call.weights, lengths).sums) total += sum;
+  for (const double sum : reduce_pieces(call.weights, lengths, kernels().sum_of_squares).values) total += sum;
   const math::Projection projection = math::make_projection(total, call.radius);
   if (!projection.outside) return;
   const Kernels& k = kernels();

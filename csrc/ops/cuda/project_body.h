@@ -3,7 +3,7 @@
 // Tests: test_cuda_on_host.cpp, test_cuda.py.
 #pragma once
 
-#include "norms.h"
+#include "pieces.h"
 
 namespace torch_ssam::cuda {
 
@@ -36,7 +36,7 @@ struct SquaresBody {
 
     double sums[kCount] = {};
     const int64_t end = entry.end < (piece + 1) * kAlign ? entry.end : (piece + 1) * kAlign;
-    sum_squares<scalar_t>(params.table, index, piece * kAlign, end, lane, sums);
+    reduce_lanes<math::SumOfSquares, scalar_t>(params.table, index, piece * kAlign, end, lane, sums);
     store_group(params.settings.lanes + (entry.number + piece) * math::kLanes + lane, sums);
   }
 };

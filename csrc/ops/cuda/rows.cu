@@ -7,8 +7,9 @@ namespace torch_ssam::cuda {
 namespace {
 
 // Operand 0 of a kernel over rows, and operand 1, which may be empty.
-void row_results(const TensorViews& views, const RowViews& rows, const RowViews& others, const Tensor& on_device,
-                 bool fisher, double number) {
+template <RowResult kResult>
+void launch_rows(const TensorViews& views, const RowViews& rows, const RowViews& others, const Tensor& on_device,
+                 double number) {
   std::vector<int64_t> first;
   std::vector<RowLength> lengths;
   int64_t pieces = 0;
@@ -20,7 +21,7 @@ void row_results(const TensorViews& views, const RowViews& rows, const RowViews&
   TORCH_SSAM_CHECK(pieces <= 0xffffffffLL, "rows of ", pieces, " pieces of 4096 elements are beyond their counter.");
   const Launcher launcher(on_device);
   Tensor memory = torch::stable::new_empty(on_device, {pieces}, ScalarType::Double);
-  auto* sums = static_cast<double*>(memory.data_ptr());
+  auto* values = static_cast<double*>(memory.data_ptr());
 
   for_each_pair(views, views, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     auto tensors = list_tensors<1, RowLength>({&views}, chosen, &first, &lengths);
@@ -29,7 +30,8 @@ void row_results(const TensorViews& views, const RowViews& rows, const RowViews&
     }
     with_types(pair, [&]<typename T>(T) {
       using scalar_t = typename T::master_t;
-      launcher.run_list<RowSquaresFor<scalar_t>::template With, kVector<scalar_t>>(tensors, RowSquaresSettings{sums});
+      launcher.run_list<RowPiecesFor<ReductionOf<kResult>, scalar_t>::template With, kVector<scalar_t>>(
+          tensors, RowPiecesSettings{values});
     });
   });
 
@@ -43,19 +45,20 @@ void row_results(const TensorViews& views, const RowViews& rows, const RowViews&
     result.row_length = rows[t].length;
     results.push_back(result);
   }
-  const RowResultSettings settings{sums, number};
-  fisher ? launcher.run_table<RowResultBody<true>>(results, settings)
-         : launcher.run_table<RowResultBody<false>>(results, settings);
+  launcher.run_table<RowResultBody<kResult>>(results, RowResultSettings{values, number});
 }
 
 }  // namespace
 
 void row_scales(const RowScalesCall& call) {
-  row_results(call.weights, call.row_scales, call.fisher, call.on_device, /*fisher=*/false, call.fisher_factor);
+  if (call.kind == math::RowScale::absmax) {
+    return launch_rows<RowResult::range>(call.weights, call.row_scales, {}, call.on_device, 0.0);
+  }
+  launch_rows<RowResult::scale>(call.weights, call.row_scales, call.fisher, call.on_device, call.fisher_factor);
 }
 
 void row_fisher(const RowFisherCall& call) {
-  row_results(call.grads, call.fisher, {}, call.on_device, /*fisher=*/true, call.decay);
+  launch_rows<RowResult::fisher>(call.grads, call.fisher, {}, call.on_device, call.decay);
 }
 
 }  // namespace torch_ssam::cuda

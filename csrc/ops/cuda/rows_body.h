@@ -1,9 +1,9 @@
-// Bodies of the kernels in rows.cu: sums of squares of the pieces of every row, then, a thread a row, their sum in
-// order and what it is for. Nothing leaves the device; the arithmetic and every order are csrc/math's.
-// Tests: test_cuda_scale_on_host.cpp, test_cuda.py.
+// Bodies of the kernels in rows.cu: the pieces of every row reduced, then, a thread a row, joined in order, and what
+// the row's number is for. Nothing leaves the device; the arithmetic and every order are csrc/math's. Tests:
+// test_cuda_scale_on_host.cpp, test_cuda.py.
 #pragma once
 
-#include "norms.h"
+#include "pieces.h"
 
 namespace torch_ssam::cuda {
 
@@ -11,14 +11,15 @@ struct RowLength {
   int64_t row_length;
 };
 
-struct RowSquaresSettings {
-  double* sums;  // one a piece
+struct RowPiecesSettings {
+  double* pieces;  // a number each
 };
 
 // What an entry covers, and what it counts, are pieces: each row has norm_pieces(row_length) of them. An entry's number
 // is its tensor's first piece.
-template <typename scalar_t, int kCount>
-struct RowSquaresBody {
+template <typename Reduction, typename scalar_t, int kCount>
+struct RowPiecesBody {
+  using lane_t = typename Reduction::template lane_t<math::opmath_t<scalar_t>>;
   static constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a piece
   static constexpr int kPieces = kThreads / kOwners;
   static constexpr int64_t kAlign = 1;
@@ -26,11 +27,11 @@ struct RowSquaresBody {
   using TableType = TableFor<1, kCount, RowLength>;
 
   struct Params {
-    RowSquaresSettings settings;
+    RowPiecesSettings settings;
     TableType table;
   };
   struct Shared {
-    double lanes[kPieces][math::kLanes + 1];  // one more, so that the second phase meets all banks of the memory
+    lane_t lanes[kPieces][math::kLanes + 1];  // one more, so that the second phase meets all banks of the memory
   };
 
   // Every row begins at a multiple of the access, or none of the tensor is read so.
@@ -56,10 +57,10 @@ struct RowSquaresBody {
     const int64_t begin = row_begin + piece % each * math::kNormPiece;
     const int64_t row_end = row_begin + entry.row_length;
     const int64_t end = row_end < begin + math::kNormPiece ? row_end : begin + math::kNormPiece;
-    double sums[kCount] = {};
-    sum_squares<scalar_t>(params.table, index, begin, end, lane, sums);
+    lane_t lanes[kCount] = {};
+    reduce_lanes<Reduction, scalar_t>(params.table, index, begin, end, lane, lanes);
     TORCH_SSAM_UNROLL
-    for (int l = 0; l < kCount; ++l) shared.lanes[at.index / kOwners][lane + l] = sums[l];
+    for (int l = 0; l < kCount; ++l) shared.lanes[at.index / kOwners][lane + l] = lanes[l];
   }
 
   TORCH_SSAM_BODY void second_phase(const Params& params, Thread at, int64_t, Shared& shared) {
@@ -68,28 +69,35 @@ struct RowSquaresBody {
     const auto& entry = params.table.entries[index];
     const int64_t piece = piece_of(params, at, index, at.index);
     if (piece >= entry.end) return;
-    double lanes[math::kLanes];
+    lane_t lanes[math::kLanes];
     TORCH_SSAM_UNROLL
     for (int l = 0; l < math::kLanes; ++l) lanes[l] = shared.lanes[at.index][l];
-    params.settings.sums[entry.number + piece] = math::add_lanes(lanes);
+    params.settings.pieces[entry.number + piece] = Reduction::of_piece(math::join_lanes<Reduction>(lanes));
   }
 };
 
-template <typename scalar_t>
-struct RowSquaresFor {
+template <typename Reduction, typename scalar_t>
+struct RowPiecesFor {
   template <int kCount>
-  using With = RowSquaresBody<scalar_t, kCount>;
+  using With = RowPiecesBody<Reduction, scalar_t, kCount>;
 };
 
+// What the number of a row becomes.
+enum class RowResult : int { scale, range, fisher };
+
+template <RowResult kResult>
+using ReductionOf = std::conditional_t<kResult == RowResult::range, math::LargestMagnitude, math::SumOfSquares>;
+
 struct RowResultSettings {
-  const double* sums;
+  const double* pieces;
   double number;  // fisher_factor, or the decay
 };
 
-// Operand 0 has a float a row. With kFisher it is F, which forgets and takes the sum in; else it becomes the row's
-// scale and operand 1 is F, or null.
-template <bool kFisher>
+// Operand 0 has a float a row. It becomes the row's scale, where operand 1 is F, or null; or the row's range; or it is
+// F, which forgets and takes the sum in.
+template <RowResult kResult>
 struct RowResultBody {
+  using Reduction = ReductionOf<kResult>;
   static constexpr int64_t kAlign = 1;
   static constexpr int64_t kSpan = kThreads;
   using TableType = AlignedTable<2, RowLength>;
@@ -105,13 +113,15 @@ struct RowResultBody {
     const int64_t row = entry.begin + (at.block - params.table.first_block[index]) * kSpan + at.index;
     if (row >= entry.end) return;
     const int64_t each = math::norm_pieces(entry.row_length);
-    const double* sums = params.settings.sums + entry.number + row * each;
+    const double* pieces = params.settings.pieces + entry.number + row * each;
     double total = 0.0;
     TORCH_SSAM_UNROLL_BY(8)
-    for (int64_t i = 0; i < each; ++i) total += sums[i];
+    for (int64_t i = 0; i < each; ++i) total = Reduction::join_pieces(total, pieces[i]);
     float* result = static_cast<float*>(entry.data[0]) + row;
-    if constexpr (kFisher) {
+    if constexpr (kResult == RowResult::fisher) {
       *result = math::row_fisher(*result, total, params.settings.number);
+    } else if constexpr (kResult == RowResult::range) {
+      *result = math::row_range(total);
     } else {
       const auto* fisher = static_cast<const float*>(entry.data[1]);
       *result =

@@ -1,4 +1,4 @@
-// Sums of squares, and the multiplication of a projection. Part of ../kernels.cpp.
+// Reductions of rows, and the multiplication of a projection. Part of ../kernels.cpp.
 #pragma once
 
 #include "../../../math/reduce.h"
@@ -13,23 +13,23 @@ using math::load_scalar;
 using math::opmath_t;
 using math::Store;
 
-// 16 running sums in double, then a tree: one order for every build.
-template <typename master_t>
-double sum_of_squares(const void* weights_, int64_t count) {
+// 16 lanes, then a tree: one order for every build.
+template <typename Reduction, typename master_t>
+double reduce(const void* weights_, int64_t count) {
+  using math_t = opmath_t<master_t>;
   const auto* weights = static_cast<const master_t*>(weights_);
-  double lanes[kLanes] = {};
+  typename Reduction::template lane_t<math_t> lanes[kLanes] = {};
   const int64_t whole = count - count % kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
     for (int l = 0; l < kLanes; ++l) {
-      const auto w = static_cast<double>(load_scalar(weights[i + l]));
-      lanes[l] = math::accumulate_square(lanes[l], w);
+      lanes[l] = Reduction::template accumulate<math_t>(lanes[l], load_scalar(weights[i + l]));
     }
   }
   for (int64_t i = whole; i < count; ++i) {
-    const auto w = static_cast<double>(load_scalar(weights[i]));
-    lanes[i - whole] = math::accumulate_square(lanes[i - whole], w);
+    auto& lane = lanes[i - whole];
+    lane = Reduction::template accumulate<math_t>(lane, load_scalar(weights[i]));
   }
-  return math::add_lanes(lanes);
+  return Reduction::of_piece(math::join_lanes<Reduction>(lanes));
 }
 
 template <typename master_t>

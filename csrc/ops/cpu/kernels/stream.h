@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../../../math/noise_blocks.h"
+#include "../../../math/wide_vectors.h"
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_nontemporal_store)

@@ -1,5 +1,5 @@
-// Sums of squares in the order of csrc/math/reduce.h: pieces of kNormPiece elements counted from the start of each row,
-// the same bits for any number of threads and any strides. Who wants a norm adds the pieces up in order.
+// Rows reduced in the order of csrc/math/reduce.h: pieces of kNormPiece elements counted from the start of each row,
+// the same bits for any number of threads and any strides. Who wants a row's number joins its pieces in order.
 #pragma once
 
 #include "../../math/reduce.h"
@@ -8,16 +8,21 @@
 
 namespace torch_ssam::cpu {
 
-struct PieceSums {
+using PieceKernel = double (*)(const void* values, int64_t count);
+
+inline const PieceKernel (&kernels_of(math::SumOfSquares))[kDtypes] { return kernels().sum_of_squares; }
+inline const PieceKernel (&kernels_of(math::LargestMagnitude))[kDtypes] { return kernels().largest_magnitude; }
+
+struct Pieces {
   std::vector<int64_t> first;  // the first piece of each tensor, and one past the last of all
-  std::vector<double> sums;
+  std::vector<double> values;
 };
 
 // `row_lengths` has one number a tensor, which divides its elements; 0 where it has none.
-inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>& row_lengths) {
+inline Pieces reduce_pieces(const TensorViews& views, const std::vector<int64_t>& row_lengths,
+                            const PieceKernel (&kernels)[kDtypes]) {
   constexpr int64_t kPiece = math::kNormPiece;
-  const Kernels& k = kernels();
-  PieceSums result{std::vector<int64_t>(views.size() + 1, 0), {}};
+  Pieces result{std::vector<int64_t>(views.size() + 1, 0), {}};
   int64_t total = 0;
   for (size_t t = 0; t < views.size(); ++t) {
     const int64_t length = row_lengths[t];
@@ -28,7 +33,7 @@ inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>
   const std::vector<int64_t>& first = result.first;
   const int64_t pieces = first.back();
   if (pieces == 0) return result;
-  result.sums.resize(static_cast<size_t>(pieces));
+  result.values.resize(static_cast<size_t>(pieces));
   // 16 whole pieces a task, or as many short rows as have that many elements.
   const int64_t grain = std::max<int64_t>(16, pieces * 16 * kPiece / total);
   torch::stable::parallel_for(0, pieces, grain, [&](int64_t begin, int64_t end) {
@@ -49,25 +54,25 @@ inline PieceSums piece_sums(const TensorViews& views, const std::vector<int64_t>
         memory = buffer.data();
       }
       const auto dtype = static_cast<int>(dtype_of(views[t].dtype));
-      result.sums[static_cast<size_t>(piece)] = k.sum_of_squares[dtype](memory, span.count);
+      result.values[static_cast<size_t>(piece)] = kernels[dtype](memory, span.count);
     }
   });
   return result;
 }
 
-// body(tensor, row, sum of squares) for every row.
-template <typename Body>
-void for_each_row_sum(const TensorViews& views, const RowViews& rows, const Body& body) {
+// body(tensor, row, the row's number) for every row.
+template <typename Reduction, typename Body>
+void for_each_row(Reduction reduction, const TensorViews& views, const RowViews& rows, const Body& body) {
   std::vector<int64_t> lengths;
   lengths.reserve(rows.size());
   for (const RowView& row : rows) lengths.push_back(row.length);
-  const PieceSums pieces = piece_sums(views, lengths);
+  const Pieces pieces = reduce_pieces(views, lengths, kernels_of(reduction));
   for (size_t t = 0; t < views.size(); ++t) {
     const int64_t each = math::norm_pieces(rows[t].length);
-    const double* sums = pieces.sums.data() + pieces.first[t];
+    const double* values = pieces.values.data() + pieces.first[t];
     for (int64_t row = 0; row < rows[t].rows; ++row) {
       double total = 0.0;
-      for (int64_t i = 0; i < each; ++i) total += sums[row * each + i];
+      for (int64_t i = 0; i < each; ++i) total = Reduction::join_pieces(total, values[row * each + i]);
       body(t, row, total);
     }
   }
