@@ -9,6 +9,7 @@ import importlib
 import sys
 
 FORMER = {
+    "_clean": "optim.attached",
     "_diagonal": "nn.diagonal_linear",
     "_noise": "noise.state",
     "_ssam": "optim.ssam",

@@ -168,7 +168,7 @@ def test_an_old_state_of_weight_noise_goes_on_with_its_draws(
 # -- whole objects -------------------------------------------------------------------------------------------
 
 # Former modules that pickles name and the package does not have: to be taken off here as soon as it has them.
-MISSING = frozenset({"torch_ssam._clean"})
+MISSING: frozenset[str] = frozenset()
 
 
 def gap(*modules: str) -> list[pytest.MarkDecorator]:
