@@ -77,7 +77,7 @@ def test_a_tutorial_is_a_notebook_that_can_be_downloaded_and_holds_no_output(pag
     if page.stem == "index":
         assert all(f"]({other.name})" in text for other in DOCS.glob("tutorials/*.md") if other != page)
         return
-    assert text.startswith("---\njupytext:")
+    assert re.match(r"---\njupytext:\n.*?\nkernelspec:\n  name: python3\n.*?\n---\n", text, re.S)
     assert f"<{page.stem}.ipynb>`" in text
     cells = re.findall(r"^```\{code-cell\} python3\n(.*?)^```", text, re.M | re.S)
     assert len(cells) >= 4
