@@ -3,6 +3,8 @@
 What too little and too much noise look like, for docs/which_noise.md. The site draws it.
 """
 
+import warnings
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -12,6 +14,7 @@ import torch_ssam
 
 LEVELS = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 torch.set_num_threads(1)
+warnings.filterwarnings("ignore", message="noise_std=")  # too much noise is what is shown
 images, labels = load_digits(return_X_y=True)
 order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
 x = (torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16)[order]
