@@ -93,7 +93,11 @@ std::vector<SSAM::Part> SSAM::alike(const Members& members, const SSAMOptions& o
     part->grads.push_back(p.grad());
     part->places.push_back(members.places[i]);
     if (has_momentum) {
-      if (first) buffer = ops::empty_like(mastered ? drive_->noise.master_of(p) : p).zero_();
+      if (first) {
+        buffer = ops::empty_like(mastered ? drive_->noise.master_of(p) : p).zero_();
+      } else if (!mastered && buffer.scalar_type() != p.scalar_type()) {  // of steps before module->to(dtype)
+        buffer = state_of(p).momentum_buffer() = buffer.to(p.scalar_type());
+      }
       part->momentum_buffers.push_back(mastered ? buffer.to(at::kFloat) : std::move(buffer));
     }
   }

@@ -248,6 +248,42 @@ TEST(SsamTest, AGradientOfATensorFrozenSinceIsUsedAsTorchDoes) {
   }
 }
 
+TEST(SsamTest, MomentumGoesOnInAModelThatChangesItsDtype) {
+  for (const torch::Dtype dtype : {torch::kDouble, torch::kBFloat16}) {
+    for (const bool kept : {false, true}) {
+      torch::nn::Linear ours(3, 2), theirs(3, 2);
+      {
+        const torch::NoGradGuard no_grad;
+        for (std::size_t i = 0; i < 2; ++i) theirs->parameters()[i].copy_(ours->parameters()[i]);
+      }
+      SSAM a(ours->parameters(), SSAMOptions(0.1).noise_std(0).momentum(0.9).keep_perturbed(kept));
+      torch::optim::SGD b(theirs->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+      const auto step = [&](torch::Dtype now) {
+        for (auto* model : {&ours, &theirs}) (*model)->forward(torch::ones({2, 3}, now)).square().sum().backward();
+        a.step();
+        b.step();
+        a.zero_grad();
+        b.zero_grad();
+      };
+      a.train();
+      step(torch::kFloat);
+      a.eval();
+      ours->to(dtype);
+      theirs->to(dtype);
+      a.train();
+      step(dtype);
+      step(dtype);
+      a.eval();
+      const double tolerance = dtype == torch::kDouble ? 1e-5 : 0.05;
+      for (std::size_t i = 0; i < 2; ++i) {
+        const Tensor x = ours->parameters()[i], y = theirs->parameters()[i];
+        EXPECT_EQ(x.scalar_type(), dtype);
+        EXPECT_TRUE(torch::allclose(x, y, tolerance, tolerance)) << x << y;
+      }
+    }
+  }
+}
+
 TEST(SsamTest, ParametersWithoutGradientAreSkipped) {
   const auto params = parameters();
   SSAM opt(params, SSAMOptions(0.1).momentum(0.9));

@@ -4,6 +4,8 @@ mode, seeds. What must hold whichever way it is driven.
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
 import front_helpers as front
@@ -106,6 +108,59 @@ def test_tied_weights_are_perturbed_and_updated_once() -> None:
         torch.testing.assert_close(weight.detach(), clean - 0.5)
         opt.zero_grad()
         assert len(opt.param_groups[0]["params"]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "how", [{}, {"keep_perturbed": True}, {"radius": 3.0}, {"nesterov": True, "scale": "filter"}]
+)
+@pytest.mark.parametrize("part", [False, True])
+def test_momentum_goes_on_in_a_model_that_changes_its_dtype(
+    dtype: torch.dtype, how: dict[str, Any], part: bool
+) -> None:
+    """As after a load into an optimizer of the new model, bit for bit. With `part` one tensor keeps its dtype."""
+
+    def make(model: nn.Module) -> torch_ssam.SSAM:
+        return torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.3, momentum=0.9, seed=7, **how)
+
+    def change(model: nn.Module) -> None:
+        for p in list(model.parameters())[part:]:
+            p.data = p.data.to(dtype)
+
+    def train(model: nn.Module, opt: torch_ssam.SSAM) -> None:
+        opt.train()
+        for _ in range(2):
+            opt.zero_grad()
+            with nullcontext() if "keep_perturbed" in how else opt.perturb():
+                sum(p.float().sin().square().sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+            opt.step()
+        opt.eval()
+
+    model, other = front.Net(), front.Net()
+    opt, resumed = make(model), make(other)
+    train(model, opt)
+    other.load_state_dict(model.state_dict())
+    change(model)
+    change(other)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for one, its in ((opt, model), (resumed, other)):
+        train(its, one)
+    assert front.same_bits(model.parameters(), other.parameters())
+    assert front.same_bits(front.optimizer_bits(opt), front.optimizer_bits(resumed))
+
+
+def test_a_model_in_double_follows_torch_s_sgd() -> None:
+    model, plain = front.Net(), front.Net()
+    opt = torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.0, momentum=0.9)
+    expected = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for dtype in (torch.float32, torch.float64):
+        for one, its in ((opt, model), (expected, plain)):
+            its.to(dtype)
+            one.zero_grad()
+            front.loss_of(its, *front.data(dtype=dtype)).backward()
+            one.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)  # torch keeps its momentum in float32
 
 
 def test_views_of_one_flat_buffer_are_fine() -> None:

@@ -251,16 +251,24 @@ class FusedOptimizer(NoiseDriver):
             others["lr_tensor"] = lr_tensor
         if part.steps:
             others["steps"] = part.steps
-        if noise_std is None:
-            ops.update_(*update, **others)
-        else:
-            generator, draw = noise.generator.on(device)
-            others["draw_offset"] = draw + 1
-            if group["distribution"] != "gaussian":
-                others["distribution"] = group["distribution"]
-            if group["scale"] != "isotropic" and noise_std != 0.0:
-                others["scale"] = group["scale"]
-            ops.update_and_perturb_(members.params, *update, generator, members.places, noise_std, **others)
+        try:
+            if noise_std is None:
+                ops.update_(*update, **others)
+            else:
+                generator, draw = noise.generator.on(device)
+                others["draw_offset"] = draw + 1
+                if group["distribution"] != "gaussian":
+                    others["distribution"] = group["distribution"]
+                if group["scale"] != "isotropic" and noise_std != 0.0:
+                    others["scale"] = group["scale"]
+                ops.update_and_perturb_(
+                    members.params, *update, generator, members.places, noise_std, **others
+                )
+        except ValueError:  # refused before anything was written
+            if not self._follow_dtype(part):
+                raise
+            self._update_part(group, part, noise_std)
+            return
         self._keep_state(group, part)  # only now: an operator that refuses must leave no state behind
         if noise_std is not None or not part.perturbed:
             noise.written(members)
@@ -273,6 +281,20 @@ class FusedOptimizer(NoiseDriver):
             entry = self.state[part.members.params[i]] = part.entries[i]
             for name, values in zip(self._state_names(group), part.state, strict=True):
                 entry[name] = values[i]
+
+    def _follow_dtype(self, part: _Part) -> bool:
+        """Gives the part's state the dtype that its parameters have had since `model.double()`; whether that changed any.
+
+        Looked for only when an operator has refused: at every step it would cost as much as the step of a small tensor.
+        """
+        changed = False
+        for values in part.state:
+            for i, (p, value) in enumerate(zip(part.members.params, values, strict=True)):
+                if not part.mastered and value.dtype != p.dtype:
+                    values[i] = value.to(p.dtype)
+                    part.made.append(i)
+                    changed = True
+        return changed
 
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
         for part in self._parts(group, members):
