@@ -88,3 +88,14 @@ def _plain(value: Any) -> Any:
 def chosen(given: dict[str, Any], *tables: dict[str, Option]) -> dict[str, Any]:
     """Of a constructor's arguments (`locals()`), those that the tables name, NumPy's numbers as Python's."""
     return plain({name: given[name] for table in tables for name in table})
+
+
+def lr_is_zero(group: dict[str, Any]) -> bool:
+    """Whether a step of the group trains nothing: checkpoint tools make one with lr = 0, to create state.
+
+    A base of wrap may have no lr, or None for one that it works out itself (Adafactor).
+    """
+    try:
+        return float(group["lr"]) == 0.0
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return False

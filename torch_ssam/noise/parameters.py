@@ -95,7 +95,8 @@ def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
                 continue
             a, b = (f"parameter {j - known} of the group" if j >= known else f"parameter {j}" for j in (i, k))
             if tensors[i] is tensors[k]:
-                raise ValueError(f"{a} and {b} are the same tensor in two groups; expected it in one.")
+                where = " in two groups; expected it in one" if min(i, k) < known else "; expected it once"
+                raise ValueError(f"{a} and {b} are the same tensor{where}.")
             raise ValueError(
                 f"{a} and {b} are two tensors in the same memory, which would be perturbed twice; expected "
                 f"one. "

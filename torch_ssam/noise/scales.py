@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam.noise.members import Group, members_of
+from torch_ssam.noise.options import lr_is_zero
 from torch_ssam.noise.saved import Saved
 from torch_ssam.ops.entries import ops
 
@@ -72,8 +73,8 @@ class Scales:
         if group["scale"] != "fisher":
             return
         # Checkpoint tools step with lr = 0 and gradients of zeros, to create the state that they then load into.
-        lr = group.get("lr", 1.0)
-        counts = (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0
+        lr = group.get("lr")
+        counts = (isinstance(lr, Tensor) and lr.device.type != "cpu") or not lr_is_zero(group)
         for _, part in members_of([p for p in group["params"] if p.grad is not None]).by_device():
             fisher = [self._fisher_of(p) for p in part.params]
             if counts:

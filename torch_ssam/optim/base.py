@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_ssam.noise.options import count_passes
+from torch_ssam.noise.options import count_passes, lr_is_zero
 from torch_ssam.noise.scope import Scope
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
@@ -115,6 +115,7 @@ class NoiseDriver(NoiseOptimizer):
     _witness: Witness | None = None  # a parameter that the last pass gave a gradient
     _pass_without_gradient = False  # whether a pass since the last step changed none
     _warned_of_clean_gradients = False
+    _steps_by_base = False  # whether `_update` calls the step of another optimizer, with the hooks that torch puts round it
 
     def _update(self) -> None:
         """Updates the clean weights, which the parameters hold, from their gradients."""
@@ -147,7 +148,8 @@ class NoiseDriver(NoiseOptimizer):
         """Context in which the parameters hold clean + noise; on leaving, the exact clean bits are back.
 
         Parameters that others write to inside keep what was written, and are named; writing in place through
-        `p.data` is invisible to PyTorch's version counter and is undone like the noise.
+        `p.data` is invisible to PyTorch's version counter and is undone like the noise. Another optimizer's step over
+        the perturbed weights is refused before it writes, and so is noise on top of them from another one.
 
         Each call uses the next draw of noise. Several backward passes inside one context, or several contexts
         before one `step()`, accumulate gradients as usual.
@@ -295,7 +297,7 @@ class NoiseDriver(NoiseOptimizer):
 
     def _idle(self) -> bool:
         """Whether every lr is 0: a step then trains nothing (checkpoint tools make one to create state)."""
-        return all(float(group.get("lr", 1.0)) == 0.0 for group in self.param_groups)
+        return all(map(lr_is_zero, self.param_groups))
 
     def _without_gradients(self) -> bool:
         """Whether a pass has left no gradient at all: a step then moves nothing."""

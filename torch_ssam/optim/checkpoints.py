@@ -123,6 +123,7 @@ class NoiseOptimizer(Optimizer):
         state = dict(state_dict["state"])
         self._check_names_of_state(state)
         place = self._noise.place_of()
+        keys = [key for group in groups for key in group["params"]]
         mine = {
             "clean": {**self._noise.applied_clean(), **self._pending_clean},
             "fisher": self._noise.scales.fisher_sums(),
@@ -131,7 +132,8 @@ class NoiseOptimizer(Optimizer):
         for name, tensors in mine.items():
             for p, value in tensors.items():
                 if p in place:  # else it has left its group
-                    state[place[p]] = {**state.get(place[p], {}), name: value}
+                    key = keys[place[p]]
+                    state[key] = {**state.get(key, {}), name: value}
         state_dict = {**state_dict, "state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             changed = hook(self, state_dict)

@@ -1,7 +1,8 @@
 """wrap: any torch optimizer, with its gradients taken at perturbed weights.
 
 The wrapper is an Optimizer whose `param_groups` and `state` are the base's own objects, so schedulers,
-scalers and checkpoints see one optimizer whichever of the two they hold. Tests: tests/python/test_wrap.py.
+scalers and checkpoints see one optimizer whichever of the two they hold. What it asks of a base is in bases.py.
+Tests: tests/python/test_wrap.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import weakref
 from typing import Any
 
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
@@ -18,11 +19,13 @@ from torch_ssam.noise.options import NOISE_DEFAULTS, NOISE_OPTIONS, chosen
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.base import NoiseDriver
+from torch_ssam.optim.bases import check_base, check_layout
 
 
 class WrappedOptimizer(NoiseDriver):
     """What `wrap` returns: the base optimizer, driven as SSAM is. `base` is the wrapped optimizer."""
 
+    _steps_by_base = True
     _base_in_train = False  # where the base has train() and eval(), as schedule-free ones have
 
     def __init__(
@@ -149,7 +152,9 @@ class WrappedOptimizer(NoiseDriver):
     def _plain_state_dict(self) -> dict[str, Any]:
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        return self.base.state_dict()
+        state_dict = self.base.state_dict()
+        check_layout(self.base, state_dict)
+        return state_dict
 
     def _plain_load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.base.load_state_dict(state_dict)
@@ -222,8 +227,9 @@ def wrap(
     """Gives any torch optimizer S-SAM's gradients: taken at perturbed weights, applied to the clean ones.
 
     Args:
-        base_optimizer: the optimizer that makes the update. Its groups take the noise options as keys, so
-            each may have its own; its state_dict, schedulers and scalers work on either of the two objects.
+        base_optimizer: the optimizer that makes the update, from p.grad. Its groups take the noise options as keys,
+            so each may have its own. A scheduler may hold either of the two objects. `step()` is the wrapper's, also
+            for a scaler (`scaler.step(opt)`): the base's own step() over perturbed weights is refused.
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it, unless an
             earlier `wrap` of the same base put it there.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
@@ -236,10 +242,11 @@ def wrap(
         A torch.optim.Optimizer with `perturb()`, `perturbations()`, `step(closure)`, `train()` and `eval()`.
 
     Raises:
-        TypeError: base_optimizer is not a torch.optim.Optimizer, or is LBFGS (which runs closures of its
-            own).
-        ValueError: options out of range; a base whose groups have options named "seed" or "draw", or whose state has
-            tensors named "clean" or "fisher".
+        TypeError: base_optimizer is not a torch.optim.Optimizer, or lacks its param_groups, state or defaults; its
+            step() needs a closure or other arguments (as LBFGS and SAM do; one that says so only when called raises
+            its own error at the first step); its state_dict() has a layout of its own.
+        ValueError: options out of range; a base with options of its own that have the name of a noise option, or
+            "seed" or "draw", or with tensors named "clean" or "fisher" in its state; a tensor twice in a group.
         RuntimeError: the base is wrapped already, and its weights are perturbed.
 
     Example:
@@ -250,16 +257,6 @@ def wrap(
         ...     model(torch.ones(2, 3)).sum().backward()
         >>> opt.step()
     """
-    if not isinstance(base_optimizer, Optimizer):
-        raise TypeError(
-            f"wrap() got {type(base_optimizer).__name__}; expected a torch.optim.Optimizer, for example "
-            "torch.optim.AdamW(model.parameters())."
-        )
-    if isinstance(base_optimizer, LBFGS | NoiseDriver):
-        raise TypeError(
-            f"wrap() got {type(base_optimizer).__name__}, which "
-            + ("runs closures of its own" if isinstance(base_optimizer, LBFGS) else "perturbs already")
-            + "; expected an optimizer whose step() uses p.grad."
-        )
+    check_base(base_optimizer)
     options = chosen(locals(), NOISE_OPTIONS)
     return WrappedOptimizer(base_optimizer, options, seed, noise_per_rank)
