@@ -89,10 +89,10 @@ class Placement:
         """Has `members` say next time that they are others."""
         self._known = []
 
-    def describe(self, params: list[Tensor]) -> str:
-        """Names parameters by place and shape, as the subject of a message."""
+    def describe(self, params: list[Tensor], was: str, were: str) -> str:
+        """Names parameters by place and shape, as the subject of a message, with its verb."""
         place = {id(p): i for i, p in enumerate(p for group in self._groups() for p in group["params"])}
         text = [f"{place.get(id(p), '?')} of shape {tuple(p.shape)}" for p in params[:5]]
         more = f" and {len(params) - 5} more" if len(params) > 5 else ""
-        s, were = ("s", "were") if len(params) > 1 else ("", "was")
-        return f"Parameter{s} {', '.join(text)}{more} {were}"
+        s, verb = ("s", were) if len(params) > 1 else ("", was)
+        return f"Parameter{s} {', '.join(text)}{more} {verb}"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ssam.noise import parameters
+from torch_ssam.noise import holders, parameters
 from torch_ssam.noise.generator import Generator, NoiseArguments
 from torch_ssam.noise.last import restore_at_last
 from torch_ssam.noise.masters import Masters
-from torch_ssam.noise.members import Group, Members, Placement
+from torch_ssam.noise.members import Group, Members, Placement, members_of
 from torch_ssam.noise.regenerate import Recipe, add, recipe
 from torch_ssam.noise.saved import Saved, WrittenTogether, expect_writes, tell_torch
 from torch_ssam.noise.scales import ScaleArguments, Scales
@@ -72,6 +72,8 @@ class NoiseState(SavedWeights):
             self.restore([p for p in members.params if self._is_regenerated(p)])
             again = members.where(self.is_applied)
             fresh = members.where(lambda p: not self.is_applied(p))
+        if fresh.params:
+            holders.hold(self, fresh)
         for device, part in fresh.by_device():
             generator, noise = self._noise(device, group, sample, negate, draw_offset)
             self._perturb(group, part, generator, noise)
@@ -217,6 +219,8 @@ class NoiseState(SavedWeights):
     def bind(self, groups: Callable[[], list[Group]]) -> None:
         """Reads groups from here on from this callable (after unpickling)."""
         self._placement = Placement(groups)
+        if self._applied:
+            holders.hold(self, members_of([saved.param for saved in self._applied.values()]))
 
 
 def _perturb_from_clean(

@@ -7,11 +7,12 @@ Tests: test_weight_noise.py, test_written_together.py, test_signals.py, test_exc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 
 import torch
 from torch import Tensor
 
+from torch_ssam.noise import holders
 from torch_ssam.noise.masters import Masters
 from torch_ssam.noise.members import Group, Members, Placement, members_of
 from torch_ssam.noise.regenerate import add
@@ -28,6 +29,8 @@ class SavedWeights:
 
     `groups` is a callable, since optimizers may replace their list of groups.
     """
+
+    looked_for_sharing = False  # whether it is known that other processes share the tensors
 
     def __init__(self, groups: Callable[[], list[Group]], masters: bool) -> None:
         self._placement = Placement(groups)
@@ -51,6 +54,10 @@ class SavedWeights:
         everything = (members for _, members in self.placed(frozen=True))
         return {p: i for members in everything for p, i in zip(members.params, members.places, strict=True)}
 
+    def describe(self, params: list[Tensor], was: str, were: str) -> str:
+        """Names parameters by place and shape, as the subject of a message, with its verb."""
+        return self._placement.describe(params, was, were)
+
     def keep_only(self, keys: set[int]) -> None:
         """Forgets tensors that are in no group any more, save what takes their noise off."""
         if not self._applied.keys() <= keys:
@@ -63,6 +70,11 @@ class SavedWeights:
     def active(self) -> bool:
         """Whether any tensor holds perturbed weights now."""
         return bool(self._applied)
+
+    @property
+    def applied_keys(self) -> KeysView[int]:
+        """The ids of the tensors that hold perturbed weights now."""
+        return self._applied.keys()
 
     def is_applied(self, param: Tensor) -> bool:
         """Whether this tensor holds perturbed weights now."""
@@ -219,9 +231,11 @@ class SavedWeights:
             self.written(ours)
         else:
             tell_torch(ours.params)
+        if not applied:
+            holders.let_go(self)
         if changed:
             raise PerturbedWeightsChanged(
-                f"{self._placement.describe([one.param for one in changed])} written to while holding perturbed weights: "
+                f"{self.describe([one.param for one in changed], 'was', 'were')} written to while holding perturbed weights: "
                 "the new values were kept and are now taken as clean; all other parameters were restored. "
                 "Load or edit weights outside perturb(), or after opt.eval() with keep_perturbed=True."
             )
