@@ -520,10 +520,15 @@ def test_optimizers_of_single_parameters_step_inside_backward(kind: str) -> None
 
 def test_optimizers_without_a_seed_draw_noise_that_differs() -> None:
     params = [nn.Parameter(torch.zeros(50)) for _ in range(2)]
-    for p in params:
-        torch_ssam.SSAM([p], noise_std=0.3, keep_perturbed=True).train()
-    first, second = (torch_ssam.SSAM([p], noise_std=0.3) for p in params)
-    assert first.seed != second.seed
+    for same in (False, True):
+        optimizers = [
+            torch_ssam.SSAM([p], noise_std=0.3, seed=7 if same else None, keep_perturbed=True) for p in params
+        ]
+        for opt in optimizers:
+            opt.train()
+        assert torch.equal(*params) == same
+        for opt in optimizers:
+            opt.eval()
 
 
 # -- memory that processes share -----------------------------------------------------------------------------
