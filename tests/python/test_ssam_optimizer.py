@@ -115,19 +115,24 @@ def test_tied_weights_are_perturbed_and_updated_once() -> None:
     "how", [{}, {"keep_perturbed": True}, {"radius": 3.0}, {"nesterov": True, "scale": "filter"}]
 )
 @pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("kind", ["SSAM", "SSAMAdamW"])
 def test_momentum_goes_on_in_a_model_that_changes_its_dtype(
-    dtype: torch.dtype, how: dict[str, Any], part: bool
+    kind: str, dtype: torch.dtype, how: dict[str, Any], part: bool
 ) -> None:
     """As after a load into an optimizer of the new model, bit for bit. With `part` one tensor keeps its dtype."""
 
-    def make(model: nn.Module) -> torch_ssam.SSAM:
-        return torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.3, momentum=0.9, seed=7, **how)
+    def make(model: nn.Module) -> Any:
+        options = {"lr": 0.1, "noise_std": 0.3, "seed": 7, **how}
+        if kind == "SSAMAdamW":
+            options.pop("nesterov", None)
+            return torch_ssam.SSAMAdamW(model.parameters(), **options)
+        return torch_ssam.SSAM(model.parameters(), momentum=0.9, **options)
 
     def change(model: nn.Module) -> None:
         for p in list(model.parameters())[part:]:
             p.data = p.data.to(dtype)
 
-    def train(model: nn.Module, opt: torch_ssam.SSAM) -> None:
+    def train(model: nn.Module, opt: Any) -> None:
         opt.train()
         for _ in range(2):
             opt.zero_grad()
