@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import KeysView
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,18 +24,31 @@ from torch_ssam.noise.members import Members
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
 
-if TYPE_CHECKING:
-    from torch_ssam.noise.weights import SavedWeights
 
-#: Every SavedWeights that may have perturbed tensors, and perhaps some that have none any more. Weakly: an optimizer that
+class Holder(Protocol):
+    """What perturbs weights: SavedWeights, as far as it is asked here."""
+
+    looked_for_sharing: bool
+
+    @property
+    def applied_keys(self) -> KeysView[int]: ...
+
+    def is_applied(self, param: Tensor) -> bool: ...
+
+    def place_of(self) -> dict[Tensor, int]: ...
+
+    def describe(self, params: list[Tensor], was: str, were: str) -> str: ...
+
+
+#: Every holder that may have perturbed tensors, and perhaps some that have none any more. Weakly: an optimizer that
 #: is let go takes its noise state with it.
-holding: dict[weakref.ref[SavedWeights], None] = {}
+holding: dict[weakref.ref[Holder], None] = {}
 
 #: Under which torch's hooks before all steps have ours.
 HOOK = RemovableHandle(_module._global_optimizer_pre_hooks).id
 
 
-def hold(state: SavedWeights, members: Members) -> None:
+def hold(state: Holder, members: Members) -> None:
     """Notes that this state is about to perturb these tensors, which are clean to its knowledge.
 
     Raises:
@@ -58,7 +72,7 @@ def hold(state: SavedWeights, members: Members) -> None:
         _module._global_optimizer_pre_hooks[HOOK] = before_step
 
 
-def let_go(state: SavedWeights) -> None:
+def let_go(state: Holder) -> None:
     """Notes that this state has no perturbed tensors any more."""
     holding.pop(weakref.ref(state), None)
 
@@ -98,7 +112,7 @@ def check_step(optimizer: Optimizer) -> None:
 _check_step = untraced(check_step)
 
 
-def _others(state: SavedWeights | None) -> list[SavedWeights]:
+def _others(state: Holder | None) -> list[Holder]:
     """The others that hold perturbed weights."""
     others = []
     for reference in list(holding):
@@ -110,7 +124,7 @@ def _others(state: SavedWeights | None) -> list[SavedWeights]:
     return others
 
 
-def _warn_of_sharing(state: SavedWeights) -> None:
+def _warn_of_sharing(state: Holder) -> None:
     shared = [p for p in state.place_of() if p.requires_grad and p.is_cpu and _is_shared(local_of(p))]
     if shared:
         warnings.warn(
