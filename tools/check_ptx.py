@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
+    "update_adamw",
     "update",
     "diagonal",
     "perturb_scaled",
