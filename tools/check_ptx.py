@@ -34,6 +34,9 @@ SOURCES = (
 )  # the slowest to compile first
 ARCHITECTURES = (80, 90, 100)
 MOST_REGISTERS = 64
+MOST_REGISTERS_OF_SIX_OPERANDS = (
+    80  # of one element a thread, which is not about speed: csrc/ops/cuda/list_body.h
+)
 BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
 BYTES |= {"unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
 BUFFERS = {"Sgd": (0, 1, 1), "AdamW": (2, 3)}  # of each kind of each update rule (csrc/math/rules)
@@ -224,9 +227,21 @@ def compile_one(nvcc: str, source: str, arch: int, include: Path, folder: Path) 
     ]
 
 
+def most_registers(name: str) -> int:
+    """How many a kernel may use: by rules of three buffers with noise, one element a thread, more than others."""
+    kind, arguments = template(template(name)[1][0]) if template(name)[1] else ("", [])
+    six = (
+        kind == "UpdateOp"
+        and not is_aligned(name)
+        and arguments[3] == "true"
+        and buffers_of(arguments[0]) > 2
+    )
+    return MOST_REGISTERS_OF_SIX_OPERANDS if six else MOST_REGISTERS
+
+
 def problems(arch: int, kernel: Kernel) -> list[str]:
     out = []
-    if kernel.registers > MOST_REGISTERS:
+    if kernel.registers > most_registers(kernel.name):
         out.append(f"{kernel.registers} registers")
     if kernel.spills or kernel.stack:
         out.append(f"{kernel.stack} bytes of stack frame, {kernel.spills} bytes spilled")

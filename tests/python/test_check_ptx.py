@@ -119,6 +119,20 @@ def test_kinds_of_update_have_the_buffers_of_their_rule(check_ptx: Any) -> None:
             check_ptx.buffers_of(unknown)
 
 
+def test_only_one_element_a_thread_with_three_buffers_and_noise_may_use_more_registers(
+    check_ptx: Any,
+) -> None:
+    def most(rule: str, perturb: str, count: int) -> int:
+        name = f"ListBody<UpdateOp<{rule}, float, float, {perturb}, false>, {count}>"
+        found: int = check_ptx.most_registers(name)
+        return found
+
+    assert most("AnyKind<AdamW>", "true", 1) == 80
+    assert most("AnyKind<AdamW>", "false", 1) == most("AnyKind<Sgd>", "true", 1) == 64
+    assert most("FixedKind<AdamW, (AdamW::Kind)1>", "true", 4) == most("AnyKind<AdamW>", "true", 4) == 64
+    assert check_ptx.most_registers(BY_ROWS["name"]) == check_ptx.most_registers("AdvanceBody") == 64
+
+
 def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
     ptx = """
 	ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd1];

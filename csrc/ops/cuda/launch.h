@@ -13,14 +13,19 @@
 
 namespace torch_ssam::cuda {
 
-inline constexpr int kBlocksPerProcessor = 4;  // 4 x 256 threads leave 64 registers each
+// 4 x 256 threads leave 64 registers each. A body may say that it needs more: 3 leave 80.
+template <typename Body>
+constexpr int blocks_per_processor() {
+  if constexpr (requires { Body::kBlocksPerProcessor; }) return Body::kBlocksPerProcessor;
+  return 4;
+}
 
 template <typename Body>
 concept HasPhases = requires { typename Body::Shared; };
 
 // A body with phases runs them over its tiles, the block of threads together, with a barrier after each.
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kThreads, blocks_per_processor<Body>())
     kernel(const __grid_constant__ typename Body::Params params) {
   const Thread at{static_cast<int64_t>(blockIdx.x), static_cast<int>(threadIdx.x)};
   if constexpr (HasPhases<Body>) {

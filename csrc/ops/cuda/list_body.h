@@ -109,6 +109,8 @@ struct ListBody {
   static constexpr bool kByRows = std::is_same_v<More, RowScales>;
   static constexpr int64_t kAlign = math::kGaussianBlock;
   static constexpr int64_t kSpan = kThreads * 4 * kCount;
+  // Offsets of six operands and the state of the noise are more than 64 registers.
+  static constexpr int kBlocksPerProcessor = kCount == 1 && Op::kNoise && kOperands > 5 ? 3 : 4;
   static constexpr int kAhead = Op::template kAhead<kCount>;  // groups loaded before the first is used: 1, 2 or 4
   using TableType = TableFor<kOperands, kCount, More>;
   using EntryType = typename TableType::EntryType;

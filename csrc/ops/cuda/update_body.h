@@ -91,8 +91,9 @@ struct UpdateOp {
   static constexpr int kBuffers = math::kMostBuffers<Rule>;
   static constexpr int kOperands = 2 + kBuffers + (kPerturb ? 1 : 0);
   static constexpr bool kNoise = kPerturb;
+  // A rule of several buffers loads enough at a time; two groups of it would spill.
   template <int kCount>
-  static constexpr int kAhead = sizeof(master_t) == 8 || kCount == 8 || kCount == 1 ? 1 : 2;
+  static constexpr int kAhead = sizeof(master_t) == 8 || kCount == 8 || kCount == 1 || kBuffers > 1 ? 1 : 2;
   using math_t = math::opmath_t<master_t>;
   using Settings = std::conditional_t<kPerturb, UpdateAndPerturbSettings<Rule, math_t>, UpdateSettings<Rule, math_t>>;
   using Local = UpdateLocal<Rule, math_t>;
