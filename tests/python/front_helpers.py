@@ -231,3 +231,10 @@ def diagonal(features: int, depth: int, dtype: torch.dtype = torch.float64, **op
 
 def values(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def case_name(value: Any) -> str:
+    """The name of a test's case: a function by its name, since an address differs from one test process to another."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={case_name(one)}" for key, one in value.items()) or "defaults"
+    return str(getattr(value, "__name__", value))

@@ -48,6 +48,14 @@ def scales(name: str, w: Tensor, fisher: Tensor | None, factor: float) -> Tensor
         return w.double().abs() + 0.01
     if name == "tensor":
         return w.double().square().sum().sqrt()
+    if name == "tensor_absmax":
+        return w.double().abs().max()
+    if name == "absmax":
+        return (
+            w.double().abs().amax(dim=tuple(range(1, w.dim())), keepdim=True)
+            if w.dim() > 1
+            else w.double().abs().max()
+        )
     norm = per_filter(w).sqrt()  # LPF-SGD (arXiv 2201.08025): gamma |w_filter|
     if name == "filter" or fisher is None:
         return norm

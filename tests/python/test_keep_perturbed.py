@@ -64,7 +64,7 @@ ADAMW_OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("make", "options"),
     [*((front.ssam, options) for options in OPTIONS), *((front.adamw, options) for options in ADAMW_OPTIONS)],
-    ids=str,
+    ids=front.case_name,
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_stock_loop_ends_in_the_bits_of_the_perturb_form(

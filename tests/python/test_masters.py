@@ -93,7 +93,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=front.case_name)
 @pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
 def test_masters_have_the_bits_of_float32_copies_however_they_are_driven(
     dtype: torch.dtype, options: dict[str, Any]

@@ -16,6 +16,7 @@ from reference_ssam import ReferenceSSAM
 from torch import Tensor, nn
 
 import torch_ssam
+from torch_ssam.noise.options import ROW_SCALES, SCALES
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
 # Row scales, and the noise times them, are float32 whatever the weights are.
@@ -41,7 +42,7 @@ class NetWithSpare(front.Net):
 
 
 def compare(model: nn.Module, opt: Any, reference: ReferenceSSAM, dtype: torch.dtype) -> None:
-    by_rows = any(group["scale"] in ("tensor", "filter", "fisher") for group in opt.param_groups)
+    by_rows = any(group["scale"] in ROW_SCALES for group in opt.param_groups)
     tolerance = max(TOLERANCE[dtype], ROW_TOLERANCE if by_rows else 0.0)
     sums = opt._noise.scales.fisher_sums()
     for i, (p, w) in enumerate(zip(model.parameters(), reference.weights, strict=True)):
@@ -126,7 +127,7 @@ def test_every_option_follows_the_reference_in_every_way_of_driving(
         )
 
 
-@pytest.mark.parametrize("noise_scale", ["isotropic", "tensor", "filter", "element", "fisher"])
+@pytest.mark.parametrize("noise_scale", list(SCALES))
 @pytest.mark.parametrize("way", ["closure", "perturbations", "perturb", "kept"])
 def test_groups_with_different_options_and_frozen_parameters_follow_the_reference(
     way: str, noise_scale: str

@@ -133,7 +133,7 @@ def test_a_sharpness_estimate_works_in_inference_mode() -> None:
     assert (noise.seed, noise.draw) == (1, 2)
 
 
-@pytest.mark.parametrize("scale", ["tensor", "filter", "element"])
+@pytest.mark.parametrize("scale", ["tensor", "filter", "element", "absmax", "tensor_absmax"])
 def test_noise_of_every_scale_is_what_applied_adds(scale: str) -> None:
     weights = torch.randn(5, 7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     p = torch.nn.Parameter(weights.clone())
@@ -145,3 +145,18 @@ def test_noise_of_every_scale_is_what_applied_adds(scale: str) -> None:
             torch.testing.assert_close(p.detach(), weights + before, rtol=1e-14, atol=1e-14)
         assert torch.equal(before, inside)
         assert torch.equal(p.detach(), weights)
+
+
+@pytest.mark.parametrize("scale", ["absmax", "tensor_absmax"])
+def test_noise_in_units_of_the_range_is_that_of_its_rows_and_nothing_where_a_row_is_zero(scale: str) -> None:
+    weights = torch.randn(4, 9, generator=torch.Generator().manual_seed(2))
+    weights[2] = 0.0
+    weights[1, 3] = -8.0
+    p = torch.nn.Parameter(weights.clone())
+    z = torch_ssam.WeightNoise([torch.nn.Parameter(torch.zeros(4, 9))], 1.0, seed=4)
+    standard = z.noise(z.param_groups[0]["params"][0])
+    got = torch_ssam.WeightNoise([p], 0.25, scale=scale, seed=4).noise(p)
+    largest = weights.abs().amax(1, keepdim=True) if scale == "absmax" else weights.abs().max()
+    torch.testing.assert_close(got, 0.25 * largest * standard, rtol=1e-6, atol=0.0)
+    assert scale == "tensor_absmax" or not got[2].any()
+    assert got[1].abs().max() > 0.25

@@ -11,7 +11,15 @@ from typing import Any
 from torch_ssam._checks import Option, check_each, count, defaults_of, flag, number, one_of
 
 DISTRIBUTIONS = ("gaussian", "rademacher")
-SCALES = ("isotropic", "tensor", "filter", "element", "fisher")
+#: Scales with one number for each row: which (`kind` of the operator row_scales_), and whether the tensor is one row.
+ROW_SCALES = {
+    "tensor": ("norm", True),
+    "filter": ("norm", False),
+    "fisher": ("norm", False),
+    "absmax": ("absmax", False),
+    "tensor_absmax": ("absmax", True),
+}
+SCALES = ("isotropic", "tensor", "filter", "element", "fisher", "absmax", "tensor_absmax")
 MEMORIES = ("copy", "regenerate")
 
 

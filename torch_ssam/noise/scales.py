@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from torch_ssam.noise.members import Group, members_of
-from torch_ssam.noise.options import lr_is_zero
+from torch_ssam.noise.options import ROW_SCALES, lr_is_zero
 from torch_ssam.noise.saved import Saved
 from torch_ssam.ops.entries import ops
-
-BY_ROWS = ("tensor", "filter", "fisher")  # one number for each row, from the clean weights
 
 
 def rows_of(param: Tensor) -> int:
@@ -50,11 +48,12 @@ class Scales:
     def of(self, group: Group, saved: list[Saved], clean: list[Tensor]) -> ScaleArguments:
         """What the operators are told of the group's scale; row scales are computed from the clean weights."""
         scale = group["scale"]
-        if scale == "isotropic" or scale == "element":
+        if scale not in ROW_SCALES:
             return ScaleArguments(scale)
+        kind, whole = ROW_SCALES[scale]
         row_scales = []
         for one in saved:
-            rows = 1 if scale == "tensor" else rows_of(one.param)
+            rows = 1 if whole else rows_of(one.param)
             known = one.row_scales
             if known is None or known.numel() != rows:
                 with torch.inference_mode(False):
@@ -64,8 +63,10 @@ class Scales:
         if scale == "fisher":
             fisher = [self._fisher_of(one.param) for one in saved]
             ops.row_scales_(row_scales, clean, fisher, float(group["fisher_factor"]))
-        else:
+        elif kind == "norm":
             ops.row_scales_(row_scales, clean, [])
+        else:
+            ops.row_scales_(row_scales, clean, [], kind=kind)
         return ScaleArguments("rows", row_scales)
 
     def observe(self, group: Group) -> None:

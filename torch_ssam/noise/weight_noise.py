@@ -61,8 +61,8 @@ class WeightNoise:
             clean.
         noise_std: standard deviation of the noise, >= 0.
         distribution: "gaussian" or "rademacher".
-        scale: "isotropic", "tensor", "filter" or "element" (see `SSAM`; "fisher" needs the gradients of an
-            optimizer's steps).
+        scale: "isotropic", "tensor", "filter", "absmax", "tensor_absmax" or "element" (see `SSAM`;
+            "fisher" needs the gradients of an optimizer's steps).
         memory: "copy", or "regenerate" to hold no copy of the clean weights (see `SSAM`).
         seed: a 64-bit int, or None to take one from torch's default generator.
 
@@ -110,7 +110,7 @@ class WeightNoise:
             if whole["scale"] == "fisher":
                 raise ValueError(
                     "scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', 'tensor', "
-                    "'filter' or 'element'. Use SSAM or wrap, whose steps see them."
+                    "'filter', 'element', 'absmax' or 'tensor_absmax'. Use SSAM or wrap, whose steps see them."
                 )
             if whole["memory"] == "regenerate":
                 parameters.check_regenerated(unique)

@@ -19,8 +19,7 @@ from torch_ssam._checks import defaults_of, number
 from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members
-from torch_ssam.noise.options import NOISE_DEFAULTS
-from torch_ssam.noise.scales import BY_ROWS
+from torch_ssam.noise.options import NOISE_DEFAULTS, ROW_SCALES
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
 from torch_ssam.optim.options import FUSED_OPTIONS, check_fused
@@ -318,7 +317,7 @@ class FusedOptimizer(NoiseDriver):
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
-        if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in BY_ROWS:
+        if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in ROW_SCALES:
             return
         for group, members in placed:
             noise_options.check_noise(group)
@@ -355,7 +354,7 @@ class FusedOptimizer(NoiseDriver):
         for group, everything in placed:
             noise_std = float(group["noise_std"])
             # Norms of the new weights, or a projection to them, come between update and noise.
-            one_pass = noise_std != 0.0 and group["radius"] is None and group["scale"] not in BY_ROWS
+            one_pass = noise_std != 0.0 and group["radius"] is None and group["scale"] not in ROW_SCALES
             parts = self._parts(group, everything) if one_pass else []
             if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):
                 self._update_part(group, parts[0], noise_std)  # nearly always

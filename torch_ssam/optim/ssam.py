@@ -45,7 +45,9 @@ class SSAM(FusedOptimizer):
             dimension 0, a tensor of less than two dimensions being one filter (LPF-SGD, arXiv 2201.08025, and
             RWP). "tensor": the norm of the whole tensor. "element": |w| + 0.01 of each weight (ASAM's operator,
             arXiv 2102.11600). "fisher": |w_f| / sqrt(1 + s F_f) with F_f <- beta F_f + the sum of g^2 over the
-            filter, g the gradient of each step (ARWP, arXiv 2404.00357). Always of the clean weights.
+            filter, g the gradient of each step (ARWP, arXiv 2404.00357). "absmax": the filter's largest |w|, so that
+            noise_std is in units of its range, as analog training toolkits give it; "tensor_absmax": the tensor's.
+            Always of the clean weights; a row of zeros gets no noise.
         fisher_decay: beta in [0, 1] of scale="fisher". This default and the next are ours, not the paper's.
         fisher_factor: s >= 0 of scale="fisher".
         samples: noise draws whose gradients are averaged in a step.
