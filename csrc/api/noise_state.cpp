@@ -2,10 +2,12 @@
 #include "noise_state.h"
 
 #include <ATen/Functions.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 
 #include "options.h"
@@ -198,8 +200,43 @@ ops::Noise NoiseState::scaled(const GroupNoise& group, const std::vector<at::Ten
   return noise;
 }
 
+void NoiseState::look_at_size(const Members& members, const GroupNoise& group) {
+  if (members.params.empty() || group.scale != "isotropic") return;
+  double& limit = size_limits_[members.places.front()];
+  const double noise_std = group.noise.noise_std;
+  if (noise_std <= limit) return;
+  limit = 2 * noise_std;
+  const at::NoGradGuard no_grad;
+  double smallest = 0;
+  std::size_t worst = 0, count = 0;
+  for (std::size_t i = 0; i < members.params.size(); ++i) {
+    const at::Tensor& p = members.params[i];
+    if (p.dim() < 2 || p.numel() == 0 || !p.requires_grad()) continue;
+    const at::Tensor clean = clean_of(p).detach();
+    const at::ScalarType wide = clean.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const double norm = at::linalg_vector_norm(clean, 2, c10::nullopt, false, wide).item().toDouble();
+    const double rms = norm / std::sqrt(static_cast<double>(p.numel()));
+    if (!(rms > 0 && rms < 2 * noise_std)) continue;
+    if (count++ == 0 || rms < smallest) {
+      smallest = rms;
+      worst = i;
+    }
+  }
+  if (count == 0) return;
+  std::ostringstream text;
+  text << "torch_ssam: noise_std " << noise_std << " is " << noise_std / smallest << " times the RMS weight "
+       << smallest << " of parameter " << members.places[worst] << " of shape " << members.params[worst].sizes();
+  if (count > 1) text << ", and more than half of it for " << count - 1 << (count > 2 ? " others" : " other");
+  text << ": noise of that size drowns weights. Take a noise_std below " << smallest / 2
+       << ", a smaller one in a group of its own for such tensors, or scale(\"filter\"), under which noise_std is a "
+          "part "
+          "of each filter's norm.";
+  warn_quietly(text.str());
+}
+
 void NoiseState::apply(const Members& members, const GroupNoise& group) {
   const at::NoGradGuard no_grad;
+  look_at_size(members, group);
   Members fresh, again;
   std::vector<at::Tensor> regenerated;
   for (const at::Tensor& p : members.params) {
@@ -285,6 +322,7 @@ at::Tensor NoiseState::noise_of(const at::Tensor& param, std::int64_t place, con
 }
 
 void NoiseState::written(const std::vector<at::Tensor>& params) {
+  at::autocast::clear_cache();  // it keeps casts of the weights until its block ends
   for (const at::Tensor& p : params) {
     p.unsafeGetTensorImpl()->bump_version();
     const auto found = index_.find(p.unsafeGetTensorImpl());
@@ -364,6 +402,7 @@ std::string NoiseState::restore_slots(const std::vector<Slot*>& slots) {
       slot.recipe.reset();
       p.unsafeGetTensorImpl()->bump_version();
     }
+    at::autocast::clear_cache();
     applied_ -= members.params.size();
     ++changes_;
   }

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "gradient_watch.h"
 #include "operators.h"
 
 namespace torch_ssam::detail {
@@ -63,6 +64,9 @@ class NoiseState {
   // `regenerate` there is no copy: restoring draws the noise again and takes it off.
   void apply(const Members& members, const GroupNoise& group);
   void apply_from_clean(const Members& members, const GroupNoise& group);
+  // Warns, in a group's first pass and again where its noise_std has doubled, of tensors with two or more dimensions
+  // whose isotropic noise is above half of their root mean square weight. As noise/size.py in Python.
+  void look_at_size(const Members& members, const GroupNoise& group);
   // The noise that the clean weights of a tensor would get now, in its dtype.
   at::Tensor noise_of(const at::Tensor& param, std::int64_t place, const GroupNoise& group);
   // Tells autograd that these tensors changed, and remembers them as we left them if they are perturbed.
@@ -123,6 +127,7 @@ class NoiseState {
   std::vector<at::Tensor> generators_;  // one a device
   std::vector<Slot> slots_;
   std::unordered_map<const c10::TensorImpl*, std::size_t> index_;
+  std::unordered_map<std::int64_t, double> size_limits_;  // by a group's first place: looked at up to this noise_std
   std::size_t applied_ = 0;
   std::int64_t changes_ = 0;
 };
@@ -141,11 +146,13 @@ struct Drive {
   NoiseState noise;
   SSAM* owner = nullptr;  // follows moves; null once it is gone, and for WeightNoise
   bool inside_pass = false;
-  bool fresh = false;      // a gradient at perturbed weights since the last step
-  bool training = false;   // keep_perturbed, between train() and eval()
-  bool pending = false;    // loaded clean weights wait to be written
-  std::int64_t noted = 0;  // NoiseState::changes when the optimizer's state last named the clean weights
-  std::string changed;     // what a destructor could not throw
+  bool fresh = false;                  // a gradient at perturbed weights since the last step
+  GradientWatch watch;                 // of the pass that is open, while nothing is fresh
+  bool pass_without_gradient = false;  // a pass since the last step has changed no gradient
+  bool training = false;               // keep_perturbed, between train() and eval()
+  bool pending = false;                // loaded clean weights wait to be written
+  std::int64_t noted = 0;              // NoiseState::changes when the optimizer's state last named the clean weights
+  std::string changed;                 // what a destructor could not throw
 };
 
 }  // namespace torch_ssam::detail

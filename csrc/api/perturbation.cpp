@@ -2,6 +2,7 @@
 #include <torch_ssam/perturbation.h>
 
 #include <exception>
+#include <utility>
 
 #include "loop.h"
 
@@ -32,6 +33,7 @@ Perturbation::~Perturbation() { restore_in_destructor(); }
 void Perturbation::restore() {
   if (!drive_) return;
   const std::shared_ptr<detail::Drive> drive = std::move(drive_);
+  detail::GradientWatch watch = std::exchange(drive->watch, {});
   const auto end = [&] {
     drive->inside_pass = false;
     if (advances_) drive->noise.advance();
@@ -45,7 +47,12 @@ void Perturbation::restore() {
   }
   end();
   if (!changed.empty()) detail::throw_changed(changed);
-  if (std::uncaught_exceptions() <= exceptions_) drive->fresh = true;
+  if (std::uncaught_exceptions() > exceptions_ || !watch.watching() || drive->owner == nullptr) return;
+  if (watch.changed(drive->owner->param_groups())) {
+    drive->fresh = true;
+  } else {  // counts for nothing, and takes nothing from the passes before it
+    drive->pass_without_gradient = true;
+  }
 }
 
 void Perturbation::restore_in_destructor() noexcept {
@@ -124,6 +131,7 @@ void HeldGradients::put_back() {
 Perturbation Loop::make_pass() const {
   TORCH_CHECK(drive->owner != nullptr, "torch_ssam: the optimizer is gone, so its perturbations() cannot go on.");
   drive->owner->begin_pass();
+  if (!passes[current].clean) drive->owner->watch_gradients();
   Perturbation made(drive, /*advances=*/false);
   if (!passes[current].clean) drive->owner->apply_noise(passes[current].sample, passes[current].negate);
   return made;

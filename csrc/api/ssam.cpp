@@ -23,6 +23,10 @@ const char* const kWays =
     "(2) opt.step(closure); (3) for (auto pass : opt.perturbations()) loss.backward(); and then opt.step(); "
     "(4) construct it with keep_perturbed(true), call opt.train() once, and keep a plain loop.";
 
+const char* const kEmptyPass =
+    "A pass has ended in which no grad changed: backward() belongs inside of it as well as the forward pass, and "
+    "gradients that are computed otherwise are assigned inside. ";
+
 }  // namespace
 
 SSAM::SSAM(std::vector<at::Tensor> params, SSAMOptions defaults)
@@ -133,6 +137,21 @@ void SSAM::begin_pass() {
   settle();
 }
 
+// Whether a pass has left no gradient at all: a step then moves nothing.
+bool SSAM::without_gradients() const {
+  if (!drive_->pass_without_gradient) return false;
+  for (const OptimizerParamGroup& group : param_groups_) {
+    for (const at::Tensor& p : group.params()) {
+      if (p.grad().defined()) return false;
+    }
+  }
+  return true;
+}
+
+void SSAM::watch_gradients() {
+  if (!drive_->fresh) drive_->watch.look(param_groups_);
+}
+
 detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
                                   std::int64_t draw_offset) {
   return {{options.noise_std(), options.distribution(), sample, negate, draw_offset},
@@ -156,6 +175,7 @@ Perturbation SSAM::perturb() {
               detail::passes_of(options), " a step (samples ", options.samples(), ", antithetic ", options.antithetic(),
               ", clean_weight ", options.clean_weight(), "). Use for (auto pass : opt.perturbations()).");
   begin_pass();
+  watch_gradients();
   Perturbation pass(drive_, /*advances=*/true);
   apply_noise(0, false);
   return pass;
@@ -209,14 +229,14 @@ at::Tensor SSAM::step(LossClosure closure) {
   if (closure) {
     loss = run_closure(closure);
   } else {
-    TORCH_CHECK(drive_->fresh || !noisy() || idle(),
+    TORCH_CHECK(drive_->fresh || !noisy() || idle() || without_gradients(),
                 "torch_ssam: step() without a gradient at perturbed weights since the last step: this would train "
                 "without noise. ",
-                kWays);
+                drive_->pass_without_gradient ? kEmptyPass : "", kWays);
   }
   const at::NoGradGuard no_grad;
   update();
-  drive_->fresh = false;
+  drive_->fresh = drive_->pass_without_gradient = false;
   return loss;
 }
 
@@ -257,6 +277,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
     const at::AutoGradMode enable_grad(true);
     at::Tensor loss = closure();
     pass.restore();
+    drive_->fresh = true;  // whatever the closure did
     return loss;
   }
   Loop loop{drive_, passes, {}};
@@ -283,6 +304,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
         const at::AutoGradMode enable_grad(true);
         loss = closure();
         pass.restore();
+        drive_->fresh = true;
       }
       const at::NoGradGuard no_grad;
       for (const OptimizerParamGroup& group : param_groups_) {
@@ -308,6 +330,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
 void SSAM::zero_grad(bool set_to_none) {
   Optimizer::zero_grad(set_to_none);
   drive_->fresh = false;
+  if (drive_->inside_pass) watch_gradients();
 }
 
 void SSAM::train(bool mode) {

@@ -205,6 +205,7 @@ void SSAM::update_and_perturb() {
       (has_grad ? fused : without_grad).push_back(p, place);
       if (noise.is_applied(p)) kept.push_back(p);
     }
+    if (options.noise_std() != 0) noise.look_at_size(members, next);
     const bool by_rows = detail::is_by_rows(options.scale());
     if (by_rows || options.noise_std() == 0 || options.radius() || kept.size() < members.params.size()) {
       // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or

@@ -363,6 +363,7 @@ TEST(StepTest, TenThousandStepsLeaveNoMemoryBehind) {
     for (int k = 0; k < steps; ++k) {
       {
         const auto pass = opt.perturb();
+        w.mutable_grad().zero_();
       }
       opt.step();
       kept.step();

@@ -157,8 +157,10 @@ TEST(ErrorTest, WhatAnOperatorRefusesIsAnErrorOfTorchAndWritesNothing) {
   const auto params = one();
   const auto clean = copies(params);
   SSAM opt(params, SSAMOptions(0.1).momentum(0.9).dampening(0.5));
-  { const auto pass = opt.perturb(); }
-  params[0].mutable_grad() = torch::ones(3, torch::kDouble);
+  {
+    const auto pass = opt.perturb();
+    params[0].mutable_grad() = torch::ones(3, torch::kDouble);
+  }
   EXPECT_MESSAGE(opt.step(), "no kernel for clean weights of dtype float32 with gradients of dtype float64");
   EXPECT_TRUE(same_bits(params, clean));
   EXPECT_TRUE(opt.state().empty());  // momentum has not started

@@ -1,5 +1,9 @@
 // WeightNoise for any other optimizer: the same noise as SSAM's, bit for bit, on and off.
+#include <c10/util/Exception.h>
+
+#include <cmath>
 #include <sstream>
+#include <utility>
 
 #include "api_testing.h"
 
@@ -126,6 +130,71 @@ TEST(WeightNoiseTest, SeedNoneFollowsTorchManualSeed) {
   const SSAM c(params);
   EXPECT_EQ(a.seed(), b.seed());
   EXPECT_NE(b.seed(), c.seed());
+}
+
+// --- noise that is large beside the weights
+
+struct Heard : c10::WarningHandler {
+  void process(const c10::Warning& warning) override { messages.push_back(warning.msg()); }
+  std::vector<std::string> messages;
+};
+
+template <typename Call>
+std::vector<std::string> heard_in(const Call& call) {
+  Heard heard;
+  const c10::WarningUtils::WarningHandlerGuard guard(&heard);
+  call();
+  return heard.messages;
+}
+
+// Signs of this size: their root mean square is known.
+Tensor of_size(double rms, const std::vector<std::int64_t>& shape, torch::Dtype dtype = torch::kFloat) {
+  Tensor values = torch::full(shape, rms, torch::kDouble);
+  if (values.numel() > 0) values.view(-1).slice(0, 0, values.numel(), 2).neg_();
+  return parameter(values.to(dtype));
+}
+
+TEST(NoiseSizeTest, NoiseAboveHalfOfTheRmsWeightIsNamedAndComesAgainWhereItHasDoubled) {
+  for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
+    const std::vector<Tensor> params{of_size(1, {3}), of_size(1, {2, 2}, dtype), of_size(0.25, {3, 4}, dtype)};
+    SSAM opt(params, SSAMOptions(0.0).noise_std(0.5).seed(0).keep_perturbed(true));
+    auto& options = static_cast<SSAMOptions&>(opt.param_groups()[0].options());
+    const auto first = heard_in([&] { opt.train(); });
+    ASSERT_EQ(first.size(), 1U);
+    EXPECT_NE(first[0].find("noise_std 0.5 is 2 times the RMS weight 0.25 of parameter 2 of shape [3, 4]: "),
+              std::string::npos)
+        << first[0];
+    EXPECT_NE(first[0].find("Take a noise_std below 0.125"), std::string::npos) << first[0];
+    for (const Tensor& p : params) p.mutable_grad() = torch::zeros_like(p);
+    for (const auto& [wanted, expected] : {std::pair{0.9, 0U}, {1.1, 1U}, {0.1, 0U}, {2.1, 0U}, {2.3, 1U}}) {
+      options.noise_std(wanted);
+      const auto messages = heard_in([&] { opt.step(); });
+      EXPECT_EQ(messages.size(), expected) << wanted;
+      for (const std::string& message : messages) {
+        EXPECT_NE(message.find("0.25 of parameter 2 of shape [3, 4], and more than half of it for 1 other"),
+                  std::string::npos)
+            << message;
+      }
+    }
+  }
+}
+
+TEST(NoiseSizeTest, SmallNoiseOtherScalesVectorsZerosAndFrozenTensorsAreNoReason) {
+  const auto quiet = [](const std::vector<Tensor>& params, double noise_std, const char* scale = "isotropic") {
+    const auto messages = heard_in([&] {
+      WeightNoise noise(params, WeightNoiseOptions(noise_std).scale(scale).seed(0));
+      const auto pass = noise.applied();
+    });
+    return messages.empty();
+  };
+  EXPECT_FALSE(quiet({of_size(1, {3, 4})}, 0.51));
+  EXPECT_TRUE(quiet({of_size(1, {3, 4})}, 0.49));
+  EXPECT_TRUE(quiet({of_size(0.01, {3}), of_size(0.01, {})}, 0.5));
+  EXPECT_TRUE(quiet({parameter(torch::zeros({3, 4})), of_size(1, {0, 4})}, 0.5));
+  EXPECT_TRUE(quiet({of_size(0.01, {3, 4})}, 0.5, "filter"));
+  EXPECT_TRUE(quiet({of_size(0.01, {3, 4})}, 0.5, "element"));
+  EXPECT_TRUE(quiet({of_size(1, {3, 4}), of_size(0.01, {3, 4}).requires_grad_(false)}, 0.4));
+  EXPECT_TRUE(quiet({parameter(torch::full({2, 2}, std::nan("")))}, 0.5));
 }
 
 }  // namespace

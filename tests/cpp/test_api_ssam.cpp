@@ -240,6 +240,7 @@ TEST(SsamTest, AGradientOfATensorFrozenSinceIsUsedAsTorchDoes) {
     }
     if (!kept) {
       const auto pass = a.perturb();
+      for (const Tensor& p : ours) p.mutable_grad().mul_(1);
     }
     a.step();
     b.step();

@@ -185,11 +185,13 @@ class SSAM : public torch::optim::Optimizer {
                               std::int64_t draw_offset = 0);
 
   void begin_pass();
+  void watch_gradients();
   void apply_noise(std::int64_t sample, bool negate);
   void scale_grads(double factor);
   Perturbations split_over(at::TensorList inputs);
   bool noisy() const;
   bool idle() const;
+  bool without_gradients() const;
   at::Tensor step_kept(const LossClosure& closure);
   at::Tensor run_closure(const LossClosure& closure);
   void check_before_update() const;
