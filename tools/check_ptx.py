@@ -138,6 +138,9 @@ def expected(name: str) -> Expected:
     if kind == "RoundOp":
         master, model = arguments
         return Expected(4 * count, group(master), group(model), 0)
+    if kind == "FollowOp":
+        master, model = arguments
+        return Expected(4 * count, group(master) + group(model), group(master), 0)
     if kind in ("RestoreOp", "ScaleOp"):
         return Expected(4 * count, group(arguments[0]), group(arguments[0]), 2 if kind == "ScaleOp" else 0)
     raise SystemExit(f"tools/check_ptx.py does not know the kernel {name}: say there what it may access.")
