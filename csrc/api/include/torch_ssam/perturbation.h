@@ -25,6 +25,7 @@ namespace detail {
 struct Drive;
 struct GroupNoise;
 struct Loop;
+struct Members;
 }  // namespace detail
 
 // Parameters were written to while they held perturbed weights.

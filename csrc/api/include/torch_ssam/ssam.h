@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -167,7 +168,6 @@ class SSAM : public torch::optim::Optimizer {
 
  private:
   struct Part;
-  struct Members;
   friend struct detail::Loop;
 
   template <typename Self, typename Archive>
@@ -176,11 +176,9 @@ class SSAM : public torch::optim::Optimizer {
   SSAMOptions& options_of(std::size_t group);
   const SSAMOptions& options_of(std::size_t group) const;
   const SSAMOptions& first_options() const { return options_of(0); }
-  template <typename Visit>
-  void for_each_group(const Visit& visit, bool frozen_too = false);
+  void for_each_group(const std::function<void(const SSAMOptions&, const detail::Members&)>& visit);
   SSAMParamState& state_of(const at::Tensor& param);
   at::Tensor momentum_buffer(const at::Tensor& param) const;
-  at::Tensor fisher(const at::Tensor& param);
   detail::GroupNoise noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
                               std::int64_t draw_offset = 0);
 
@@ -196,15 +194,15 @@ class SSAM : public torch::optim::Optimizer {
   at::Tensor run_closure(const LossClosure& closure);
   void check_before_update() const;
   void update();
-  void update_parts(const SSAMOptions& options, const Members& with_grad);
-  void update_group(const SSAMOptions& options, const Members& members);
-  void observe(const SSAMOptions& options, const Members& with_grad);
+  void update_parts(const SSAMOptions& options, const detail::Members& with_grad);
+  void update_group(const SSAMOptions& options, const detail::Members& members);
+  void observe(const SSAMOptions& options, const detail::Members& with_grad);
   void update_and_perturb();
-  std::vector<Part> alike(const Members& members, const SSAMOptions& options);
+  std::vector<Part> alike(const detail::Members& members, const SSAMOptions& options);
   void keep_momentum(const Part& part);
-  void project(const SSAMOptions& options, const Members& stacked);
+  void project(const SSAMOptions& options, const detail::Members& stacked);
   void settle();
-  void note_masters();
+  void note_masters_and_sums();
   void note_clean(bool regenerated_too = false);
   void note_clean_to_save();
   void forget_regenerated();

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "noise_state.h"
+#include "noise/scope.h"
 
 namespace torch_ssam::detail {
 
@@ -27,7 +27,7 @@ std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
 std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);
 
 // Weighted sums of gradients that are taken off their parameters meanwhile: in float32 for 16-bit ones, in which a sum
-// over many passes would stall, or overflow before it is a mean. As HeldGradients in optim/passes.py.
+// over many passes would stall, or overflow before it is a mean.
 class HeldGradients {
  public:
   static bool is_half(const at::Tensor& tensor);

@@ -4,8 +4,10 @@
 #include <torch/serialize/archive.h>
 #include <torch_ssam/weight_noise.h>
 
-#include "noise_state.h"
-#include "options.h"
+#include "noise/options.h"
+#include "noise/parameters.h"
+#include "noise/scope.h"
+#include "noise/seeds.h"
 #include "pickled.h"
 
 namespace torch_ssam {
@@ -74,33 +76,27 @@ Perturbation WeightNoise::applied(std::int64_t sample, bool negate, bool advance
               "torch_ssam: applied() inside applied(): the tensors are perturbed already. Leave the first one.");
   if (!drive_->changed.empty()) detail::throw_changed(std::exchange(drive_->changed, {}));
   Perturbation pass(drive_, advance);
-  std::int64_t place = 0;
-  for (const OptimizerParamGroup& group : groups_) {
-    detail::Members members;
-    for (const at::Tensor& p : group.params()) {
-      if (p.requires_grad()) members.push_back(p, place);
-      ++place;
-    }
-    if (options_of(group).noise_std() == 0) continue;
-    drive_->noise.apply(members, noise_of(group, sample, negate));
+  const std::vector<detail::Members>& placed = drive_->noise.placed(groups_);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    if (options_of(groups_[g]).noise_std() == 0) continue;
+    drive_->noise.apply(placed[g].trainable(), noise_of(groups_[g], sample, negate));
   }
   return pass;
 }
 
 at::Tensor WeightNoise::noise(const at::Tensor& param, std::int64_t sample) {
   detail::check_count("sample", sample, 0, 0xffffffffLL);
-  std::int64_t place = 0;
-  for (const OptimizerParamGroup& group : groups_) {
-    for (const at::Tensor& p : group.params()) {
-      if (p.is_same(param)) return drive_->noise.noise_of(p, place, noise_of(group, sample, /*negate=*/false));
-      ++place;
-    }
+  const std::vector<detail::Members>& placed = drive_->noise.placed(groups_);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const detail::Members found = placed[g].where([&](const at::Tensor& p) { return p.is_same(param); });
+    if (found.empty()) continue;
+    return drive_->noise.noise_of(param, found.places[0], noise_of(groups_[g], sample, /*negate=*/false));
   }
   C10_THROW_ERROR(ValueError, "torch_ssam: noise() got a tensor that is not one of those given at construction.");
 }
 
-std::int64_t WeightNoise::seed() const { return drive_->noise.seed(); }
-std::int64_t WeightNoise::draw() const { return drive_->noise.draw(); }
+std::int64_t WeightNoise::seed() const { return drive_->noise.generator.seed(); }
+std::int64_t WeightNoise::draw() const { return drive_->noise.generator.draw(); }
 
 void WeightNoise::save(torch::serialize::OutputArchive& archive) const {
   archive.write("seed", c10::IValue(seed()));
@@ -111,7 +107,7 @@ void WeightNoise::load(torch::serialize::InputArchive& archive) {
   c10::IValue seed, draw;
   archive.read("seed", seed);
   archive.read("draw", draw);
-  drive_->noise.set_generator(detail::as_int(seed, "seed"), detail::as_draw(draw));
+  drive_->noise.generator.set(detail::as_int(seed, "seed"), detail::as_draw(draw));
 }
 
 torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive, const WeightNoise& noise) {

@@ -1,14 +1,15 @@
 // The update of SSAM: which tensors go into one operator call, in which state. The arithmetic is
 // csrc/math/rules/sgd.h's, behind the operators; the order is that of Python's optim/ssam.py. Tests:
 // tests/cpp/test_api_ssam.cpp.
-#include <ATen/Functions.h>
-
 #include <algorithm>
+#include <utility>
 
-#include "options.h"
-#include "ssam_members.h"
+#include "noise/scope.h"
+#include "optim/options.h"
 
 namespace torch_ssam {
+
+using detail::Members;
 
 // Tensors that one operator call serves: one device, momentum started or not, perturbed or not, with a master or not.
 struct SSAM::Part {
@@ -40,27 +41,11 @@ at::Tensor SSAM::momentum_buffer(const at::Tensor& param) const {
   return found == state_.end() ? at::Tensor() : static_cast<SSAMParamState&>(*found->second).momentum_buffer();
 }
 
-// F of a tensor's filters, zeros at first.
-at::Tensor SSAM::fisher(const at::Tensor& param) {
-  at::Tensor& known = state_of(param).fisher();
-  const std::int64_t rows = detail::rows_of(param);
-  if (!known.defined() || known.numel() != rows || known.device() != param.device()) {
-    known = ops::zeros_of_rows(param, rows);
-  }
-  return known;
-}
-
 // With scale "fisher": F <- fisher_decay F + sum of g^2, from the gradients of a step that trains.
 void SSAM::observe(const SSAMOptions& options, const Members& with_grad) {
   if (options.scale() != "fisher" || options.lr() == 0) return;
-  detail::for_each_device(with_grad, [&](at::Device, const detail::Members& part) {
-    std::vector<at::Tensor> sums, grads;
-    for (const at::Tensor& p : part.params) {
-      sums.push_back(fisher(p));
-      grads.push_back(p.grad());
-    }
-    ops::row_fisher_(sums, grads, options.fisher_decay());
-  });
+  drive_->noise.scales.observe(with_grad, options.fisher_decay());
+  for (const at::Tensor& p : with_grad.params) state_of(p).fisher() = drive_->noise.scales.known_fisher(p);
 }
 
 // After the operator succeeded: a refused step must not leave momentum that looks started.
@@ -114,7 +99,7 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
     } else if (part.mastered) {  // the parameters get the rounding in the same pass over memory
       std::vector<at::Tensor> masters;
       for (const at::Tensor& p : part.params) masters.push_back(noise.master_of(p));
-      ops::update_and_perturb_(part.params, masters, part.grads, part.momentum_buffers, noise.generator(part.device),
+      ops::update_and_perturb_(part.params, masters, part.grads, part.momentum_buffers, noise.generator.on(part.device),
                                part.places, update_of(options, part.first, part.params.size()), ops::Noise{});
       noise.written(part.params);
     } else {
@@ -128,18 +113,14 @@ void SSAM::update_parts(const SSAMOptions& options, const Members& with_grad) {
 
 // The same, with the projection onto the group's ball and the sums that scale "fisher" keeps.
 void SSAM::update_group(const SSAMOptions& options, const Members& members) {
-  Members with_grad, stacked;
-  for (std::size_t i = 0; i < members.params.size(); ++i) {
-    const at::Tensor& p = members.params[i];
-    if (p.grad().defined()) with_grad.push_back(p, members.places[i]);
-    if (p.requires_grad()) stacked.push_back(p, members.places[i]);
-  }
+  const Members with_grad = members.where([](const at::Tensor& p) { return p.grad().defined(); });
   update_parts(options, with_grad);
-  if (options.radius() && !stacked.params.empty()) project(options, stacked);
+  if (options.radius()) project(options, members.trainable());
   observe(options, with_grad);
 }
 
 void SSAM::project(const SSAMOptions& options, const Members& stacked) {
+  if (stacked.empty()) return;
   detail::NoiseState& noise = drive_->noise;
   std::vector<at::Tensor> clean, rounded, masters, written;
   for (const at::Tensor& p : stacked.params) {
@@ -176,61 +157,45 @@ void SSAM::check_before_update() const {
 // As torch.optim does, a gradient that is there is used, also that of a tensor frozen since.
 void SSAM::update() {
   check_before_update();
-  for_each_group([&](const SSAMOptions& options, const Members& members) { update_group(options, members); },
-                 /*frozen_too=*/true);
+  for_each_group([&](const SSAMOptions& options, const Members& members) { update_group(options, members); });
 }
 
 // Of perturbed tensors: updates the clean weights and writes clean + next noise, in one pass over memory where it can.
 void SSAM::update_and_perturb() {
   detail::NoiseState& noise = drive_->noise;
-  if (noise.changed()) {
-    if (const std::string changed = noise.restore(); !changed.empty()) detail::throw_changed(changed);
-  }
-  noise.restore_frozen();
-  noise.restore_regenerated();  // those are updated in place
+  noise.ready_to_update();
   check_before_update();
-  const auto visit = [&](const SSAMOptions& options, const Members& everything) {
+  for_each_group([&](const SSAMOptions& options, const Members& everything) {
     const detail::GroupNoise next = noise_of(options, 0, false, /*draw_offset=*/1);
-    Members members, fused, without_grad, frozen;
-    std::vector<at::Tensor> kept;
-    for (std::size_t i = 0; i < everything.params.size(); ++i) {
-      const at::Tensor& p = everything.params[i];
-      const std::int64_t place = everything.places[i];
-      const bool has_grad = p.grad().defined();
-      if (!p.requires_grad()) {
-        if (has_grad) frozen.push_back(p, place);
-        continue;
-      }
-      members.push_back(p, place);
-      (has_grad ? fused : without_grad).push_back(p, place);
-      if (noise.is_applied(p)) kept.push_back(p);
-    }
+    const auto is_applied = [&](const at::Tensor& p) { return noise.is_applied(p); };
+    const Members members = everything.trainable();
+    const Members kept = members.where(is_applied);
     if (options.noise_std() != 0) noise.look_at_size(members, next);
     const bool by_rows = detail::is_by_rows(options.scale());
-    if (by_rows || options.noise_std() == 0 || options.radius() || kept.size() < members.params.size()) {
+    if (by_rows || options.noise_std() == 0 || options.radius() || kept.params.size() < members.params.size()) {
       // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or
       // off here.
       update_group(options, everything);
       if (options.noise_std() == 0) {
-        noise.restore(kept);
+        noise.restore(kept.params);
       } else {
         noise.apply(members, next);
       }
       return;
     }
-    for (const Part& part : alike(fused, options)) {
+    const auto has_grad = [](const at::Tensor& p) { return p.grad().defined(); };
+    for (const Part& part : alike(members.where(has_grad), options)) {
       ops::Noise how = next.noise;
       how.scale = options.scale();
       ops::update_and_perturb_(part.params, noise.clean_of(part.params), part.grads, part.momentum_buffers,
-                               noise.generator(part.device), part.places,
+                               noise.generator.on(part.device), part.places,
                                update_of(options, part.first, part.params.size()), how);
       noise.written(part.params);
       keep_momentum(part);
     }
-    update_parts(options, frozen);
-    noise.apply_from_clean(without_grad, next);
-  };
-  for_each_group(visit, /*frozen_too=*/true);
+    update_parts(options, everything.where([&](const at::Tensor& p) { return !p.requires_grad() && has_grad(p); }));
+    noise.apply_from_clean(members.where([&](const at::Tensor& p) { return !has_grad(p); }), next);
+  });
 }
 
 }  // namespace torch_ssam

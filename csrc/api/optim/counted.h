@@ -1,36 +1,27 @@
 // Whether a pass counts: some grad is another tensor, or another version of it, than when the pass began. Without this
 // an empty pass followed by a plain backward() would train without noise. As optim/counted.py in Python, which looks
-// less often, since looking is slow there. Tests: test_api_driving.cpp.
+// less often, since looking is slow there. Tests: tests/cpp/test_api_counted.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/optim/optimizer.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "noise/members.h"
 
 namespace torch_ssam::detail {
 
 class GradientWatch {
  public:
-  using Groups = std::vector<torch::optim::OptimizerParamGroup>;
-
   // Notes what is there now; weakly, so that gradients that are cleared inside of the pass are free at once.
-  void look(const Groups& groups) {
-    seen_.clear();
+  explicit GradientWatch(const Groups& groups) {
     for (const auto& group : groups) {
       for (const at::Tensor& p : group.params()) seen_.emplace_back(p.grad());
     }
-    watching_ = true;
   }
-
-  void stop() {
-    seen_.clear();
-    watching_ = false;
-  }
-
-  bool watching() const { return watching_; }
 
   bool changed(const Groups& groups) const {
     std::size_t i = 0;
@@ -63,7 +54,6 @@ class GradientWatch {
   };
 
   std::vector<Seen> seen_;
-  bool watching_ = false;
 };
 
 }  // namespace torch_ssam::detail

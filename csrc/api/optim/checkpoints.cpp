@@ -8,9 +8,9 @@
 
 #include <type_traits>
 
-#include "options.h"
+#include "noise/scope.h"
+#include "optim/options.h"
 #include "pickled.h"
-#include "ssam_members.h"
 
 // Every option that is saved, once. `seed` is not: seed and draw are the optimizer's; nor is `master_dtype`, which says
 // how this optimizer keeps what a checkpoint brings.
@@ -139,18 +139,21 @@ void SSAM::note_clean(bool regenerated_too) {
   }
 }
 
-// Names the masters in the state.
-void SSAM::note_masters() {
+// Names the masters and the sums of scale "fisher" in the state.
+void SSAM::note_masters_and_sums() {
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
-      const at::Tensor& master = drive_->noise.known_master(p);
-      if (master.defined() || state_.find(p.unsafeGetTensorImpl()) != state_.end()) state_of(p).master() = master;
+      const at::Tensor master = drive_->noise.known_master(p), fisher = drive_->noise.scales.known_fisher(p);
+      const bool known = state_.find(p.unsafeGetTensorImpl()) != state_.end();
+      if (!known && !master.defined() && !fisher.defined()) continue;
+      state_of(p).master() = master;
+      state_of(p).fisher() = fisher;
     }
   }
 }
 
 void SSAM::note_clean_to_save() {
-  note_masters();
+  note_masters_and_sums();
   if (!drive_->pending && drive_->noted != drive_->noise.changes()) note_clean(/*regenerated_too=*/true);
 }
 
@@ -230,6 +233,7 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
     for (const at::Tensor& p : group.params()) {
       const auto found = state_.find(p.unsafeGetTensorImpl());
       drive_->noise.set_master(p, found == state_.end() ? at::Tensor() : state_of(p).master());
+      drive_->noise.scales.set_fisher(p, found == state_.end() ? at::Tensor() : state_of(p).fisher());
     }
   }
   drive_->noted = drive_->noise.changes();
@@ -237,7 +241,7 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
   drive_->pending = pending;
   drive_->fresh = false;
   drive_->changed.clear();
-  if (seed && draw) drive_->noise.set_generator(*seed, *draw);
+  if (seed && draw) drive_->noise.generator.set(*seed, *draw);
 }
 
 namespace {

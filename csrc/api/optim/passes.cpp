@@ -1,77 +1,9 @@
-// The passes: Perturbation, which is one, and Perturbations, which is a step's worth of them.
-#include <torch_ssam/perturbation.h>
+// The passes of one step. See passes.h.
+#include "optim/passes.h"
 
 #include <exception>
-#include <utility>
-
-#include "loop.h"
 
 namespace torch_ssam {
-
-// --- one pass
-
-Perturbation::Perturbation(std::shared_ptr<detail::Drive> drive, bool advances)
-    : drive_(std::move(drive)), advances_(advances), exceptions_(std::uncaught_exceptions()) {
-  drive_->inside_pass = true;
-}
-
-Perturbation::Perturbation(Perturbation&& other) noexcept
-    : drive_(std::move(other.drive_)), advances_(other.advances_), exceptions_(other.exceptions_) {}
-
-Perturbation& Perturbation::operator=(Perturbation&& other) noexcept {
-  if (this != &other) {
-    restore_in_destructor();
-    drive_ = std::move(other.drive_);
-    advances_ = other.advances_;
-    exceptions_ = other.exceptions_;
-  }
-  return *this;
-}
-
-Perturbation::~Perturbation() { restore_in_destructor(); }
-
-void Perturbation::restore() {
-  if (!drive_) return;
-  const std::shared_ptr<detail::Drive> drive = std::move(drive_);
-  detail::GradientWatch watch = std::exchange(drive->watch, {});
-  const auto end = [&] {
-    drive->inside_pass = false;
-    if (advances_) drive->noise.advance();
-  };
-  std::string changed;
-  try {
-    changed = drive->noise.restore();
-  } catch (...) {  // eval(), or the next pass, tries again
-    end();
-    throw;
-  }
-  end();
-  if (!changed.empty()) detail::throw_changed(changed);
-  if (std::uncaught_exceptions() > exceptions_ || !watch.watching() || drive->owner == nullptr) return;
-  if (watch.changed(drive->owner->param_groups())) {
-    drive->fresh = true;
-  } else {  // counts for nothing, and takes nothing from the passes before it
-    drive->pass_without_gradient = true;
-  }
-}
-
-void Perturbation::restore_in_destructor() noexcept {
-  const std::shared_ptr<detail::Drive> drive = drive_;
-  if (!drive) return;
-  const bool unwinding = std::uncaught_exceptions() > exceptions_;
-  try {
-    restore();
-  } catch (const c10::Error& error) {
-    // An exception on its way matters more; otherwise the next step() or perturb() reports this one.
-    if (!unwinding) drive->changed = error.what_without_backtrace();
-    detail::warn_quietly(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    detail::warn_quietly(std::string("torch_ssam: the clean weights could not be put back (") + error.what() +
-                         "); call eval() to try again.");
-  }
-}
-
-// --- the passes of a step
 
 namespace detail {
 
@@ -183,7 +115,7 @@ void Loop::finish() {
   if (scale != 1.0) scale_grads(scale);
   scale = 1.0;
   held.put_back();
-  drive->noise.advance();
+  drive->noise.generator.advance();
 }
 
 }  // namespace detail

@@ -8,8 +8,9 @@
 
 #include <ostream>
 
+#include "checks.h"
+#include "noise/seeds.h"
 #include "operators.h"
-#include "options.h"
 
 namespace torch_ssam {
 

@@ -6,9 +6,12 @@
 
 #include <limits>
 
-#include "loop.h"
-#include "options.h"
-#include "ssam_members.h"
+#include "noise/options.h"
+#include "noise/parameters.h"
+#include "noise/seeds.h"
+#include "optim/counted.h"
+#include "optim/options.h"
+#include "optim/passes.h"
 
 namespace torch_ssam {
 
@@ -90,26 +93,29 @@ void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
   // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
   param_groups_.back().set_options(std::make_unique<SSAMOptions>(options));
   if (drive_->training) {
-    for_each_group([&](const SSAMOptions& group, const Members& members) {
-      Members fresh;
-      for (std::size_t i = 0; i < members.params.size(); ++i) {
-        if (!drive_->noise.is_applied(members.params[i])) fresh.push_back(members.params[i], members.places[i]);
-      }
+    const auto is_clean = [&](const at::Tensor& p) { return !drive_->noise.is_applied(p); };
+    for_each_group([&](const SSAMOptions& group, const detail::Members& members) {
       if (group.noise_std() == 0) return;
-      drive_->noise.apply(fresh, noise_of(group, 0, false));
+      drive_->noise.apply(members.trainable().where(is_clean), noise_of(group, 0, false));
     });
     note_clean();
   }
 }
 
-std::int64_t SSAM::seed() const { return drive_->noise.seed(); }
-std::int64_t SSAM::draw() const { return drive_->noise.draw(); }
+std::int64_t SSAM::seed() const { return drive_->noise.generator.seed(); }
+std::int64_t SSAM::draw() const { return drive_->noise.generator.draw(); }
 
 bool SSAM::noisy() const {
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     if (options_of(g).noise_std() > 0) return true;
   }
   return false;
+}
+
+// Each group with all of its tensors, frozen ones too.
+void SSAM::for_each_group(const std::function<void(const SSAMOptions&, const detail::Members&)>& visit) {
+  const std::vector<detail::Members>& placed = drive_->noise.placed(param_groups_);
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), placed[g]);
 }
 
 // Whether every learning rate is 0: a step then trains nothing.
@@ -148,8 +154,13 @@ bool SSAM::without_gradients() const {
   return true;
 }
 
+// A pass that completes without a changed gradient counts for nothing, and takes nothing from the passes before it.
 void SSAM::watch_gradients() {
-  if (!drive_->fresh) drive_->watch.look(param_groups_);
+  if (drive_->fresh) return;
+  drive_->completed = [drive = drive_.get(), watch = detail::GradientWatch(param_groups_)] {
+    if (drive->owner == nullptr) return;
+    (watch.changed(drive->owner->param_groups()) ? drive->fresh : drive->pass_without_gradient) = true;
+  };
 }
 
 detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
@@ -158,14 +169,13 @@ detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sampl
           options.scale(),
           options.memory() == detail::kRegenerate,
           options.master_dtype().has_value(),
-          options.fisher_factor(),
-          [this](const at::Tensor& param) { return fisher(param); }};
+          options.fisher_factor()};
 }
 
 void SSAM::apply_noise(std::int64_t sample, bool negate) {
-  for_each_group([&](const SSAMOptions& options, const Members& members) {
+  for_each_group([&](const SSAMOptions& options, const detail::Members& members) {
     if (options.noise_std() == 0) return;
-    drive_->noise.apply(members, noise_of(options, sample, negate));
+    drive_->noise.apply(members.trainable(), noise_of(options, sample, negate));
   });
 }
 
@@ -257,7 +267,7 @@ at::Tensor SSAM::step_kept(const LossClosure& closure) {
   }
   try {
     update_and_perturb();
-    drive_->noise.advance();
+    drive_->noise.generator.advance();
   } catch (...) {
     // Half of the tensors may hold the old noise: nobody should train on with that.
     drive_->training = false;
@@ -290,7 +300,7 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
     const at::NoGradGuard no_grad;
     if (total.empty()) scale_grads(weights[0]);
     total.put_back();
-    drive_->noise.advance();
+    drive_->noise.generator.advance();
   };
   // What grad holds now counts in full unless the closure clears it: it goes in with the first pass, divided by its
   // weight.

@@ -1,0 +1,21 @@
+// See checks.h.
+#include "checks.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+
+namespace torch_ssam::detail {
+
+double check_number(const char* name, double value, double low, bool open_low) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value >= low && !(open_low && value == low), "torch_ssam: ", name, " is ",
+                    value, "; expected a finite number ", open_low ? "> " : ">= ", low, ".");
+  return value;
+}
+
+void check_count(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+  TORCH_CHECK_VALUE(low <= value && value <= high, "torch_ssam: ", name, " is ", value, "; expected ", low, " to ",
+                    high, ".");
+}
+
+}  // namespace torch_ssam::detail

@@ -1,0 +1,58 @@
+// Tensors of parameter groups and their places: which ones a call is about, in which order, on which device.
+// A tensor's place is its position over all groups, frozen ones counted; the noise of an element depends on it.
+// Tests: tests/cpp/test_api_noise.cpp, test_api_ssam.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/optim/optimizer.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace torch_ssam::detail {
+
+using Groups = std::vector<torch::optim::OptimizerParamGroup>;
+
+// What a tensor is known by, as in torch::optim::Optimizer::state.
+using Key = const c10::TensorImpl*;
+inline Key key_of(const at::Tensor& param) { return param.unsafeGetTensorImpl(); }
+
+// Tensors of one group and their places.
+struct Members {
+  std::vector<at::Tensor> params;
+  std::vector<std::int64_t> places;
+
+  bool empty() const { return params.empty(); }
+  void push_back(const at::Tensor& param, std::int64_t place) {
+    params.push_back(param);
+    places.push_back(place);
+  }
+
+  // Those whose tensor is chosen.
+  template <typename Chosen>
+  Members where(const Chosen& chosen) const {
+    Members some;
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      if (chosen(params[i])) some.push_back(params[i], places[i]);
+    }
+    return some;
+  }
+  Members trainable() const;  // those that require gradients
+
+  // Visits the members of each device; nearly always one part.
+  void by_device(const std::function<void(at::Device, const Members&)>& visit) const;
+};
+
+// The members of each group. Made anew only where a group's tensors are others than last time.
+class Placement {
+ public:
+  // Of each group all tensors, frozen ones too.
+  const std::vector<Members>& members(const Groups& groups);
+
+ private:
+  std::vector<Members> known_;
+};
+
+}  // namespace torch_ssam::detail

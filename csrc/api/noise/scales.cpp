@@ -1,0 +1,59 @@
+// See scales.h.
+#include "noise/scales.h"
+
+namespace torch_ssam::detail {
+
+ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& saved,
+                      const std::vector<at::Tensor>& clean) {
+  ops::Noise noise = group.noise;
+  if (group.scale == "element") noise.scale = "element";
+  if (!is_by_rows(group.scale)) return noise;
+  noise.scale = "rows";
+  std::vector<at::Tensor> fisher;
+  for (const SavedPtr& one : saved) {
+    const std::int64_t rows = group.scale == "tensor" ? 1 : rows_of(one->param);
+    at::Tensor& known = one->row_scales;
+    if (!known.defined() || known.numel() != rows || known.device() != one->param.device()) {
+      known = ops::zeros_of_rows(one->param, rows);
+    }
+    noise.row_scales.push_back(known);
+    if (group.scale == "fisher") fisher.push_back(fisher_of(one->param));
+  }
+  ops::row_scales_(noise.row_scales, clean, fisher, group.fisher_factor);
+  return noise;
+}
+
+void Scales::observe(const Members& with_grad, double decay) {
+  with_grad.by_device([&](at::Device, const Members& part) {
+    std::vector<at::Tensor> sums, grads;
+    for (const at::Tensor& p : part.params) {
+      sums.push_back(fisher_of(p));
+      grads.push_back(p.grad());
+    }
+    ops::row_fisher_(sums, grads, decay);
+  });
+}
+
+at::Tensor Scales::fisher_of(const at::Tensor& param) {
+  at::Tensor& known = fisher_.try_emplace(key_of(param), Sums{param, {}}).first->second.sums;
+  const std::int64_t rows = rows_of(param);
+  if (!known.defined() || known.numel() != rows || known.device() != param.device()) {
+    known = ops::zeros_of_rows(param, rows);
+  }
+  return known;
+}
+
+at::Tensor Scales::known_fisher(const at::Tensor& param) const {
+  const auto found = fisher_.find(key_of(param));
+  return found == fisher_.end() ? at::Tensor() : found->second.sums;
+}
+
+void Scales::set_fisher(const at::Tensor& param, at::Tensor sums) {
+  if (sums.defined()) {
+    fisher_[key_of(param)] = {param, std::move(sums)};
+  } else {
+    fisher_.erase(key_of(param));
+  }
+}
+
+}  // namespace torch_ssam::detail
