@@ -95,6 +95,10 @@ def run_doxygen(app):
         raise SystemExit("docs: doxygen is missing. Run: sudo apt-get install -y doxygen")
     (ROOT / "docs" / "_build").mkdir(exist_ok=True)
     subprocess.run(["doxygen", "-q", "Doxyfile"], cwd=ROOT / "docs", check=True)
+    options = subprocess.run(
+        [sys.executable, ROOT / "tools" / "cpp_options.py"], check=True, capture_output=True, text=True
+    )
+    (ROOT / "docs" / "_build" / "cpp_options.md").write_text(options.stdout)
 
 
 def as_mathml(self, node, display):

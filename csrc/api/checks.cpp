@@ -4,12 +4,14 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <string>
 
 namespace torch_ssam::detail {
 
-double check_number(const char* name, double value, double low, bool open_low) {
+double check_number(const char* name, double value, double low, bool open_low, const char* text) {
+  const std::string bound = std::isinf(low) ? "" : c10::str(open_low ? " > " : " >= ", low);
   TORCH_CHECK_VALUE(std::isfinite(value) && value >= low && !(open_low && value == low), "torch_ssam: ", name, " is ",
-                    value, "; expected a finite number ", open_low ? "> " : ">= ", low, ".");
+                    value, "; expected a finite number", bound, text == nullptr ? "" : c10::str(" (", text, ")"), ".");
   return value;
 }
 

@@ -1,18 +1,20 @@
-// The options of the noise of one parameter group: their ranges and what goes together, with the bounds and wording of
-// Python's noise/options.py. They serve the optimizers and WeightNoise. Tests: tests/cpp/test_api_errors.cpp.
+// What goes together among the options of noise, with the wording of Python's noise/options.py. The options and their
+// ranges are in <torch_ssam/noise/options.h>. Tests: tests/cpp/test_api_errors.cpp.
 #pragma once
 
-#include <torch_ssam/ssam.h>
+#include <torch_ssam/optim/options.h>
 
 #include <cstdint>
-#include <string>
 
 namespace torch_ssam::detail {
 
 inline constexpr const char* kRegenerate = "regenerate";
 
-void check_noise(double noise_std, const std::string& distribution, const std::string& scale,
-                 const std::string& memory);
-std::int64_t passes_of(const SSAMOptions& options);
+// Throws ValueError for options that are out of range or do not go together.
+void check_noise(const NoiseOptions& options);
+void check_passes(const FusedOptions& options);
+
+// The passes of a step, without a list of them: what to refuse may be long.
+std::int64_t count_passes(const FusedOptions& options);
 
 }  // namespace torch_ssam::detail

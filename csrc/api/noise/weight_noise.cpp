@@ -29,14 +29,6 @@ detail::GroupNoise noise_of(const OptimizerParamGroup& group, std::int64_t sampl
 
 }  // namespace
 
-void WeightNoiseOptions::inherit(const WeightNoiseOptions& defaults) {
-  const WeightNoiseOptions untouched;
-  TORCH_SSAM_INHERIT(noise_std)
-  TORCH_SSAM_INHERIT(distribution)
-  TORCH_SSAM_INHERIT(scale)
-  TORCH_SSAM_INHERIT(memory)
-}
-
 WeightNoise::WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options)
     : WeightNoise({OptimizerParamGroup(std::move(params))}, std::move(options)) {}
 
@@ -54,7 +46,7 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
       *options = *given;
       options->inherit(defaults);
     }
-    detail::check_noise(options->noise_std(), options->distribution(), options->scale(), options->memory());
+    detail::check_noise(*options);
     TORCH_CHECK_VALUE(options->scale() != "fisher",
                       "torch_ssam: scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', "
                       "'tensor', 'filter' or 'element'. Use SSAM, whose steps see them.");

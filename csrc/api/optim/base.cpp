@@ -181,8 +181,8 @@ void SSAM::apply_noise(std::int64_t sample, bool negate) {
 
 Perturbation SSAM::perturb() {
   const SSAMOptions& options = first_options();
-  TORCH_CHECK(detail::passes_of(options) == 1, "torch_ssam: perturb() is one pass and the options ask for ",
-              detail::passes_of(options), " a step (samples ", options.samples(), ", antithetic ", options.antithetic(),
+  TORCH_CHECK(detail::count_passes(options) == 1, "torch_ssam: perturb() is one pass and the options ask for ",
+              detail::count_passes(options), " a step (samples ", options.samples(), ", antithetic ", options.antithetic(),
               ", clean_weight ", options.clean_weight(), "). Use for (auto pass : opt.perturbations()).");
   begin_pass();
   watch_gradients();

@@ -6,27 +6,9 @@
 #include <torch/optim/serialize.h>
 #include <torch/serialize/archive.h>
 
-#include <type_traits>
-
 #include "noise/scope.h"
 #include "optim/options.h"
 #include "pickled.h"
-
-// Every option that is saved, once. `seed` is not: seed and draw are the optimizer's; nor is `master_dtype`, which says
-// how this optimizer keeps what a checkpoint brings.
-#define TORCH_SSAM_EACH_OPTION(X) \
-  X(lr)                           \
-  X(noise_std)                    \
-  X(momentum)                     \
-  X(dampening)                    \
-  X(weight_decay)                 \
-  X(nesterov)                     \
-  X(maximize)                     \
-  X(distribution)                 \
-  X(scale)                        \
-  X(fisher_decay)                 \
-  X(fisher_factor)                \
-  X(samples) X(antithetic) X(clean_weight) X(radius) X(keep_perturbed) X(memory)
 
 namespace torch_ssam {
 
@@ -50,53 +32,7 @@ void read_tensor(torch::serialize::InputArchive& archive, const char* name, at::
   if (archive.try_read(name, value)) tensor = value.toTensor();
 }
 
-// An option from a pickled or archived value.
-template <typename T>
-T option_from(const c10::IValue& value, const std::string& name) {
-  if constexpr (std::is_same_v<T, std::optional<double>>) {
-    return value.isNone() ? T() : T(detail::as_double(value, name));
-  } else if constexpr (std::is_same_v<T, double>) {
-    return detail::as_double(value, name);
-  } else if constexpr (std::is_same_v<T, bool>) {
-    return detail::as_bool(value, name);
-  } else if constexpr (std::is_same_v<T, std::int64_t>) {
-    return detail::as_int(value, name);
-  } else {
-    return detail::as_string(value, name);
-  }
-}
-
 }  // namespace
-
-// --- options
-
-void SSAMOptions::inherit(const SSAMOptions& defaults) {
-  const SSAMOptions untouched;
-  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INHERIT)
-  TORCH_SSAM_INHERIT(master_dtype)
-}
-
-bool operator==(const SSAMOptions& a, const SSAMOptions& b) {
-#define TORCH_SSAM_SAME(name) a.name() == b.name()&&
-  return TORCH_SSAM_EACH_OPTION(TORCH_SSAM_SAME) a.master_dtype() == b.master_dtype() && a.seed() == b.seed();
-#undef TORCH_SSAM_SAME
-}
-
-void SSAMOptions::serialize(torch::serialize::OutputArchive& archive) const {
-#define TORCH_SSAM_WRITE(name) archive.write(#name, c10::IValue(name##_));
-  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_WRITE)
-#undef TORCH_SSAM_WRITE
-}
-
-// An option that the archive lacks, as one of torch::optim::SGD, stays unset.
-void SSAMOptions::serialize(torch::serialize::InputArchive& archive) {
-  *this = SSAMOptions();
-  c10::IValue value;
-#define TORCH_SSAM_READ(name) \
-  if (archive.try_read(#name, value)) name(option_from<decltype(name##_)>(value, #name));
-  TORCH_SSAM_EACH_OPTION(TORCH_SSAM_READ)
-#undef TORCH_SSAM_READ
-}
 
 // --- state of one parameter
 
@@ -294,10 +230,7 @@ c10::IValue SSAM::state_dict() const {
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     Dict group = detail::new_dict();
     const SSAMOptions& options = options_of(g);
-#define TORCH_SSAM_INSERT(name) group.insert(#name, c10::IValue(options.name()));
-    TORCH_SSAM_EACH_OPTION(TORCH_SSAM_INSERT)
-#undef TORCH_SSAM_INSERT
-    group.insert("master_dtype", options.master_dtype() ? c10::IValue("float32") : c10::IValue());
+    options.write([&](const char* name, const c10::IValue& value) { group.insert(name, value); });
     group.insert(kSeed, seed());
     group.insert(kDraw, draw());
     c10::impl::GenericList places(c10::AnyType::get());
@@ -339,15 +272,12 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
   std::optional<std::int64_t> seed, draw;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     const Dict group = detail::as_dict(groups.get(g), "a parameter group of the state_dict");
-    SSAMOptions options;
-    // A schedule that Python writes as None (say, `foreach`) is no option of ours; only our names are read.
-#define TORCH_SSAM_TAKE(name) \
-  if (group.contains(#name))  \
-    options.name(option_from<std::decay_t<decltype(std::as_const(options).name())>>(group.at(#name), #name));
-    TORCH_SSAM_EACH_OPTION(TORCH_SSAM_TAKE)
-#undef TORCH_SSAM_TAKE
-    options.inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
-    options_of(g) = options;
+    options_of(g).read([&](const char* name, c10::IValue& value) {  // others, such as `foreach`, are none of ours
+      const bool found = group.contains(name);
+      if (found) value = group.at(name);
+      return found;
+    });
+    options_of(g).inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
     if (group.contains(kSeed)) seed = detail::as_int(group.at(kSeed), kSeed);
     if (group.contains(kDraw)) draw = detail::as_draw(group.at(kDraw));
 

@@ -1,22 +1,14 @@
 // See options.h.
 #include "optim/options.h"
 
-#include <limits>
-
-#include "checks.h"
 #include "noise/options.h"
 
 namespace torch_ssam::detail {
 
 void check_sgd(const SSAMOptions& o) {
-  check_number("lr", o.lr());
-  check_number("momentum", o.momentum());
-  check_number("weight_decay", o.weight_decay());
-  check_number("dampening", o.dampening(), -std::numeric_limits<double>::infinity());
   TORCH_CHECK_VALUE(!o.nesterov() || (o.momentum() > 0 && o.dampening() == 0), "torch_ssam: nesterov with momentum ",
                     o.momentum(), " and dampening ", o.dampening(),
                     "; Nesterov momentum expects momentum > 0 and dampening 0.");
-  if (o.radius()) check_number("radius", *o.radius(), 0, /*open_low=*/true);
 }
 
 void check_masters(const SSAMOptions& o, const std::vector<at::Tensor>& params) {
@@ -29,28 +21,12 @@ void check_masters(const SSAMOptions& o, const std::vector<at::Tensor>& params) 
 }
 
 void check_options(const SSAMOptions& o) {
-  TORCH_CHECK_VALUE(!o.master_dtype() || *o.master_dtype() == at::kFloat, "torch_ssam: master_dtype is ",
-                    o.master_dtype().value_or(at::kFloat),
-                    "; expected at::kFloat, for BFloat16 and Half parameters, or std::nullopt.");
+  check_noise(o);
+  check_passes(o);
   TORCH_CHECK_VALUE(
       !o.master_dtype() || o.memory() == "copy",
       "torch_ssam: memory 'regenerate' with master_dtype: the masters are the clean weights, and are kept "
       "in any case. Use memory 'copy', which makes no further copy beside masters.");
-  check_noise(o.noise_std(), o.distribution(), o.scale(), o.memory());
-  check_number("fisher_decay", o.fisher_decay());
-  TORCH_CHECK_VALUE(o.fisher_decay() <= 1, "torch_ssam: fisher_decay is ", o.fisher_decay(),
-                    "; expected 0 <= fisher_decay <= 1.");
-  check_number("fisher_factor", o.fisher_factor());
-  check_count("samples", o.samples(), 1, 0xffffffffLL);
-  check_number("clean_weight", o.clean_weight());
-  TORCH_CHECK_VALUE(o.clean_weight() < 1, "torch_ssam: clean_weight is ", o.clean_weight(),
-                    "; expected 0 <= clean_weight < 1 (the share of the gradient at the clean weights).");
-  TORCH_CHECK_VALUE(
-      !o.keep_perturbed() || passes_of(o) == 1,
-      "torch_ssam: keep_perturbed keeps one perturbation in the parameters, so it goes with samples 1, no "
-      "antithetic, clean_weight 0; got samples ",
-      o.samples(), ", antithetic ", o.antithetic(), ", clean_weight ", o.clean_weight(),
-      ". Use perturbations() without keep_perturbed for several passes a step.");
   check_sgd(o);
 }
 

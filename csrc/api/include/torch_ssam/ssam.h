@@ -7,7 +7,7 @@
 #pragma once
 
 #include <torch/optim/optimizer.h>
-#include <torch_ssam/option.h>
+#include <torch_ssam/optim/options.h>
 #include <torch_ssam/perturbation.h>
 
 #include <array>
@@ -18,75 +18,21 @@
 #include <string>
 #include <vector>
 
+#define TORCH_SSAM_SGD_OPTIONS(X)                                                                     \
+  X(double, lr, 0.1, at_least(0), "learning rate")                                                     \
+  X(double, momentum, 0, at_least(0), "momentum factor")                                               \
+  X(double, dampening, 0, finite(), "dampening of momentum")                                           \
+  X(double, weight_decay, 0, at_least(0), "L2 penalty on the clean weights")                           \
+  X(bool, nesterov, false, any(), "Nesterov momentum, for momentum > 0 and dampening 0")
+
 namespace torch_ssam {
 
-class SSAMOptions : public torch::optim::OptimizerCloneableOptions<SSAMOptions> {
-  enum Bit : std::uint32_t {
-    lrBit,
-    noise_stdBit,
-    momentumBit,
-    dampeningBit,
-    weight_decayBit,
-    nesterovBit,
-    maximizeBit,
-    distributionBit,
-    scaleBit,
-    fisher_decayBit,
-    fisher_factorBit,
-    samplesBit,
-    antitheticBit,
-    clean_weightBit,
-    radiusBit,
-    keep_perturbedBit,
-    memoryBit,
-    master_dtypeBit,
-    seedBit
-  };
-  std::uint32_t given_ = 0;
+class SSAMOptions : public FusedSetters<SSAMOptions> {
+  TORCH_SSAM_OPTIONS_OF_UPDATE(SSAMOptions, TORCH_SSAM_SGD_OPTIONS)
 
  public:
   SSAMOptions() = default;
   SSAMOptions(double learning_rate) { lr(learning_rate); }
-
-  TORCH_SSAM_OPTION(double, lr) = 0.1;
-  TORCH_SSAM_OPTION(double, noise_std) = 0.01;  // standard deviation of the noise on each weight
-  TORCH_SSAM_OPTION(double, momentum) = 0;
-  TORCH_SSAM_OPTION(double, dampening) = 0;
-  TORCH_SSAM_OPTION(double, weight_decay) = 0;
-  TORCH_SSAM_OPTION(bool, nesterov) = false;
-  TORCH_SSAM_OPTION(bool, maximize) = false;
-  TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
-  // What noise_std is multiplied by. "isotropic": 1. "filter": the norm |w_f| of the filter, f along dimension 0, a 1-D
-  // tensor being one filter (LPF-SGD, arXiv 2201.08025). "tensor": |w|. "element": |w_i| + 0.01, after the operator of
-  // ASAM. "fisher": |w_f| / sqrt(1 + fisher_factor F), F <- fisher_decay F + sum of squared gradients of the filter at
-  // each step (ARWP, arXiv 2404.00357; the two defaults are ours). All but the first with memory "copy" only.
-  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";
-  TORCH_SSAM_OPTION(double, fisher_decay) = 0.99;  // [0, 1]
-  TORCH_SSAM_OPTION(double, fisher_factor) = 0.1;  // >= 0
-  TORCH_SSAM_OPTION(std::int64_t, samples) = 1;    // draws whose gradients are averaged in a step
-  TORCH_SSAM_OPTION(bool, antithetic) = false;     // each draw twice, as +noise and -noise
-  TORCH_SSAM_OPTION(double, clean_weight) = 0;     // share of the gradient at the clean weights, [0, 1)
-  TORCH_SSAM_OPTION(std::optional<double>, radius) = std::nullopt;  // of the ball that the group's weights stay in
-  TORCH_SSAM_OPTION(bool, keep_perturbed) = false;
-  // "copy" of the clean weights: they come back exactly. "regenerate" holds none and draws the noise again to take it
-  // off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double only.
-  TORCH_SSAM_OPTION(std::string, memory) = "copy";
-  // at::kFloat keeps the clean weights and the momentum of BFloat16 and Half parameters in Float from step to step, so
-  // that updates and noise below half an ulp of a parameter count; parameters hold the rounding. What others write to a
-  // clean parameter counts, element by element. Stays as constructed, whatever a checkpoint says.
-  TORCH_SSAM_OPTION(std::optional<at::ScalarType>, master_dtype) = std::nullopt;
-  TORCH_SSAM_OPTION(std::optional<std::int64_t>,
-                    seed) = std::nullopt;  // of the whole optimizer; none: from torch's generator
-
- public:
-  // What was not set here is taken from `defaults`.
-  void inherit(const SSAMOptions& defaults);
-
-  void serialize(torch::serialize::InputArchive& archive) override;
-  void serialize(torch::serialize::OutputArchive& archive) const override;
-  double get_lr() const override { return lr(); }
-  void set_lr(const double value) override { lr(value); }
-  friend bool operator==(const SSAMOptions& a, const SSAMOptions& b);
 };
 
 class SSAMParamState : public torch::optim::OptimizerCloneableParamState<SSAMParamState> {

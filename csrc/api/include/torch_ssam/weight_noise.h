@@ -6,7 +6,7 @@
 #pragma once
 
 #include <torch/optim/optimizer.h>
-#include <torch_ssam/option.h>
+#include <torch_ssam/noise/options.h>
 #include <torch_ssam/perturbation.h>
 
 #include <cstdint>
@@ -17,23 +17,11 @@
 
 namespace torch_ssam {
 
-class WeightNoiseOptions : public torch::optim::OptimizerCloneableOptions<WeightNoiseOptions> {
-  enum Bit : std::uint32_t { noise_stdBit, distributionBit, scaleBit, memoryBit, seedBit };
-  std::uint32_t given_ = 0;
-
+// noise_std, distribution, scale (but "fisher", which needs the gradients of an optimizer's steps), memory and seed.
+class WeightNoiseOptions : public NoiseSetters<WeightNoiseOptions, NoiseOptions> {
  public:
   WeightNoiseOptions() = default;
   WeightNoiseOptions(double standard_deviation) { noise_std(standard_deviation); }
-
-  TORCH_SSAM_OPTION(double, noise_std) = 0.01;
-  TORCH_SSAM_OPTION(std::string, distribution) = "gaussian";  // or "rademacher"
-  TORCH_SSAM_OPTION(std::string, scale) = "isotropic";        // "tensor", "filter" or "element": see SSAMOptions
-  TORCH_SSAM_OPTION(std::string, memory) = "copy";            // or "regenerate": see SSAMOptions
-  TORCH_SSAM_OPTION(std::optional<std::int64_t>, seed) = std::nullopt;  // of all groups; none: from torch's generator
-
- public:
-  // What was not set here is taken from `defaults`.
-  void inherit(const WeightNoiseOptions& defaults);
 };
 
 class WeightNoise {
