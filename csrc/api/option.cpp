@@ -28,8 +28,8 @@ void check(const NamedOption& option, double value) {
     detail::check_number(option.name, value, range.low, range.open_low, option.text);
     return;
   }
-  TORCH_CHECK_VALUE(value >= range.low && (range.open_high ? value < range.high : value <= range.high), "torch_ssam: ",
-                    option.name, " is ", value, "; expected ", range.low, " <= ", option.name,
+  TORCH_CHECK_VALUE(value >= range.low && (range.open_high ? value < range.high : value <= range.high),
+                    "torch_ssam: ", option.name, " is ", value, "; expected ", range.low, " <= ", option.name,
                     range.open_high ? " < " : " <= ", range.high, " (", option.text, ").");
 }
 

@@ -24,4 +24,16 @@ std::int64_t count_passes(const FusedOptions& options) {
   return options.samples() * (options.antithetic() ? 2 : 1) + (options.clean_weight() > 0 ? 1 : 0);
 }
 
+GroupNoise noise_of(const NoiseOptions& o, std::int64_t sample, bool negate) {
+  return {{o.noise_std(), o.distribution(), sample, negate}, o.scale(), o.memory() == kRegenerate};
+}
+
+GroupNoise noise_of(const FusedOptions& o, std::int64_t sample, bool negate, std::int64_t draw_offset) {
+  GroupNoise noise = noise_of(static_cast<const NoiseOptions&>(o), sample, negate);
+  noise.noise.draw_offset = draw_offset;
+  noise.masters = o.master_dtype().has_value();
+  noise.fisher_factor = o.fisher_factor();
+  return noise;
+}
+
 }  // namespace torch_ssam::detail

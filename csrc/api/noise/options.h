@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "noise/scales.h"
+
 namespace torch_ssam::detail {
 
 inline constexpr const char* kRegenerate = "regenerate";
@@ -16,5 +18,10 @@ void check_passes(const FusedOptions& options);
 
 // The passes of a step, without a list of them: what to refuse may be long.
 std::int64_t count_passes(const FusedOptions& options);
+
+// What the noise of a group is, of a pass of a step.
+GroupNoise noise_of(const NoiseOptions& options, std::int64_t sample = 0, bool negate = false);
+GroupNoise noise_of(const FusedOptions& options, std::int64_t sample = 0, bool negate = false,
+                    std::int64_t draw_offset = 0);
 
 }  // namespace torch_ssam::detail

@@ -15,7 +15,7 @@ namespace torch_ssam::detail {
 struct Drive {
   explicit Drive(std::int64_t seed) : noise(seed) {}
   NoiseState noise;
-  SSAM* owner = nullptr;  // follows moves; null once it is gone, and for WeightNoise
+  NoiseDriver* owner = nullptr;  // follows moves; null once it is gone, and for WeightNoise
   bool inside_pass = false;
   std::function<void()> completed;     // what the end of the open pass means to the optimizer, if anything
   bool fresh = false;                  // a gradient at perturbed weights since the last step

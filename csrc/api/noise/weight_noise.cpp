@@ -20,13 +20,6 @@ const WeightNoiseOptions& options_of(const OptimizerParamGroup& group) {
   return static_cast<const WeightNoiseOptions&>(group.options());
 }
 
-detail::GroupNoise noise_of(const OptimizerParamGroup& group, std::int64_t sample, bool negate) {
-  const WeightNoiseOptions& options = options_of(group);
-  return {{options.noise_std(), options.distribution(), sample, negate},
-          options.scale(),
-          options.memory() == detail::kRegenerate};
-}
-
 }  // namespace
 
 WeightNoise::WeightNoise(std::vector<at::Tensor> params, WeightNoiseOptions options)
@@ -71,7 +64,7 @@ Perturbation WeightNoise::applied(std::int64_t sample, bool negate, bool advance
   const std::vector<detail::Members>& placed = drive_->noise.placed(groups_);
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     if (options_of(groups_[g]).noise_std() == 0) continue;
-    drive_->noise.apply(placed[g].trainable(), noise_of(groups_[g], sample, negate));
+    drive_->noise.apply(placed[g].trainable(), detail::noise_of(options_of(groups_[g]), sample, negate));
   }
   return pass;
 }
@@ -82,7 +75,7 @@ at::Tensor WeightNoise::noise(const at::Tensor& param, std::int64_t sample) {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const detail::Members found = placed[g].where([&](const at::Tensor& p) { return p.is_same(param); });
     if (found.empty()) continue;
-    return drive_->noise.noise_of(param, found.places[0], noise_of(groups_[g], sample, /*negate=*/false));
+    return drive_->noise.noise_of(param, found.places[0], detail::noise_of(options_of(groups_[g]), sample));
   }
   C10_THROW_ERROR(ValueError, "torch_ssam: noise() got a tensor that is not one of those given at construction.");
 }

@@ -1,21 +1,17 @@
-// How SSAM is driven: groups, perturb(), perturbations(), step(closure), train() and eval(). The order of operator
-// calls, draws and scalings is that of Python's optim/base.py, so that the same run gives the same bits.
+// How an optimizer with noise is driven: perturb(), perturbations(), step(closure), train() and eval(). The order of
+// operator calls, draws and scalings is that of Python's optim/base.py, so that the same run gives the same bits.
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch_ssam/ssam.h>
+#include <torch_ssam/optim/base.h>
 
 #include <limits>
 
 #include "noise/options.h"
-#include "noise/parameters.h"
-#include "noise/seeds.h"
 #include "optim/counted.h"
-#include "optim/options.h"
 #include "optim/passes.h"
 
 namespace torch_ssam {
 
-using detail::check_common;
 using detail::Loop;
 using torch::optim::OptimizerParamGroup;
 
@@ -32,25 +28,15 @@ const char* const kEmptyPass =
 
 }  // namespace
 
-SSAM::SSAM(std::vector<at::Tensor> params, SSAMOptions defaults)
-    : SSAM({OptimizerParamGroup(std::move(params))}, std::move(defaults)) {}
-
-SSAM::SSAM(const std::vector<OptimizerParamGroup>& param_groups, SSAMOptions defaults)
-    : Optimizer(std::vector<OptimizerParamGroup>{}, std::make_unique<SSAMOptions>(defaults)),
-      drive_(std::make_shared<detail::Drive>(detail::resolve_seed(defaults.seed()))) {
-  detail::check_options(defaults);
-  std::size_t count = 0;
-  for (const OptimizerParamGroup& group : param_groups) count += group.params().size();
-  TORCH_CHECK_VALUE(count > 0, "torch_ssam: SSAM got an empty list of parameters; expected model->parameters().");
+NoiseDriver::NoiseDriver(std::unique_ptr<FusedOptions> defaults) : NoiseOptimizer(std::move(defaults)) {
   drive_->owner = this;
-  for (const OptimizerParamGroup& group : param_groups) add_param_group(group);
 }
 
-SSAM::SSAM(SSAM&& other) noexcept : Optimizer(std::move(other)), drive_(std::move(other.drive_)) {
+NoiseDriver::NoiseDriver(NoiseDriver&& other) noexcept : NoiseOptimizer(std::move(other)) {
   if (drive_) drive_->owner = this;
 }
 
-SSAM::~SSAM() {
+NoiseDriver::~NoiseDriver() {
   if (!drive_) return;  // moved from
   drive_->owner = nullptr;
   if (!drive_->training) return;
@@ -61,78 +47,28 @@ SSAM::~SSAM() {
   }
 }
 
-// --- groups and options
-
-SSAMOptions& SSAM::options_of(std::size_t group) {
-  auto* options = dynamic_cast<SSAMOptions*>(&param_groups_[group].options());
-  TORCH_CHECK(options != nullptr, "torch_ssam: parameter group ", group,
-              " has options of another optimizer; expected torch_ssam::SSAMOptions.");
-  return *options;
-}
-
-const SSAMOptions& SSAM::options_of(std::size_t group) const { return const_cast<SSAM*>(this)->options_of(group); }
-
-void SSAM::add_param_group(const OptimizerParamGroup& param_group) {
-  const auto& defaults = static_cast<const SSAMOptions&>(*defaults_);
-  SSAMOptions options = defaults;
-  if (param_group.has_options()) {
-    const auto* given = dynamic_cast<const SSAMOptions*>(&param_group.options());
-    TORCH_CHECK(given != nullptr,
-                "torch_ssam: the options of a parameter group are of another optimizer; expected "
-                "std::make_unique<torch_ssam::SSAMOptions>(...), or none.");
-    detail::check_group_seed(given->seed(), seed());
-    options = *given;
-    options.inherit(defaults);
-  }
-  detail::check_options(options);
-  if (!param_groups_.empty()) check_common(options, first_options());
-  std::vector<at::Tensor> params = detail::check_params(param_group.params(), param_groups_);
-  if (options.memory() == detail::kRegenerate) detail::check_regenerated(params);
-  detail::check_masters(options, params);
-  Optimizer::add_param_group(OptimizerParamGroup(std::move(params)));
-  // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
-  param_groups_.back().set_options(std::make_unique<SSAMOptions>(options));
-  if (drive_->training) {
-    const auto is_clean = [&](const at::Tensor& p) { return !drive_->noise.is_applied(p); };
-    for_each_group([&](const SSAMOptions& group, const detail::Members& members) {
-      if (group.noise_std() == 0) return;
-      drive_->noise.apply(members.trainable().where(is_clean), noise_of(group, 0, false));
-    });
-    note_clean();
-  }
-}
-
-std::int64_t SSAM::seed() const { return drive_->noise.generator.seed(); }
-std::int64_t SSAM::draw() const { return drive_->noise.generator.draw(); }
-
-bool SSAM::noisy() const {
+bool NoiseDriver::noisy() const {
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     if (options_of(g).noise_std() > 0) return true;
   }
   return false;
 }
 
-// Each group with all of its tensors, frozen ones too.
-void SSAM::for_each_group(const std::function<void(const SSAMOptions&, const detail::Members&)>& visit) {
-  const std::vector<detail::Members>& placed = drive_->noise.placed(param_groups_);
-  for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), placed[g]);
-}
-
 // Whether every learning rate is 0: a step then trains nothing.
-bool SSAM::idle() const {
+bool NoiseDriver::idle() const {
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
-    if (options_of(g).lr() != 0) return false;
+    if (options_of(g).get_lr() != 0) return false;
   }
   return true;
 }
 
 // --- passes
 
-void SSAM::report_changed() {
+void NoiseDriver::report_changed() {
   if (!drive_->changed.empty()) detail::throw_changed(std::exchange(drive_->changed, {}));
 }
 
-void SSAM::begin_pass() {
+void NoiseDriver::begin_pass() {
   TORCH_CHECK(!drive_->inside_pass,
               "torch_ssam: perturb() inside perturb(): the weights are perturbed already. Leave the first one before "
               "the next; for several draws a step use opt.perturbations() with samples(K).");
@@ -144,7 +80,7 @@ void SSAM::begin_pass() {
 }
 
 // Whether a pass has left no gradient at all: a step then moves nothing.
-bool SSAM::without_gradients() const {
+bool NoiseDriver::without_gradients() const {
   if (!drive_->pass_without_gradient) return false;
   for (const OptimizerParamGroup& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
@@ -155,7 +91,7 @@ bool SSAM::without_gradients() const {
 }
 
 // A pass that completes without a changed gradient counts for nothing, and takes nothing from the passes before it.
-void SSAM::watch_gradients() {
+void NoiseDriver::watch_gradients() {
   if (drive_->fresh) return;
   drive_->completed = [drive = drive_.get(), watch = detail::GradientWatch(param_groups_)] {
     if (drive->owner == nullptr) return;
@@ -163,27 +99,19 @@ void SSAM::watch_gradients() {
   };
 }
 
-detail::GroupNoise SSAM::noise_of(const SSAMOptions& options, std::int64_t sample, bool negate,
-                                  std::int64_t draw_offset) {
-  return {{options.noise_std(), options.distribution(), sample, negate, draw_offset},
-          options.scale(),
-          options.memory() == detail::kRegenerate,
-          options.master_dtype().has_value(),
-          options.fisher_factor()};
-}
-
-void SSAM::apply_noise(std::int64_t sample, bool negate) {
-  for_each_group([&](const SSAMOptions& options, const detail::Members& members) {
+void NoiseDriver::apply_noise(std::int64_t sample, bool negate) {
+  for_each_group([&](const FusedOptions& options, const detail::Members& members) {
     if (options.noise_std() == 0) return;
-    drive_->noise.apply(members.trainable(), noise_of(options, sample, negate));
+    drive_->noise.apply(members.trainable(), detail::noise_of(options, sample, negate));
   });
 }
 
-Perturbation SSAM::perturb() {
-  const SSAMOptions& options = first_options();
+Perturbation NoiseDriver::perturb() {
+  const FusedOptions& options = first_options();
   TORCH_CHECK(detail::count_passes(options) == 1, "torch_ssam: perturb() is one pass and the options ask for ",
-              detail::count_passes(options), " a step (samples ", options.samples(), ", antithetic ", options.antithetic(),
-              ", clean_weight ", options.clean_weight(), "). Use for (auto pass : opt.perturbations()).");
+              detail::count_passes(options), " a step (samples ", options.samples(), ", antithetic ",
+              options.antithetic(), ", clean_weight ", options.clean_weight(),
+              "). Use for (auto pass : opt.perturbations()).");
   begin_pass();
   watch_gradients();
   Perturbation pass(drive_, /*advances=*/true);
@@ -191,11 +119,11 @@ Perturbation SSAM::perturb() {
   return pass;
 }
 
-Perturbations SSAM::perturbations() { return split_over({}); }
+Perturbations NoiseDriver::perturbations() { return split_over({}); }
 
-Perturbations SSAM::split_over(at::TensorList inputs) {
+Perturbations NoiseDriver::split_over(at::TensorList inputs) {
   begin_pass();
-  const SSAMOptions& options = first_options();
+  const FusedOptions& options = first_options();
   std::int64_t total = 0;
   for (const at::Tensor& input : inputs) {
     const std::int64_t rows = input.defined() && input.dim() > 0 ? input.size(0) : 0;
@@ -215,7 +143,7 @@ Perturbations SSAM::split_over(at::TensorList inputs) {
   return Perturbations(std::move(loop));
 }
 
-void SSAM::scale_grads(double factor) {
+void NoiseDriver::scale_grads(double factor) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> grads;
   for (const OptimizerParamGroup& group : param_groups_) {
@@ -228,7 +156,7 @@ void SSAM::scale_grads(double factor) {
 
 // --- step
 
-at::Tensor SSAM::step(LossClosure closure) {
+at::Tensor NoiseDriver::step(LossClosure closure) {
   TORCH_CHECK(!drive_->inside_pass,
               "torch_ssam: step() inside perturb(): the weights are perturbed. Let the object that perturb() returned, "
               "or the loop over perturbations(), end first, then call step().");
@@ -250,7 +178,7 @@ at::Tensor SSAM::step(LossClosure closure) {
   return loss;
 }
 
-at::Tensor SSAM::step_kept(const LossClosure& closure) {
+at::Tensor NoiseDriver::step_kept(const LossClosure& closure) {
   TORCH_CHECK(drive_->training || idle(),
               "torch_ssam: step() on an optimizer with keep_perturbed that is in eval: call opt.train() before the "
               "first forward pass (again after construction, load and opt.eval()), so that gradients are taken at "
@@ -279,7 +207,7 @@ at::Tensor SSAM::step_kept(const LossClosure& closure) {
   return loss;
 }
 
-at::Tensor SSAM::run_closure(const LossClosure& closure) {
+at::Tensor NoiseDriver::run_closure(const LossClosure& closure) {
   const std::vector<detail::Pass> passes =
       detail::passes_of_step(first_options(), std::numeric_limits<std::size_t>::max());
   if (passes.size() == 1) {
@@ -337,13 +265,13 @@ at::Tensor SSAM::run_closure(const LossClosure& closure) {
 
 // --- keep_perturbed
 
-void SSAM::zero_grad(bool set_to_none) {
+void NoiseDriver::zero_grad(bool set_to_none) {
   Optimizer::zero_grad(set_to_none);
   drive_->fresh = false;
   if (drive_->inside_pass) watch_gradients();
 }
 
-void SSAM::train(bool mode) {
+void NoiseDriver::train(bool mode) {
   if (!mode) {
     eval();
     return;
@@ -361,7 +289,7 @@ void SSAM::train(bool mode) {
   note_clean();
 }
 
-void SSAM::eval() {
+void NoiseDriver::eval() {
   settle();
   if (!drive_->training && (!drive_->noise.active() || drive_->inside_pass)) return;
   drive_->training = false;

@@ -1,72 +1,178 @@
-// What SSAM saves and loads: options, momentum, clean weights while kept perturbed, Fisher sums, seed and draw.
-// LibTorch's archives through the same template as torch::optim::SGD, and the layout of Python's state_dict. A load
-// that fails leaves the optimizer as it was. Tests: tests/cpp/test_api_state.cpp, tests/python/test_cpp_parity.py.
+// What an optimizer with noise checks, saves and loads: options, the state of the update, clean weights while kept
+// perturbed, Fisher sums, seed and draw. LibTorch's archives through the same template as torch::optim's, and the
+// layout of Python's state_dict. A load that fails leaves the optimizer as it was. Tests: tests/cpp/test_api_state.cpp,
+// tests/python/test_cpp_parity.py.
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/optim/serialize.h>
 #include <torch/serialize/archive.h>
+#include <torch_ssam/optim/checkpoints.h>
 
+#include <algorithm>
+#include <typeinfo>
+#include <utility>
+
+#include "noise/options.h"
+#include "noise/parameters.h"
 #include "noise/scope.h"
+#include "noise/seeds.h"
 #include "optim/options.h"
 #include "pickled.h"
 
 namespace torch_ssam {
 
 using detail::Dict;
+using torch::optim::OptimizerParamGroup;
 
 namespace {
 
 const char* const kSeed = "seed";
 const char* const kDraw = "draw";
 
-bool same_tensor(const at::Tensor& a, const at::Tensor& b) {
-  return a.defined() == b.defined() && (!a.defined() || at::equal(a, b));
-}
-
-void write_tensor(torch::serialize::OutputArchive& archive, const char* name, const at::Tensor& tensor) {
-  if (tensor.defined()) archive.write(name, c10::IValue(tensor));
-}
-
-void read_tensor(torch::serialize::InputArchive& archive, const char* name, at::Tensor& tensor) {
-  c10::IValue value;
-  if (archive.try_read(name, value)) tensor = value.toTensor();
-}
-
 }  // namespace
 
 // --- state of one parameter
 
-void SSAMParamState::serialize(torch::serialize::OutputArchive& archive) const {
-  write_tensor(archive, "momentum_buffer", momentum_buffer_);
-  write_tensor(archive, "clean", clean_);
-  write_tensor(archive, "fisher", fisher_);
-  write_tensor(archive, "master", master_);
+void NoiseParamState::each(const std::function<void(const char*, const at::Tensor&)>& visit) const {
+  for (std::size_t i = 0; i < names_.size(); ++i) visit(names_[i], buffers_[i]);
+  visit("clean", clean_);
+  visit("fisher", fisher_);
+  visit("master", master_);
 }
 
-void SSAMParamState::serialize(torch::serialize::InputArchive& archive) {
-  read_tensor(archive, "momentum_buffer", momentum_buffer_);
-  read_tensor(archive, "clean", clean_);
-  read_tensor(archive, "fisher", fisher_);
-  read_tensor(archive, "master", master_);
+void NoiseParamState::each(const std::function<void(const char*, at::Tensor&)>& visit) {
+  std::as_const(*this).each(
+      [&](const char* name, const at::Tensor& tensor) { visit(name, const_cast<at::Tensor&>(tensor)); });
 }
 
-bool operator==(const SSAMParamState& a, const SSAMParamState& b) {
-  return same_tensor(a.momentum_buffer(), b.momentum_buffer()) && same_tensor(a.clean(), b.clean()) &&
-         same_tensor(a.fisher(), b.fisher()) && same_tensor(a.master(), b.master());
+bool NoiseParamState::empty() const {
+  bool empty = step_ == 0;
+  each([&](const char*, const at::Tensor& tensor) { empty &= !tensor.defined(); });
+  return empty;
+}
+
+void NoiseParamState::serialize(torch::serialize::OutputArchive& archive) const {
+  each([&](const char* name, const at::Tensor& tensor) {
+    if (tensor.defined()) archive.write(name, c10::IValue(tensor));
+  });
+  if (step_ > 0) archive.write("step", c10::IValue(step_));  // as torch::optim::AdamWParamState
+}
+
+void NoiseParamState::serialize(torch::serialize::InputArchive& archive) {
+  each([&](const char* name, at::Tensor& tensor) {
+    if (c10::IValue value; archive.try_read(name, value)) tensor = value.toTensor();
+  });
+  if (c10::IValue value; archive.try_read("step", value)) step_ = detail::as_int(value, "step");
+}
+
+bool operator==(const NoiseParamState& a, const NoiseParamState& b) {
+  const auto tensors_of = [](const NoiseParamState& state) {
+    std::vector<at::Tensor> tensors;
+    state.each([&](const char*, const at::Tensor& tensor) { tensors.push_back(tensor); });
+    return tensors;
+  };
+  const std::vector<at::Tensor> ours = tensors_of(a), theirs = tensors_of(b);
+  const auto same = [](const at::Tensor& x, const at::Tensor& y) {
+    return x.defined() == y.defined() && (!x.defined() || at::equal(x, y));
+  };
+  return a.step() == b.step() && std::equal(ours.begin(), ours.end(), theirs.begin(), theirs.end(), same);
+}
+
+NoiseParamState& NoiseOptimizer::state_of(const at::Tensor& param) {
+  auto& state = state_[param.unsafeGetTensorImpl()];
+  if (!state) state = new_state();
+  return static_cast<NoiseParamState&>(*state);
+}
+
+const NoiseParamState* NoiseOptimizer::find_state(const at::Tensor& param) const {
+  const auto found = state_.find(param.unsafeGetTensorImpl());
+  return found == state_.end() ? nullptr : static_cast<const NoiseParamState*>(found->second.get());
+}
+
+// --- groups and options
+
+NoiseOptimizer::NoiseOptimizer(std::unique_ptr<FusedOptions> defaults)
+    : Optimizer(std::vector<OptimizerParamGroup>{}, std::move(defaults)),
+      drive_(
+          std::make_shared<detail::Drive>(detail::resolve_seed(static_cast<const FusedOptions&>(*defaults_).seed()))) {}
+
+void NoiseOptimizer::add_groups(const std::vector<OptimizerParamGroup>& groups) {
+  check_options(static_cast<const FusedOptions&>(*defaults_));
+  std::size_t count = 0;
+  for (const OptimizerParamGroup& group : groups) count += group.params().size();
+  TORCH_CHECK_VALUE(count > 0, "torch_ssam: ", name(),
+                    " got an empty list of parameters; expected model->parameters().");
+  for (const OptimizerParamGroup& group : groups) add_param_group(group);
+}
+
+FusedOptions& NoiseOptimizer::options_of(std::size_t group) {
+  torch::optim::OptimizerOptions& options = param_groups_[group].options();
+  TORCH_CHECK(typeid(options) == typeid(*defaults_), "torch_ssam: parameter group ", group,
+              " has options of another optimizer; expected torch_ssam::", name(), "Options.");
+  return static_cast<FusedOptions&>(options);
+}
+
+const FusedOptions& NoiseOptimizer::options_of(std::size_t group) const {
+  return const_cast<NoiseOptimizer*>(this)->options_of(group);
+}
+
+void NoiseOptimizer::check_options(const FusedOptions& options) const {
+  detail::check_noise(options);
+  detail::check_passes(options);
+  detail::check_masters(options);
+  check_update(options);
+}
+
+void NoiseOptimizer::add_param_group(const OptimizerParamGroup& param_group) {
+  const auto& defaults = static_cast<const FusedOptions&>(*defaults_);
+  const torch::optim::OptimizerOptions& given = param_group.has_options() ? param_group.options() : defaults;
+  TORCH_CHECK(typeid(given) == typeid(defaults),
+              "torch_ssam: the options of a parameter group are of another optimizer; expected "
+              "std::make_unique<torch_ssam::",
+              name(), "Options>(...), or none.");
+  std::unique_ptr<torch::optim::OptimizerOptions> copy = given.clone();
+  auto& options = static_cast<FusedOptions&>(*copy);
+  if (param_group.has_options()) {
+    detail::check_group_seed(options.seed(), seed());
+    options.inherit(defaults);
+  }
+  check_options(options);
+  if (!param_groups_.empty()) detail::check_common(options, first_options());
+  std::vector<at::Tensor> params = detail::check_params(param_group.params(), param_groups_);
+  if (options.memory() == detail::kRegenerate) detail::check_regenerated(params);
+  detail::check_masters(options, params);
+  Optimizer::add_param_group(OptimizerParamGroup(std::move(params)));
+  // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
+  param_groups_.back().set_options(std::move(copy));
+  if (!drive_->training) return;
+  const auto is_clean = [&](const at::Tensor& p) { return !drive_->noise.is_applied(p); };
+  for_each_group([&](const FusedOptions& group, const detail::Members& members) {
+    if (group.noise_std() == 0) return;
+    drive_->noise.apply(members.trainable().where(is_clean), detail::noise_of(group));
+  });
+  note_clean();
+}
+
+std::int64_t NoiseOptimizer::seed() const { return drive_->noise.generator.seed(); }
+std::int64_t NoiseOptimizer::draw() const { return drive_->noise.generator.draw(); }
+
+void NoiseOptimizer::for_each_group(const std::function<void(const FusedOptions&, const detail::Members&)>& visit) {
+  const std::vector<detail::Members>& placed = drive_->noise.placed(param_groups_);
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), placed[g]);
 }
 
 // --- clean weights in the state
 
-// Names the clean copy of every perturbed tensor in the state, and of no other. Without copies they are made only to be
-// saved.
-void SSAM::note_clean(bool regenerated_too) {
+void NoiseOptimizer::note_clean() { name_clean(/*regenerated_too=*/false); }
+
+// Of every perturbed tensor, and of no other. Where there are no copies they are made only to be saved.
+void NoiseOptimizer::name_clean(bool regenerated_too) {
   drive_->noted = drive_->noise.changes();
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
       const bool regenerated = drive_->noise.is_regenerated(p);
       if (drive_->noise.is_applied(p) && (regenerated_too || !regenerated)) {
         state_of(p).clean() = drive_->noise.clean_of(p);
-      } else if (state_.find(p.unsafeGetTensorImpl()) != state_.end()) {
+      } else if (find_state(p) != nullptr) {
         state_of(p).clean().reset();
         if (state_of(p).empty()) state_.erase(p.unsafeGetTensorImpl());
       }
@@ -76,38 +182,35 @@ void SSAM::note_clean(bool regenerated_too) {
 }
 
 // Names the masters and the sums of scale "fisher" in the state.
-void SSAM::note_masters_and_sums() {
+void NoiseOptimizer::note_masters_and_sums() {
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
       const at::Tensor master = drive_->noise.known_master(p), fisher = drive_->noise.scales.known_fisher(p);
-      const bool known = state_.find(p.unsafeGetTensorImpl()) != state_.end();
-      if (!known && !master.defined() && !fisher.defined()) continue;
+      if (find_state(p) == nullptr && !master.defined() && !fisher.defined()) continue;
       state_of(p).master() = master;
       state_of(p).fisher() = fisher;
     }
   }
 }
 
-void SSAM::note_clean_to_save() {
+void NoiseOptimizer::note_to_save() {
   note_masters_and_sums();
-  if (!drive_->pending && drive_->noted != drive_->noise.changes()) note_clean(/*regenerated_too=*/true);
+  if (!drive_->pending && drive_->noted != drive_->noise.changes()) name_clean(/*regenerated_too=*/true);
 }
 
-void SSAM::forget_regenerated() {
+void NoiseOptimizer::forget_regenerated() {
   if (!drive_->pending && drive_->noted == -1) note_clean();
 }
 
 // Writes clean weights that a load brought.
-void SSAM::settle() {
+void NoiseOptimizer::settle() {
   if (!drive_->pending) return;
   const at::NoGradGuard no_grad;
   drive_->pending = false;
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
-      const auto found = state_.find(p.unsafeGetTensorImpl());
-      if (found == state_.end()) continue;
-      const at::Tensor clean = state_of(p).clean();
-      if (clean.defined()) at::Tensor(p).copy_(clean);
+      const NoiseParamState* state = find_state(p);
+      if (state != nullptr && state->clean().defined()) at::Tensor(p).copy_(state->clean());
     }
   }
   note_clean();
@@ -115,51 +218,55 @@ void SSAM::settle() {
 
 // --- save and load
 
-template <typename Self, typename Archive>
-void SSAM::serialize(Self& self, Archive& archive) {
-  torch::optim::serialize<SSAMParamState, SSAMOptions>(archive, self);
-}
-
-void SSAM::save(torch::serialize::OutputArchive& archive) const {
-  auto* self = const_cast<SSAM*>(this);
-  self->note_clean_to_save();
-  serialize(*this, archive);
+void NoiseOptimizer::save(torch::serialize::OutputArchive& archive) const {
+  auto* self = const_cast<NoiseOptimizer*>(this);
+  self->note_to_save();
+  write(archive);
   self->forget_regenerated();
   archive.write(kSeed, c10::IValue(seed()));
   archive.write(kDraw, c10::IValue(draw()));
 }
 
-void SSAM::check_may_load() const {
+void NoiseOptimizer::check_may_load() const {
   TORCH_CHECK(!drive_->inside_pass, "torch_ssam: load inside perturb(): leave it first.");
 }
 
+// Checks what came for a parameter, and gives it the parameter's device, layout and dtype, or the master's.
+void NoiseOptimizer::fit_loaded(const at::Tensor& param, const FusedOptions& options, NoiseParamState& state) const {
+  const bool mastered = drive_->noise.has_master(param, options.master_dtype().has_value());
+  if (!mastered) state.master().reset();
+  state.each([&](const char* name, at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    if (&tensor == &state.fisher()) {
+      TORCH_CHECK_VALUE(tensor.numel() == detail::rows_of(param), "torch_ssam: the saved state has ", tensor.numel(),
+                        " Fisher sums for a parameter of shape ", param.sizes(), "; expected ", detail::rows_of(param),
+                        ", one for each filter.");
+      tensor = tensor.to(param.device(), at::kFloat).reshape({-1}).contiguous();
+      return;
+    }
+    const at::ScalarType dtype = mastered && &tensor != &state.clean() ? at::kFloat : param.scalar_type();
+    TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), "torch_ssam: the saved state has '", name, "' of shape ",
+                      tensor.sizes(), " where the parameter has ", param.sizes(),
+                      "; expected a checkpoint of the same model.");
+    tensor = tensor.to(param.device(), dtype);
+    if (tensor.strides() != param.strides()) {
+      tensor = at::empty_like(param, param.options().dtype(dtype)).copy_(tensor);
+    }
+  });
+}
+
 // Checks what came, then takes it over.
-void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw) {
+void NoiseOptimizer::finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw) {
   bool pending = false;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
-    detail::check_options(options_of(g));
-    check_common(options_of(g), first_options());
+    const FusedOptions& options = options_of(g);
+    check_options(options);
+    detail::check_common(options, first_options());
     for (const at::Tensor& p : param_groups_[g].params()) {
-      const auto found = state_.find(p.unsafeGetTensorImpl());
-      if (found == state_.end()) continue;
-      SSAMParamState& state = state_of(p);
-      const bool mastered = drive_->noise.has_master(p, options_of(g).master_dtype().has_value());
-      if (!mastered) state.master().reset();
-      for (at::Tensor* tensor : {&state.momentum_buffer(), &state.clean(), &state.master()}) {
-        if (!tensor->defined()) continue;
-        const at::ScalarType dtype = mastered && tensor != &state.clean() ? at::kFloat : p.scalar_type();
-        TORCH_CHECK_VALUE(tensor->sizes() == p.sizes(), "torch_ssam: the saved state has shape ", tensor->sizes(),
-                          " where the parameter has ", p.sizes(), "; expected a checkpoint of the same model.");
-        *tensor = tensor->to(p.device(), dtype);
-        if (tensor->strides() != p.strides()) *tensor = at::empty_like(p, p.options().dtype(dtype)).copy_(*tensor);
-      }
+      if (find_state(p) == nullptr) continue;
+      NoiseParamState& state = state_of(p);
+      fit_loaded(p, options, state);
       pending |= state.clean().defined();
-      if (state.fisher().defined()) {
-        TORCH_CHECK_VALUE(state.fisher().numel() == detail::rows_of(p), "torch_ssam: the saved state has ",
-                          state.fisher().numel(), " Fisher sums for a parameter of shape ", p.sizes(), "; expected ",
-                          detail::rows_of(p), ", one for each filter.");
-        state.fisher() = state.fisher().to(p.device(), at::kFloat).reshape({-1}).contiguous();
-      }
       if (state.empty()) state_.erase(p.unsafeGetTensorImpl());
     }
   }
@@ -167,9 +274,9 @@ void SSAM::finish_load(std::optional<std::int64_t> seed, std::optional<std::int6
   (void)drive_->noise.restore();
   for (const auto& group : param_groups_) {
     for (const at::Tensor& p : group.params()) {
-      const auto found = state_.find(p.unsafeGetTensorImpl());
-      drive_->noise.set_master(p, found == state_.end() ? at::Tensor() : state_of(p).master());
-      drive_->noise.scales.set_fisher(p, found == state_.end() ? at::Tensor() : state_of(p).fisher());
+      const NoiseParamState* state = find_state(p);
+      drive_->noise.set_master(p, state == nullptr ? at::Tensor() : state->master());
+      drive_->noise.scales.set_fisher(p, state == nullptr ? at::Tensor() : state->fisher());
     }
   }
   drive_->noted = drive_->noise.changes();
@@ -204,13 +311,13 @@ struct Backup {
 
 }  // namespace
 
-void SSAM::load(torch::serialize::InputArchive& archive) {
+void NoiseOptimizer::load(torch::serialize::InputArchive& archive) {
   check_may_load();
   const at::NoGradGuard no_grad;
   Backup backup(param_groups_, state_);
-  serialize(*this, archive);
+  read(archive);
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
-    options_of(g).inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
+    options_of(g).inherit(static_cast<const FusedOptions&>(*backup.options[g]));
   }
   c10::IValue seed, draw;
   const bool has_noise = archive.try_read(kSeed, seed) && archive.try_read(kDraw, draw);
@@ -219,32 +326,31 @@ void SSAM::load(torch::serialize::InputArchive& archive) {
   backup.done = true;
 }
 
-// {"state": {place: {"momentum_buffer", "clean", "fisher", "master"}}, "param_groups": [{options, "seed", "draw",
+// {"state": {place: {buffers of the rule, "clean", "fisher", "master"}}, "param_groups": [{options, "seed", "draw",
 // "params": places}]}
-c10::IValue SSAM::state_dict() const {
-  auto* self = const_cast<SSAM*>(this);
-  self->note_clean_to_save();
+c10::IValue NoiseOptimizer::state_dict() const {
+  auto* self = const_cast<NoiseOptimizer*>(this);
+  self->note_to_save();
   Dict state = detail::new_dict();
   c10::impl::GenericList groups(c10::AnyType::get());
   std::int64_t place = 0;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     Dict group = detail::new_dict();
-    const SSAMOptions& options = options_of(g);
+    const FusedOptions& options = options_of(g);
     options.write([&](const char* name, const c10::IValue& value) { group.insert(name, value); });
     group.insert(kSeed, seed());
     group.insert(kDraw, draw());
     c10::impl::GenericList places(c10::AnyType::get());
     for (const at::Tensor& p : param_groups_[g].params()) {
       places.push_back(place);
-      const auto found = state_.find(p.unsafeGetTensorImpl());
-      if (found != state_.end()) {
+      if (const NoiseParamState* own = find_state(p); own != nullptr && !own->empty()) {
         Dict entry = detail::new_dict();
-        const auto& own = static_cast<const SSAMParamState&>(*found->second);
-        if (own.momentum_buffer().defined()) entry.insert("momentum_buffer", own.momentum_buffer());
-        if (own.clean().defined()) entry.insert("clean", own.clean());
-        if (own.fisher().defined()) entry.insert("fisher", own.fisher());
-        if (own.master().defined()) entry.insert("master", own.master());
-        if (!entry.empty()) state.insert(place, entry);
+        own->each([&](const char* name, const at::Tensor& tensor) {
+          if (tensor.defined()) entry.insert(name, tensor);
+        });
+        // A tensor in Python.
+        if (own->step() > 0) entry.insert("step", at::tensor(static_cast<double>(own->step()), at::kFloat));
+        state.insert(place, entry);
       }
       ++place;
     }
@@ -258,7 +364,7 @@ c10::IValue SSAM::state_dict() const {
   return result;
 }
 
-void SSAM::load_state_dict(const c10::IValue& state_dict) {
+void NoiseOptimizer::load_state_dict(const c10::IValue& state_dict) {
   const Dict dict = detail::as_dict(state_dict, "the state_dict");
   const Dict saved_state = detail::as_dict(detail::value_of(dict, "state"), "state_dict['state']");
   const c10::IValue saved_groups = detail::value_of(dict, "param_groups");
@@ -277,7 +383,7 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
       if (found) value = group.at(name);
       return found;
     });
-    options_of(g).inherit(static_cast<const SSAMOptions&>(*backup.options[g]));
+    options_of(g).inherit(static_cast<const FusedOptions&>(*backup.options[g]));
     if (group.contains(kSeed)) seed = detail::as_int(group.at(kSeed), kSeed);
     if (group.contains(kDraw)) draw = detail::as_draw(group.at(kDraw));
 
@@ -289,15 +395,12 @@ void SSAM::load_state_dict(const c10::IValue& state_dict) {
       const c10::IValue entry = detail::value_of(saved_state, c10::IValue(places.toList().get(i)));
       if (entry.isNone()) continue;
       const Dict fields = detail::as_dict(entry, "the state of a parameter");
-      const c10::IValue buffer = detail::value_of(fields, "momentum_buffer");
-      const c10::IValue clean = detail::value_of(fields, "clean");
-      const c10::IValue fisher = detail::value_of(fields, "fisher");
-      const c10::IValue master = detail::value_of(fields, "master");
-      // Copies: the caller may go on to use the tensors that it passed.
-      if (buffer.isTensor()) state_of(params[i]).momentum_buffer() = buffer.toTensor().clone();
-      if (clean.isTensor()) state_of(params[i]).clean() = clean.toTensor().clone();
-      if (fisher.isTensor()) state_of(params[i]).fisher() = fisher.toTensor().clone();
-      if (master.isTensor()) state_of(params[i]).master() = master.toTensor().clone();
+      state_of(params[i]).each([&](const char* name, at::Tensor& tensor) {
+        const c10::IValue value = detail::value_of(fields, name);
+        if (value.isTensor()) tensor = value.toTensor().clone();  // the caller may go on to use what it passed
+      });
+      const c10::IValue step = detail::value_of(fields, "step");
+      if (!step.isNone()) state_of(params[i]).step() = static_cast<std::int64_t>(detail::as_double(step, "step"));
     }
   }
   finish_load(seed, draw);

@@ -1,18 +1,19 @@
-// The options of updates, and what all groups of an optimizer share. Python's twin is optim/options.py.
+// What goes together among the options of optimizers, and what all groups share. The options and their ranges are in
+// <torch_ssam/optim/options.h>. Python's twins are optim/options.py and noise/masters.py.
 // Tests: tests/cpp/test_api_errors.cpp, test_api_masters.cpp.
 #pragma once
 
-#include <torch_ssam/ssam.h>
+#include <torch_ssam/optim/options.h>
 
 #include <vector>
 
 namespace torch_ssam::detail {
 
-void check_sgd(const SSAMOptions& options);  // those of the update
-void check_options(const SSAMOptions& options);
-void check_common(const SSAMOptions& options, const SSAMOptions& first);
+// Those of the groups of one optimizer: how many passes a step makes.
+void check_common(const FusedOptions& options, const FusedOptions& first);
 
-// Float masters would be coarser than Double parameters.
-void check_masters(const SSAMOptions& options, const std::vector<at::Tensor>& params);
+// Masters go with copies, and Float ones would be coarser than Double parameters.
+void check_masters(const FusedOptions& options);
+void check_masters(const FusedOptions& options, const std::vector<at::Tensor>& params);
 
 }  // namespace torch_ssam::detail

@@ -7,7 +7,7 @@ namespace torch_ssam {
 
 namespace detail {
 
-std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most) {
+std::vector<Pass> passes_of_step(const FusedOptions& options, std::size_t most) {
   std::vector<Pass> passes;
   for (std::int64_t k = 0; k < options.samples() && passes.size() < most; ++k) {
     passes.push_back({k, false, false});

@@ -2,7 +2,7 @@
 // scaling of grad that makes the loop end in what it held before plus that mean. As perturbations() in optim/base.py.
 #pragma once
 
-#include <torch_ssam/ssam.h>
+#include <torch_ssam/optim/base.h>
 
 #include <cstdint>
 #include <memory>
@@ -21,7 +21,7 @@ struct Pass {
 };
 
 // Every pass of one step, at most `most` of them.
-std::vector<Pass> passes_of_step(const SSAMOptions& options, std::size_t most);
+std::vector<Pass> passes_of_step(const FusedOptions& options, std::size_t most);
 
 // clean_weight for the clean pass, shares of the rest for the others.
 std::vector<double> weights_of(const std::vector<Pass>& passes, const std::vector<double>& shares, double clean_weight);

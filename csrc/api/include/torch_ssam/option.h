@@ -109,12 +109,12 @@ class GroupOptions : public torch::optim::OptimizerOptions {
 }  // namespace torch_ssam
 
 // X of the lists. An option's member and its accessors:
-#define TORCH_SSAM_OPTION_MEMBER(T, name, initial, range, text)                 \
- public:                                                                        \
-  const T& name() const noexcept { return this->name##_.value; }                \
-  T& name() noexcept { return this->name##_.value; }                            \
-                                                                                \
- protected:                                                                     \
+#define TORCH_SSAM_OPTION_MEMBER(T, name, initial, range, text)  \
+ public:                                                         \
+  const T& name() const noexcept { return this->name##_.value; } \
+  T& name() noexcept { return this->name##_.value; }             \
+                                                                 \
+ protected:                                                      \
   ::torch_ssam::detail::Option<T> name##_ = ::torch_ssam::detail::Option<T>(T(initial));
 
 // Its setter, which returns the object of the class `Self` for the next one:

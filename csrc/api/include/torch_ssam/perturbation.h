@@ -18,14 +18,12 @@
 
 namespace torch_ssam {
 
-class SSAM;
+class NoiseDriver;
 class WeightNoise;
 
 namespace detail {
 struct Drive;
-struct GroupNoise;
 struct Loop;
-struct Members;
 }  // namespace detail
 
 // Parameters were written to while they held perturbed weights.
@@ -47,7 +45,7 @@ class [[nodiscard("the weights are perturbed only while this object lives")]] Pe
   void restore();
 
  private:
-  friend class SSAM;
+  friend class NoiseDriver;
   friend class WeightNoise;
   friend class Perturbations;
   friend struct detail::Loop;
@@ -91,7 +89,7 @@ class [[nodiscard("loop over it")]] Perturbations {
   std::pair<std::int64_t, std::int64_t> part(std::int64_t pass) const;
 
  private:
-  friend class SSAM;
+  friend class NoiseDriver;
   explicit Perturbations(std::unique_ptr<detail::Loop> loop);
   std::unique_ptr<detail::Loop> loop_;
 };
@@ -135,7 +133,7 @@ class [[nodiscard("loop over it")]] BatchPerturbations {
   std::default_sentinel_t end() const { return {}; }
 
  private:
-  friend class SSAM;
+  friend class NoiseDriver;
   BatchPerturbations(Perturbations passes, std::array<at::Tensor, N> inputs)
       : passes_(std::move(passes)), inputs_(std::move(inputs)) {}
   Perturbations passes_;

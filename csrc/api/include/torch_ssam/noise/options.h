@@ -1,5 +1,6 @@
-// The options of noise, as NOISE_DEFAULTS in Python's noise/options.py: those that WeightNoise has too, and those of
-// optimizers, which see gradients and run passes. Tests: tests/cpp/test_api_errors.cpp, tests/python/test_cpp_options.py.
+// The options of noise, as NOISE_OPTIONS in Python's noise/options.py: those that WeightNoise has too, and those of
+// optimizers, which see gradients and run passes. Tests: tests/cpp/test_api_errors.cpp,
+// tests/python/test_cpp_options.py.
 #pragma once
 
 #include <torch_ssam/option.h>
@@ -10,24 +11,24 @@
 #include <string>
 
 // scale: "filter" is the norm |w_f| of the filter, f along dimension 0, a 1-D tensor being one filter (LPF-SGD, arXiv
-// 2201.08025); "tensor" |w|; "element" |w_i| + 0.01, after the operator of ASAM; "fisher" |w_f| / sqrt(1 + fisher_factor
-// F), F <- fisher_decay F + sum of squared gradients of the filter at each step (ARWP, arXiv 2404.00357; the two defaults
-// are ours). memory: "regenerate" draws the noise again to take it off: a weight w with noise n comes back within u (|w +
-// n| + |w|), u = 2^-24 for Float; Float and Double, and scale "isotropic", only.
-#define TORCH_SSAM_NOISE_OPTIONS(X)                                                                             \
-  X(double, noise_std, 0.01, at_least(0), "standard deviation of the noise on each weight, times its scale")     \
-  X(std::string, distribution, "gaussian", one_of("gaussian", "rademacher"), "of the noise")                     \
-  X(std::string, scale, "isotropic", one_of("isotropic", "tensor", "filter", "element", "fisher"),               \
-    "what noise_std is multiplied by: 1, or a norm of the clean weights")                                        \
-  X(std::string, memory, "copy", one_of("copy", "regenerate"),                                                   \
+// 2201.08025); "tensor" |w|; "element" |w_i| + 0.01, after the operator of ASAM; "fisher" |w_f| / sqrt(1 +
+// fisher_factor F), F <- fisher_decay F + sum of squared gradients of the filter at each step (ARWP, arXiv 2404.00357;
+// the two defaults are ours). memory: "regenerate" draws the noise again to take it off: a weight w with noise n comes
+// back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double, and scale "isotropic", only.
+#define TORCH_SSAM_NOISE_OPTIONS(X)                                                                          \
+  X(double, noise_std, 0.01, at_least(0), "standard deviation of the noise on each weight, times its scale") \
+  X(std::string, distribution, "gaussian", one_of("gaussian", "rademacher"), "of the noise")                 \
+  X(std::string, scale, "isotropic", one_of("isotropic", "tensor", "filter", "element", "fisher"),           \
+    "what noise_std is multiplied by: 1, or a norm of the clean weights")                                    \
+  X(std::string, memory, "copy", one_of("copy", "regenerate"),                                               \
     "a copy of the clean weights, which come back exactly, or none, which costs two roundings")
 
-#define TORCH_SSAM_PASS_OPTIONS(X)                                                                              \
-  X(double, fisher_decay, 0.99, between(0, 1), "decay of the sums of squared gradients of scale 'fisher'")       \
-  X(double, fisher_factor, 0.1, at_least(0), "factor of the sums of squared gradients of scale 'fisher'")        \
-  X(std::int64_t, samples, 1, between(1, 4294967295.0), "draws whose gradients are averaged in a step")          \
-  X(bool, antithetic, false, any(), "each draw twice, as +noise and -noise")                                     \
-  X(double, clean_weight, 0, from_up_to(0, 1), "the share of the gradient at the clean weights")                 \
+#define TORCH_SSAM_PASS_OPTIONS(X)                                                                         \
+  X(double, fisher_decay, 0.99, between(0, 1), "decay of the sums of squared gradients of scale 'fisher'") \
+  X(double, fisher_factor, 0.1, at_least(0), "factor of the sums of squared gradients of scale 'fisher'")  \
+  X(std::int64_t, samples, 1, between(1, 4294967295.0), "draws whose gradients are averaged in a step")    \
+  X(bool, antithetic, false, any(), "each draw twice, as +noise and -noise")                               \
+  X(double, clean_weight, 0, from_up_to(0, 1), "the share of the gradient at the clean weights")           \
   X(bool, keep_perturbed, false, any(), "train() perturbs the weights, and step() leaves them so with the next draw")
 
 namespace torch_ssam {
