@@ -50,4 +50,8 @@ void Masters::set(const at::Tensor& param, at::Tensor master) {
 
 void Masters::forget(const at::Tensor& param) { saved_.erase(key_of(param)); }
 
+void Masters::keep_only(const Keys& keys) {
+  std::erase_if(saved_, [&](const auto& item) { return keys.count(item.first) == 0; });
+}
+
 }  // namespace torch_ssam::detail

@@ -22,6 +22,7 @@ class Masters {
 
   void set(const at::Tensor& param, at::Tensor master);  // whose rounding the parameter then holds
   void forget(const at::Tensor& param);
+  void keep_only(const Keys& keys);
 
  private:
   SavedMap saved_;

@@ -29,8 +29,9 @@ void Members::by_device(const std::function<void(at::Device, const Members&)>& v
   for (const auto& [device, part] : parts) visit(device, part);
 }
 
-const std::vector<Members>& Placement::members(const Groups& groups) {
+bool Placement::look(const Groups& groups) {
   const auto same = [](const at::Tensor& a, const at::Tensor& b) { return a.is_same(b); };
+  const bool again = std::exchange(again_, false);
   bool changed = known_.size() != groups.size();
   known_.resize(groups.size());
   std::int64_t first = 0;
@@ -44,7 +45,15 @@ const std::vector<Members>& Placement::members(const Groups& groups) {
     }
     first += static_cast<std::int64_t>(params.size());
   }
-  return known_;
+  return changed || again;
+}
+
+Keys Placement::keys() const {
+  Keys keys;
+  for (const Members& members : known_) {
+    for (const at::Tensor& p : members.params) keys.insert(key_of(p));
+  }
+  return keys;
 }
 
 }  // namespace torch_ssam::detail

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <unordered_set>
 #include <vector>
 
 namespace torch_ssam::detail {
@@ -45,14 +46,21 @@ struct Members {
   void by_device(const std::function<void(at::Device, const Members&)>& visit) const;
 };
 
+using Keys = std::unordered_set<Key>;
+
 // The members of each group. Made anew only where a group's tensors are others than last time.
 class Placement {
  public:
-  // Of each group all tensors, frozen ones too.
-  const std::vector<Members>& members(const Groups& groups);
+  // Looks at the groups; whether their tensors are others than last time.
+  bool look(const Groups& groups);
+  void look_again() { again_ = true; }  // has `look` say next time that they are others
+
+  const std::vector<Members>& members() const { return known_; }  // of each group all tensors, frozen ones too
+  Keys keys() const;
 
  private:
   std::vector<Members> known_;
+  bool again_ = false;
 };
 
 }  // namespace torch_ssam::detail

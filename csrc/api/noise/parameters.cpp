@@ -8,7 +8,7 @@ namespace torch_ssam::detail {
 
 void check_regenerated(const std::vector<at::Tensor>& params) {
   for (const at::Tensor& p : params) {
-    TORCH_CHECK_VALUE(p.scalar_type() == at::kFloat || p.scalar_type() == at::kDouble,
+    TORCH_CHECK_VALUE(!p.requires_grad() || p.scalar_type() == at::kFloat || p.scalar_type() == at::kDouble,
                       "torch_ssam: memory 'regenerate' with parameters of dtype ", p.scalar_type(),
                       ": taking noise off again rounds twice a step, which 16-bit weights do not survive; expected "
                       "Float or Double. Use memory 'copy'.");
@@ -66,13 +66,18 @@ std::vector<at::Tensor> check_params(const std::vector<at::Tensor>& params, cons
       all.push_back(p);
     }
   }
+  // LibTorch does not tell a frozen parameter from a buffer: where nothing beside it can be perturbed it is a mistake.
+  const bool others_move = std::any_of(params.begin(), params.end(), [](const at::Tensor& p) {
+    return p.defined() && p.layout() == at::kStrided && p.is_floating_point();
+  });
   std::vector<at::Tensor> unique;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& p = params[i];
     TORCH_CHECK_VALUE(p.defined(), "torch_ssam: parameter ", i, " of the group is an undefined tensor.");
     const bool strided = p.layout() == at::kStrided;
-    TORCH_CHECK_VALUE(strided && p.is_floating_point(), "torch_ssam: parameter ", i, " of the group is ",
-                      strided ? c10::toString(p.scalar_type()) : "sparse",
+    const bool counts_only = others_move && !p.requires_grad();  // of a quantised layer, say
+    TORCH_CHECK_VALUE(strided && (p.is_floating_point() || counts_only), "torch_ssam: parameter ", i,
+                      " of the group is ", strided ? c10::toString(p.scalar_type()) : "sparse",
                       "; expected a dense Double, Float, BFloat16 or Half tensor. Leave it out of the parameters, or "
                       "convert it.");
     TORCH_CHECK_VALUE(!p.is_inference(), "torch_ssam: parameter ", i,

@@ -56,4 +56,8 @@ void Scales::set_fisher(const at::Tensor& param, at::Tensor sums) {
   }
 }
 
+void Scales::keep_only(const Keys& keys) {
+  std::erase_if(fisher_, [&](const auto& item) { return keys.count(item.first) == 0; });
+}
+
 }  // namespace torch_ssam::detail

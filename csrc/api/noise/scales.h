@@ -41,6 +41,7 @@ class Scales {
   at::Tensor fisher_of(const at::Tensor& param);              // F of a tensor's filters, zeros at first
   at::Tensor known_fisher(const at::Tensor& param) const;     // undefined where there is none
   void set_fisher(const at::Tensor& param, at::Tensor sums);  // undefined for none
+  void keep_only(const Keys& keys);
 
  private:
   struct Sums {

@@ -7,6 +7,11 @@
 
 namespace torch_ssam::detail {
 
+void NoiseState::keep_only(const Keys& keys) {
+  SavedWeights::keep_only(keys);
+  scales.keep_only(keys);
+}
+
 void NoiseState::apply(const Members& members, const GroupNoise& group) {
   const at::NoGradGuard no_grad;
   look_at_size(members, group);

@@ -31,6 +31,9 @@ class NoiseState : public SavedWeights {
   Generator generator;
   Scales scales;
 
+ protected:
+  void keep_only(const Keys& keys) override;
+
  private:
   void perturb(const Members& members, const GroupNoise& group);
   void save_and_perturb(const Members& members, const GroupNoise& group);

@@ -26,6 +26,25 @@ void throw_changed(const std::string& message) {
 
 // --- which tensors
 
+const std::vector<Members>& SavedWeights::placed(const Groups& groups, const std::function<void(const Keys&)>& forget) {
+  if (!placement_.look(groups)) return placement_.members();
+  Keys keys = placement_.keys();
+  for (const auto& [key, saved] : applied_) {
+    if (saved != nullptr && keys.insert(key).second) placement_.look_again();  // when it is clean
+  }
+  keep_only(keys);
+  if (forget) forget(keys);
+  ++changes_;
+  return placement_.members();
+}
+
+void SavedWeights::keep_only(const Keys& keys) {
+  const auto left = [&](const auto& item) { return keys.count(item.first) == 0; };
+  std::erase_if(copies_, left);
+  std::erase_if(applied_, left);
+  masters_.keep_only(keys);
+}
+
 const SavedPtr& SavedWeights::applied(const at::Tensor& param) const {
   static const SavedPtr none;
   const auto found = applied_.find(key_of(param));

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,11 @@ void warn_quietly(const std::string& message) noexcept;
 
 class SavedWeights {
  public:
-  // The tensors of each group, frozen ones too, and their places.
-  const std::vector<Members>& placed(const Groups& groups) { return placement_.members(groups); }
+  virtual ~SavedWeights() = default;
+
+  // The tensors of each group, frozen ones too, and their places. Where they are others than last time, what is kept of
+  // those that left is forgotten, save what takes their noise off, and `forget` gets the ones that stay.
+  const std::vector<Members>& placed(const Groups& groups, const std::function<void(const Keys&)>& forget = nullptr);
 
   bool active() const { return count_applied_ > 0; }
   std::int64_t changes() const { return changes_; }  // moves whenever the set of perturbed tensors may have changed
@@ -56,6 +60,7 @@ class SavedWeights {
   void ready_to_update();
 
  protected:
+  virtual void keep_only(const Keys& keys);                // of tensors that are in a group, or perturbed
   const SavedPtr& applied(const at::Tensor& param) const;  // null while the tensor is clean
   SavedPtr copy_of(const at::Tensor& param);               // memory for its clean weights
   void note_applied(const Members& members, const std::vector<SavedPtr>& saved);

@@ -7,7 +7,6 @@
 #include <torch/serialize/archive.h>
 #include <torch_ssam/optim/checkpoints.h>
 
-#include <algorithm>
 #include <typeinfo>
 #include <utility>
 
@@ -30,52 +29,7 @@ const char* const kDraw = "draw";
 
 }  // namespace
 
-// --- state of one parameter
-
-void NoiseParamState::each(const std::function<void(const char*, const at::Tensor&)>& visit) const {
-  for (std::size_t i = 0; i < names_.size(); ++i) visit(names_[i], buffers_[i]);
-  visit("clean", clean_);
-  visit("fisher", fisher_);
-  visit("master", master_);
-}
-
-void NoiseParamState::each(const std::function<void(const char*, at::Tensor&)>& visit) {
-  std::as_const(*this).each(
-      [&](const char* name, const at::Tensor& tensor) { visit(name, const_cast<at::Tensor&>(tensor)); });
-}
-
-bool NoiseParamState::empty() const {
-  bool empty = step_ == 0;
-  each([&](const char*, const at::Tensor& tensor) { empty &= !tensor.defined(); });
-  return empty;
-}
-
-void NoiseParamState::serialize(torch::serialize::OutputArchive& archive) const {
-  each([&](const char* name, const at::Tensor& tensor) {
-    if (tensor.defined()) archive.write(name, c10::IValue(tensor));
-  });
-  if (step_ > 0) archive.write("step", c10::IValue(step_));  // as torch::optim::AdamWParamState
-}
-
-void NoiseParamState::serialize(torch::serialize::InputArchive& archive) {
-  each([&](const char* name, at::Tensor& tensor) {
-    if (c10::IValue value; archive.try_read(name, value)) tensor = value.toTensor();
-  });
-  if (c10::IValue value; archive.try_read("step", value)) step_ = detail::as_int(value, "step");
-}
-
-bool operator==(const NoiseParamState& a, const NoiseParamState& b) {
-  const auto tensors_of = [](const NoiseParamState& state) {
-    std::vector<at::Tensor> tensors;
-    state.each([&](const char*, const at::Tensor& tensor) { tensors.push_back(tensor); });
-    return tensors;
-  };
-  const std::vector<at::Tensor> ours = tensors_of(a), theirs = tensors_of(b);
-  const auto same = [](const at::Tensor& x, const at::Tensor& y) {
-    return x.defined() == y.defined() && (!x.defined() || at::equal(x, y));
-  };
-  return a.step() == b.step() && std::equal(ours.begin(), ours.end(), theirs.begin(), theirs.end(), same);
-}
+// --- state
 
 NoiseParamState& NoiseOptimizer::state_of(const at::Tensor& param) {
   auto& state = state_[param.unsafeGetTensorImpl()];
@@ -155,7 +109,27 @@ void NoiseOptimizer::add_param_group(const OptimizerParamGroup& param_group) {
 std::int64_t NoiseOptimizer::seed() const { return drive_->noise.generator.seed(); }
 std::int64_t NoiseOptimizer::draw() const { return drive_->noise.generator.draw(); }
 
+// State is known by a tensor's address: what is kept of one that left its group would go to the next tensor there.
+void NoiseOptimizer::look_at_groups() {
+  detail::NoiseState& noise = drive_->noise;
+  noise.placed(param_groups_, [&](const detail::Keys& keys) {
+    std::vector<void*> left;
+    for (const auto& [key, state] : state_) {
+      if (keys.count(static_cast<detail::Key>(key)) == 0) left.push_back(key);
+    }
+    for (void* key : left) state_.erase(key);
+    for (const OptimizerParamGroup& group :
+         param_groups_) {  // state that a user gave to a tensor which takes another's place
+      for (const at::Tensor& p : group.params()) {
+        const NoiseParamState* state = find_state(p);
+        if (state != nullptr && !noise.scales.known_fisher(p).defined()) noise.scales.set_fisher(p, state->fisher());
+      }
+    }
+  });
+}
+
 void NoiseOptimizer::for_each_group(const std::function<void(const FusedOptions&, const detail::Members&)>& visit) {
+  look_at_groups();
   const std::vector<detail::Members>& placed = drive_->noise.placed(param_groups_);
   for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), placed[g]);
 }
@@ -194,6 +168,7 @@ void NoiseOptimizer::note_masters_and_sums() {
 }
 
 void NoiseOptimizer::note_to_save() {
+  look_at_groups();
   note_masters_and_sums();
   if (!drive_->pending && drive_->noted != drive_->noise.changes()) name_clean(/*regenerated_too=*/true);
 }
@@ -279,6 +254,7 @@ void NoiseOptimizer::finish_load(std::optional<std::int64_t> seed, std::optional
       drive_->noise.scales.set_fisher(p, state == nullptr ? at::Tensor() : state->fisher());
     }
   }
+  look_at_groups();
   drive_->noted = drive_->noise.changes();
   drive_->training = false;
   drive_->pending = pending;

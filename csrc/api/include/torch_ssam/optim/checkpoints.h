@@ -5,13 +5,13 @@
 
 #include <torch/optim/optimizer.h>
 #include <torch_ssam/optim/options.h>
+#include <torch_ssam/optim/param_state.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
 namespace torch_ssam {
@@ -21,44 +21,6 @@ struct Drive;
 struct GroupNoise;
 struct Members;
 }  // namespace detail
-
-// What is kept of one parameter: the buffers of the update rule, each under a name, and what the noise needs.
-class NoiseParamState : public torch::optim::OptimizerParamState {
- public:
-  // Undefined before the first step, and where the options ask for none.
-  const at::Tensor& buffer(std::size_t i) const noexcept { return buffers_[i]; }
-  at::Tensor& buffer(std::size_t i) noexcept { return buffers_[i]; }
-  // The clean weights while the parameter holds others: kept perturbed, or loaded and not yet written.
-  const at::Tensor& clean() const noexcept { return clean_; }
-  at::Tensor& clean() noexcept { return clean_; }
-  // With scale "fisher": F of each filter, Float.
-  const at::Tensor& fisher() const noexcept { return fisher_; }
-  at::Tensor& fisher() noexcept { return fisher_; }
-  // With master_dtype: the clean weights of a 16-bit parameter, Float.
-  const at::Tensor& master() const noexcept { return master_; }
-  at::Tensor& master() noexcept { return master_; }
-  // Updates so far, where the update rule counts them.
-  std::int64_t step() const noexcept { return step_; }
-  std::int64_t& step() noexcept { return step_; }
-  bool empty() const;
-
-  void serialize(torch::serialize::InputArchive& archive) override;
-  void serialize(torch::serialize::OutputArchive& archive) const override;
-  friend bool operator==(const NoiseParamState& a, const NoiseParamState& b);
-
-  // Visits every tensor with its name, defined or not.
-  void each(const std::function<void(const char*, const at::Tensor&)>& visit) const;
-  void each(const std::function<void(const char*, at::Tensor&)>& visit);
-
- protected:
-  explicit NoiseParamState(std::vector<const char*> names) : names_(std::move(names)), buffers_(names_.size()) {}
-
- private:
-  std::vector<const char*> names_;  // of the buffers, as torch::optim and Python call them
-  std::vector<at::Tensor> buffers_;
-  at::Tensor clean_, fisher_, master_;
-  std::int64_t step_ = 0;
-};
 
 class NoiseOptimizer : public torch::optim::Optimizer {
  public:
@@ -107,6 +69,7 @@ class NoiseOptimizer : public torch::optim::Optimizer {
   std::shared_ptr<detail::Drive> drive_;
 
  private:
+  void look_at_groups();  // forgets what is kept of tensors that left them
   void name_clean(bool regenerated_too);
   void note_masters_and_sums();
   void note_to_save();
