@@ -51,6 +51,8 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_from_torch": ("perturb", {"seed": None}),
     "filter": ("perturb", {"scale": "filter", "momentum": 0.9}),
     "tensor_samples": ("passes", {"scale": "tensor", "samples": 2, "antithetic": True}),
+    "absmax": ("perturb", {"scale": "absmax", "momentum": 0.9}),
+    "kept_tensor_absmax": ("kept", {"keep_perturbed": True, "scale": "tensor_absmax"}),
     "element": ("perturb", {"scale": "element", "distribution": "rademacher"}),
     "fisher": ("perturb", {"scale": "fisher", "fisher_decay": 0.5, "fisher_factor": 2, "momentum": 0.9}),
     "fisher_closure": ("closure", {"scale": "fisher", "samples": 2, "clean_weight": 0.25}),

@@ -3,15 +3,24 @@
 
 namespace torch_ssam::detail {
 
+std::optional<RowScale> row_scale_of(const std::string& scale) {
+  if (scale == "filter" || scale == "fisher") return RowScale{"norm", false};
+  if (scale == "tensor") return RowScale{"norm", true};
+  if (scale == "absmax") return RowScale{"absmax", false};
+  if (scale == "tensor_absmax") return RowScale{"absmax", true};
+  return std::nullopt;
+}
+
 ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& saved,
                       const std::vector<at::Tensor>& clean) {
   ops::Noise noise = group.noise;
   if (group.scale == "element") noise.scale = "element";
-  if (!is_by_rows(group.scale)) return noise;
+  const std::optional<RowScale> by_rows = row_scale_of(group.scale);
+  if (!by_rows) return noise;
   noise.scale = "rows";
   std::vector<at::Tensor> fisher;
   for (const SavedPtr& one : saved) {
-    const std::int64_t rows = group.scale == "tensor" ? 1 : rows_of(one->param);
+    const std::int64_t rows = by_rows->whole ? 1 : rows_of(one->param);
     at::Tensor& known = one->row_scales;
     if (!known.defined() || known.numel() != rows || known.device() != one->param.device()) {
       known = ops::zeros_of_rows(one->param, rows);
@@ -19,7 +28,7 @@ ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& save
     noise.row_scales.push_back(known);
     if (group.scale == "fisher") fisher.push_back(fisher_of(one->param));
   }
-  ops::row_scales_(noise.row_scales, clean, fisher, group.fisher_factor);
+  ops::row_scales_(noise.row_scales, clean, fisher, group.fisher_factor, by_rows->kind);
   return noise;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -26,8 +27,13 @@ struct GroupNoise {
 // The filters of a tensor: dimension 0, or the whole tensor where it has less than two.
 inline std::int64_t rows_of(const at::Tensor& param) { return param.dim() < 2 ? 1 : param.size(0); }
 
-// Whether a scale is one number for each row, computed from the weights.
-inline bool is_by_rows(const std::string& scale) { return scale == "tensor" || scale == "filter" || scale == "fisher"; }
+// A scale with one number for each row, from the clean weights: which (`kind` of the operator row_scales_), and whether
+// the tensor is one row. As ROW_SCALES in Python's noise/options.py.
+struct RowScale {
+  const char* kind;
+  bool whole;
+};
+std::optional<RowScale> row_scale_of(const std::string& scale);  // none for the others
 
 // Numbers by rows, and the sums of squared gradients that scale "fisher" divides by.
 class Scales {

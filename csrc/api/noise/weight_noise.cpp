@@ -42,7 +42,7 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
     detail::check_noise(*options);
     TORCH_CHECK_VALUE(options->scale() != "fisher",
                       "torch_ssam: scale is 'fisher', which WeightNoise has no gradients for; expected 'isotropic', "
-                      "'tensor', 'filter' or 'element'. Use SSAM, whose steps see them.");
+                      "'tensor', 'filter', 'element', 'absmax' or 'tensor_absmax'. Use SSAM, whose steps see them.");
     groups_.emplace_back(detail::check_params(group.params(), groups_), std::move(options));
     if (options_of(groups_.back()).memory() == detail::kRegenerate) {
       detail::check_regenerated(groups_.back().params());

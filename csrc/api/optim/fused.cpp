@@ -172,7 +172,7 @@ void FusedOptimizer::update_and_perturb() {
     const Members members = everything.trainable();
     const Members kept = members.where([&](const at::Tensor& p) { return noise.is_applied(p); });
     if (options.noise_std() != 0) noise.look_at_size(members, next);
-    const bool by_rows = detail::is_by_rows(options.scale());
+    const bool by_rows = detail::row_scale_of(options.scale()).has_value();
     if (by_rows || options.noise_std() == 0 || options.radius() || kept.params.size() < members.params.size()) {
       // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or
       // off here.

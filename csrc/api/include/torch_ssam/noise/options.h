@@ -11,15 +11,17 @@
 #include <string>
 
 // scale: "filter" is the norm |w_f| of the filter, f along dimension 0, a 1-D tensor being one filter (LPF-SGD, arXiv
-// 2201.08025); "tensor" |w|; "element" |w_i| + 0.01, after the operator of ASAM; "fisher" |w_f| / sqrt(1 +
-// fisher_factor F), F <- fisher_decay F + sum of squared gradients of the filter at each step (ARWP, arXiv 2404.00357;
-// the two defaults are ours). memory: "regenerate" draws the noise again to take it off: a weight w with noise n comes
-// back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double, and scale "isotropic", only.
+// 2201.08025); "tensor" |w|; "absmax" and "tensor_absmax" the largest |w_i| of each; "element" |w_i| + 0.01, after the
+// operator of ASAM; "fisher" |w_f| / sqrt(1 + fisher_factor F), F <- fisher_decay F + sum of squared gradients of the
+// filter at each step (ARWP, arXiv 2404.00357; the two defaults are ours). memory: "regenerate" draws the noise again
+// to take it off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double,
+// and scale "isotropic", only.
 #define TORCH_SSAM_NOISE_OPTIONS(X)                                                                          \
   X(double, noise_std, 0.01, at_least(0), "standard deviation of the noise on each weight, times its scale") \
   X(std::string, distribution, "gaussian", one_of("gaussian", "rademacher"), "of the noise")                 \
-  X(std::string, scale, "isotropic", one_of("isotropic", "tensor", "filter", "element", "fisher"),           \
-    "what noise_std is multiplied by: 1, or a norm of the clean weights")                                    \
+  X(std::string, scale, "isotropic",                                                                         \
+    one_of("isotropic", "tensor", "filter", "element", "fisher", "absmax", "tensor_absmax"),                 \
+    "what noise_std is multiplied by: 1, or a norm or range of the clean weights")                           \
   X(std::string, memory, "copy", one_of("copy", "regenerate"),                                               \
     "a copy of the clean weights, which come back exactly, or none, which costs two roundings")
 
