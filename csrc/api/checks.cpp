@@ -9,9 +9,12 @@
 namespace torch_ssam::detail {
 
 double check_number(const char* name, double value, double low, bool open_low, const char* text) {
-  const std::string bound = std::isinf(low) ? "" : c10::str(open_low ? " > " : " >= ", low);
-  TORCH_CHECK_VALUE(std::isfinite(value) && value >= low && !(open_low && value == low), "torch_ssam: ", name, " is ",
-                    value, "; expected a finite number", bound, text == nullptr ? "" : c10::str(" (", text, ")"), ".");
+  if (!std::isfinite(value) || value < low || (open_low && value == low)) {
+    const std::string bound = std::isinf(low) ? "" : c10::str(open_low ? " > " : " >= ", low);
+    const std::string what = text == nullptr ? "" : c10::str(" (", text, ")");
+    C10_THROW_ERROR(ValueError,
+                    c10::str("torch_ssam: ", name, " is ", value, "; expected a finite number", bound, what, "."));
+  }
   return value;
 }
 

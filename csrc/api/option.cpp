@@ -39,12 +39,11 @@ void check(const NamedOption& option, std::int64_t value) {
 }
 
 void check(const NamedOption& option, const std::string& value) {
+  const auto& known = option.range.names;
+  const auto end = std::find(known.begin(), known.end(), nullptr);
+  if (std::find_if(known.begin(), end, [&](const char* name) { return value == name; }) != end) return;
   std::vector<std::string> names;
-  for (const char* name : option.range.names) {
-    if (name == nullptr) break;
-    if (value == name) return;
-    names.push_back(c10::str("'", name, "'"));
-  }
+  for (auto name = known.begin(); name != end; ++name) names.push_back(c10::str("'", *name, "'"));
   const std::string expected = names.size() == 2 ? names[0] + " or " + names[1] : "one of " + c10::Join(", ", names);
   C10_THROW_ERROR(ValueError, c10::str("torch_ssam: ", option.name, " is '", value, "'; expected ", expected, "."));
 }

@@ -6,10 +6,12 @@
 
 namespace torch_ssam::detail {
 
+bool Members::all_trainable() const {
+  return std::all_of(params.begin(), params.end(), [](const at::Tensor& p) { return p.requires_grad(); });
+}
+
 Members Members::trainable() const {
-  const auto requires_grad = [](const at::Tensor& p) { return p.requires_grad(); };
-  if (std::all_of(params.begin(), params.end(), requires_grad)) return *this;
-  return where(requires_grad);
+  return where([](const at::Tensor& p) { return p.requires_grad(); });
 }
 
 void Members::by_device(const std::function<void(at::Device, const Members&)>& visit) const {

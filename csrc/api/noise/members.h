@@ -26,6 +26,10 @@ struct Members {
   std::vector<std::int64_t> places;
 
   bool empty() const { return params.empty(); }
+  void reserve(std::size_t count) {
+    params.reserve(count);
+    places.reserve(count);
+  }
   void push_back(const at::Tensor& param, std::int64_t place) {
     params.push_back(param);
     places.push_back(place);
@@ -40,7 +44,8 @@ struct Members {
     }
     return some;
   }
-  Members trainable() const;  // those that require gradients
+  bool all_trainable() const;  // whether all require gradients
+  Members trainable() const;   // those that do
 
   // Visits the members of each device; nearly always one part.
   void by_device(const std::function<void(at::Device, const Members&)>& visit) const;

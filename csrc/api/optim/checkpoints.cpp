@@ -110,9 +110,9 @@ std::int64_t NoiseOptimizer::seed() const { return drive_->noise.generator.seed(
 std::int64_t NoiseOptimizer::draw() const { return drive_->noise.generator.draw(); }
 
 // State is known by a tensor's address: what is kept of one that left its group would go to the next tensor there.
-void NoiseOptimizer::look_at_groups() {
+const std::vector<detail::Members>& NoiseOptimizer::placed() {
   detail::NoiseState& noise = drive_->noise;
-  noise.placed(param_groups_, [&](const detail::Keys& keys) {
+  return noise.placed(param_groups_, [&](const detail::Keys& keys) {
     std::vector<void*> left;
     for (const auto& [key, state] : state_) {
       if (keys.count(static_cast<detail::Key>(key)) == 0) left.push_back(key);
@@ -129,9 +129,8 @@ void NoiseOptimizer::look_at_groups() {
 }
 
 void NoiseOptimizer::for_each_group(const std::function<void(const FusedOptions&, const detail::Members&)>& visit) {
-  look_at_groups();
-  const std::vector<detail::Members>& placed = drive_->noise.placed(param_groups_);
-  for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), placed[g]);
+  const std::vector<detail::Members>& members = placed();
+  for (std::size_t g = 0; g < param_groups_.size(); ++g) visit(options_of(g), members[g]);
 }
 
 // --- clean weights in the state
@@ -168,7 +167,7 @@ void NoiseOptimizer::note_masters_and_sums() {
 }
 
 void NoiseOptimizer::note_to_save() {
-  look_at_groups();
+  placed();
   note_masters_and_sums();
   if (!drive_->pending && drive_->noted != drive_->noise.changes()) name_clean(/*regenerated_too=*/true);
 }
@@ -254,7 +253,7 @@ void NoiseOptimizer::finish_load(std::optional<std::int64_t> seed, std::optional
       drive_->noise.scales.set_fisher(p, state == nullptr ? at::Tensor() : state->fisher());
     }
   }
-  look_at_groups();
+  placed();
   drive_->noted = drive_->noise.changes();
   drive_->training = false;
   drive_->pending = pending;

@@ -32,6 +32,7 @@ std::vector<FusedOptimizer::Part> FusedOptimizer::parts_of(const FusedOptions& o
   std::vector<Part> parts;
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     const at::Tensor& p = members.params[i];
+    if (!p.grad().defined()) continue;
     const NoiseParamState* state = buffers == 0 ? nullptr : find_state(p);
     bool first = false;
     for (std::size_t b = 0; b < buffers; ++b) first |= state == nullptr || !state->buffer(b).defined();
@@ -42,7 +43,13 @@ std::vector<FusedOptimizer::Part> FusedOptimizer::parts_of(const FusedOptions& o
       return part.device == device && part.first == first && part.applied == applied && part.mastered == mastered;
     };
     auto part = std::find_if(parts.begin(), parts.end(), serves);
-    if (part == parts.end()) part = parts.insert(part, Part{device, first, applied, mastered});
+    if (part == parts.end()) {  // nearly always one
+      part = parts.insert(part, Part{device, first, applied, mastered});
+      part->members.reserve(members.params.size());
+      part->grads.reserve(members.params.size());
+      part->states.reserve(members.params.size());
+      part->buffers.reserve(buffers * members.params.size());
+    }
     part->members.push_back(p, members.places[i]);
     part->grads.push_back(p.grad());
     part->states.push_back(state);
@@ -86,9 +93,9 @@ void FusedOptimizer::keep_state(const Part& part) {
 }
 
 // Clean weights (saved copies of perturbed tensors, else the tensors themselves) <- their update.
-void FusedOptimizer::update_parts(const FusedOptions& options, const Members& with_grad) {
+void FusedOptimizer::update_parts(const FusedOptions& options, const Members& members) {
   detail::NoiseState& noise = drive_->noise;
-  for (const Part& part : parts_of(options, with_grad)) {
+  for (const Part& part : parts_of(options, members)) {
     const std::vector<at::Tensor>& params = part.members.params;
     if (part.applied) {
       ops::update_(noise.clean_of(params), part.grads, part.buffers, part.update);
@@ -109,10 +116,9 @@ void FusedOptimizer::update_parts(const FusedOptions& options, const Members& wi
 
 // The same, with the projection onto the group's ball and the sums that scale "fisher" keeps.
 void FusedOptimizer::update_group(const FusedOptions& options, const Members& members) {
-  const Members with_grad = members.where([](const at::Tensor& p) { return p.grad().defined(); });
-  update_parts(options, with_grad);
+  update_parts(options, members);
   if (options.radius()) project(options, members.trainable());
-  observe(options, with_grad);
+  observe(options, members);
 }
 
 void FusedOptimizer::project(const FusedOptions& options, const Members& stacked) {
@@ -135,8 +141,9 @@ void FusedOptimizer::project(const FusedOptions& options, const Members& stacked
 }
 
 // With scale "fisher": F <- fisher_decay F + sum of g^2, from the gradients of a step that trains.
-void FusedOptimizer::observe(const FusedOptions& options, const Members& with_grad) {
+void FusedOptimizer::observe(const FusedOptions& options, const Members& members) {
   if (options.scale() != "fisher" || options.get_lr() == 0) return;
+  const Members with_grad = members.where([](const at::Tensor& p) { return p.grad().defined(); });
   drive_->noise.scales.observe(with_grad, options.fisher_decay());
   for (const at::Tensor& p : with_grad.params) state_of(p).fisher() = drive_->noise.scales.known_fisher(p);
 }
@@ -169,23 +176,25 @@ void FusedOptimizer::update_and_perturb() {
   check_before_update();
   for_each_group([&](const FusedOptions& options, const Members& everything) {
     const detail::GroupNoise next = detail::noise_of(options, 0, false, /*draw_offset=*/1);
-    const Members members = everything.trainable();
-    const Members kept = members.where([&](const at::Tensor& p) { return noise.is_applied(p); });
+    const bool some_are_frozen = !everything.all_trainable();
+    const Members some = some_are_frozen ? everything.trainable() : Members();
+    const Members& members = some_are_frozen ? some : everything;
+    const auto is_applied = [&](const at::Tensor& p) { return noise.is_applied(p); };
     if (options.noise_std() != 0) noise.look_at_size(members, next);
     const bool by_rows = detail::row_scale_of(options.scale()).has_value();
-    if (by_rows || options.noise_std() == 0 || options.radius() || kept.params.size() < members.params.size()) {
+    const bool all_applied = std::all_of(members.params.begin(), members.params.end(), is_applied);
+    if (by_rows || options.noise_std() == 0 || options.radius() || !all_applied) {
       // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or
       // off here.
       update_group(options, everything);
       if (options.noise_std() == 0) {
-        noise.restore(kept.params);
+        noise.restore(members.where(is_applied).params);
       } else {
         noise.apply(members, next);
       }
       return;
     }
-    const auto has_grad = [](const at::Tensor& p) { return p.grad().defined(); };
-    for (const Part& part : parts_of(options, members.where(has_grad))) {
+    for (const Part& part : parts_of(options, members)) {
       ops::Noise how = next.noise;
       how.scale = options.scale();
       const std::vector<at::Tensor>& params = part.members.params;
@@ -194,8 +203,10 @@ void FusedOptimizer::update_and_perturb() {
       noise.written(params);
       keep_state(part);
     }
-    update_parts(options, everything.where([&](const at::Tensor& p) { return !p.requires_grad() && has_grad(p); }));
-    noise.apply_from_clean(members.where([&](const at::Tensor& p) { return !has_grad(p); }), next);
+    if (some_are_frozen) {
+      update_parts(options, everything.where([](const at::Tensor& p) { return !p.requires_grad(); }));
+    }
+    noise.apply_from_clean(members.where([](const at::Tensor& p) { return !p.grad().defined(); }), next);
   });
 }
 

@@ -69,7 +69,8 @@ class NoiseOptimizer : public torch::optim::Optimizer {
   std::shared_ptr<detail::Drive> drive_;
 
  private:
-  void look_at_groups();  // forgets what is kept of tensors that left them
+  // The tensors of each group and their places; forgets what is kept of tensors that left their group.
+  const std::vector<detail::Members>& placed();
   void name_clean(bool regenerated_too);
   void note_masters_and_sums();
   void note_to_save();

@@ -32,10 +32,10 @@ class FusedOptimizer : public NoiseDriver {
   void check_before_update() const;
   std::vector<Part> parts_of(const FusedOptions& options, const detail::Members& members);
   void keep_state(const Part& part);
-  void update_parts(const FusedOptions& options, const detail::Members& with_grad);
+  void update_parts(const FusedOptions& options, const detail::Members& members);
   void update_group(const FusedOptions& options, const detail::Members& members);
   void project(const FusedOptions& options, const detail::Members& stacked);
-  void observe(const FusedOptions& options, const detail::Members& with_grad);
+  void observe(const FusedOptions& options, const detail::Members& members);
 };
 
 }  // namespace torch_ssam
