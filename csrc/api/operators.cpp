@@ -82,9 +82,11 @@ at::OptionalIntArrayRef steps_of(const Update& update) {
 
 }  // namespace
 
-Tensor empty_like(const Tensor& tensor) {
+Tensor empty_like(const Tensor& tensor) { return empty_like(tensor, tensor.scalar_type()); }
+
+Tensor empty_like(const Tensor& tensor, at::ScalarType dtype) {
   const c10::InferenceMode normal(false);
-  return at::empty_like(tensor, at::TensorOptions().requires_grad(false));
+  return at::empty_like(tensor, at::TensorOptions().dtype(dtype).requires_grad(false));
 }
 
 Tensor zeros_of_rows(const Tensor& tensor, std::int64_t rows) {
@@ -108,6 +110,8 @@ Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t pl
 }
 
 void restore_(TensorList params, TensorList clean) { call<"torch_ssam::restore_">(params, clean); }
+
+void follow_(TensorList clean, TensorList params) { call<"torch_ssam::follow_">(clean, params); }
 
 void advance_(const Tensor& generator, std::int64_t draws) { call<"torch_ssam::advance_">(generator, draws); }
 

@@ -29,8 +29,9 @@ struct Update {
   std::vector<std::int64_t> steps = {};  // which update each tensor is at, from 1; or empty where no rule asks
 };
 
-// A buffer of the tensor's kind that outlives an InferenceMode around us.
+// A buffer of the tensor's kind, or of another dtype, that outlives an InferenceMode around us.
 at::Tensor empty_like(const at::Tensor& tensor);
+at::Tensor empty_like(const at::Tensor& tensor, at::ScalarType dtype);
 
 // The same for one Float a row.
 at::Tensor zeros_of_rows(const at::Tensor& tensor, std::int64_t rows);
@@ -42,6 +43,7 @@ void perturb_from_clean_(at::TensorList params, at::TensorList clean, const at::
 at::Tensor perturbed(const at::Tensor& weights, const at::Tensor& generator, std::int64_t place, const Noise& noise,
                      bool noise_only = false);
 void restore_(at::TensorList params, at::TensorList clean);
+void follow_(at::TensorList clean, at::TensorList params);
 void advance_(const at::Tensor& generator, std::int64_t draws = 1);
 void update_(at::TensorList weights, at::TensorList grads, at::TensorList buffers, const Update& update);
 void update_and_perturb_(at::TensorList params, at::TensorList clean, at::TensorList grads, at::TensorList buffers,

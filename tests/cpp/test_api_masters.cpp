@@ -1,7 +1,11 @@
 // master_dtype in the C++ front: Float clean weights and momentum of 16-bit parameters. Checked against SSAM on Float
 // copies that the gradients of the 16-bit parameters drive; bits are compared with Python's in
 // tests/python/test_cpp_parity.py.
+#include <cmath>
+#include <cstring>
+#include <functional>
 #include <sstream>
+#include <utility>
 
 #include "api_testing.h"
 
@@ -179,6 +183,81 @@ TEST(MastersTest, WhatOthersWriteCountsElementByElement) {
   { const auto pass = opt.perturb(); }
   EXPECT_TRUE(same_bits(saved(opt, "master"), expected));
   EXPECT_TRUE(same_bits(copies(params), rounded(expected, torch::kBFloat16)));
+}
+
+// Ways to write to a parameter that no version counts, and one that gives it other memory.
+const std::pair<const char*, std::function<void(const Tensor&)>> kWrites[] = {
+    {"clamp_", [](const Tensor& p) { p.data().clamp_(-0.5, 0.5); }},
+    {"fill_", [](const Tensor& p) { p.data()[1].fill_(0.25); }},
+    {"index_put_", [](const Tensor& p) { p.data().index_put_({0, 1}, -3.0); }},
+    {"memory",
+     [](const Tensor& p) {
+       const Tensor other = torch::tensor(7.0, p.options().requires_grad(false));
+       std::memcpy(static_cast<char*>(p.mutable_data_ptr()) + 2 * 67 * p.element_size(), other.const_data_ptr(), 2);
+     }},
+    {"vector_to_parameters",
+     [](const Tensor& p) {
+       torch::nn::utils::vector_to_parameters(torch::nn::utils::parameters_to_vector({p}).detach() * 0.5, {p});
+     }},
+};
+
+// What the master is after a write is seen in the state when a pass or a step has looked: between steps, before a step,
+// and in the projection of a parameter without a gradient.
+TEST(MastersTest, AWriteThatNoVersionCountsIsKept) {
+  for (const auto& [name, write] : kWrites) {
+    for (const torch::Dtype dtype : kDtypes) {
+      for (const double noise_std : {0.0, 0.125}) {
+        for (const bool between_steps : {false, true}) {
+          torch::manual_seed(3);
+          const Tensor p = parameter(torch::randn({5, 67}).to(dtype));
+          SSAM opt({p}, SSAMOptions(0x1p-9).noise_std(noise_std).seed(1).master_dtype(torch::kFloat));
+          const auto pass = [&](bool zeros) {
+            const auto perturbed = opt.perturb();
+            p.mutable_grad() = zeros ? torch::zeros_like(p.detach()) : p.detach() * 0.5 + 1.0;
+          };
+          for (int k = 0; k < 3; ++k) {
+            pass(false);
+            opt.step();
+          }
+          const Tensor master = saved(opt, "master")[0], before = p.detach().clone();
+          if (!between_steps) pass(true);
+          const auto version = p._version();
+          write(p);
+          EXPECT_EQ(p._version(), version) << name;
+          const Tensor written = p.detach() != before;
+          EXPECT_TRUE(written.any().item<bool>()) << name;
+          const Tensor expected = torch::where(written, p.detach().to(torch::kFloat), master);
+          if (between_steps) pass(true);
+          opt.step();  // of zeros: the master stays as it is
+          EXPECT_TRUE(same_bits(saved(opt, "master")[0], expected)) << name << dtype << noise_std << between_steps;
+          EXPECT_TRUE(same_bits(p, expected.to(dtype))) << name << dtype << noise_std << between_steps;
+        }
+      }
+    }
+  }
+}
+
+TEST(MastersTest, AWriteThatNoVersionCountsIsProjectedToo) {
+  const Tensor p = parameter(torch::ones({4}, torch::kBFloat16)), other = parameter(torch::ones({4}, torch::kBFloat16));
+  SSAM opt({p, other}, SSAMOptions(0.5).noise_std(0).radius(4.0).master_dtype(torch::kFloat));
+  other.mutable_grad() = torch::zeros_like(other.detach());
+  opt.step();
+  EXPECT_TRUE((p == 1).all().item<bool>());
+  p.data().fill_(8.0);
+  opt.step();  // of |w| = sqrt(4 * 64 + 4)
+  const double factor = 4.0 / std::sqrt(260.0);
+  EXPECT_TRUE(torch::allclose(saved(opt, "master")[0], torch::full({4}, 8.0 * factor), 1e-6, 0));
+  EXPECT_TRUE(same_bits(p, saved(opt, "master")[0].to(torch::kBFloat16)));
+}
+
+TEST(MastersTest, WithoutAWriteTheMasterKeepsAllItsDigits) {
+  const auto params = parameters(torch::kBFloat16);
+  SSAM opt(params, options_of_test());
+  for (int k = 0; k < 4; ++k) step_perturbed(opt, params);
+  const auto masters = saved(opt, "master");
+  EXPECT_FALSE(same_bits(masters, rounded(rounded(masters, torch::kBFloat16), torch::kFloat)));
+  { const auto pass = opt.perturb(); }
+  EXPECT_TRUE(same_bits(saved(opt, "master"), masters));
 }
 
 TEST(MastersTest, WritingToAPerturbedParameterIsNamed) {

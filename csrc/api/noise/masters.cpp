@@ -5,21 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 
+#include "operators.h"
+
 namespace torch_ssam::detail {
 
 namespace {
-
-// `known` where the parameter still holds its rounding, else the parameter: an edit of some weights leaves the others
-// as fine as they were, and loading the same weights again changes nothing.
-at::Tensor master_from(const at::Tensor& param, at::Tensor known) {
-  const at::NoGradGuard no_grad;
-  const c10::InferenceMode normal(false);  // it outlives an InferenceMode around us
-  const at::Tensor now = param.detach();
-  if (!known.defined() || known.sizes() != now.sizes()) return now.to(at::kFloat);
-  if (known.device() != now.device()) known = known.to(now.device());
-  const at::Tensor same = known.to(now.scalar_type()) == now;
-  return known.copy_(at::where(same, known, now.to(at::kFloat)));
-}
 
 SavedPtr new_master(const at::Tensor& param, at::Tensor master) {
   auto saved = std::make_shared<Saved>(param, std::move(master));
@@ -29,14 +19,30 @@ SavedPtr new_master(const at::Tensor& param, at::Tensor master) {
 
 }  // namespace
 
-SavedPtr Masters::of(const at::Tensor& param) {
+// One that fits the parameter, with whatever values it has.
+const SavedPtr& Masters::made(const at::Tensor& param) {
   SavedPtr& saved = saved_[key_of(param)];
   if (saved == nullptr) saved = new_master(param, {});
-  if (!saved->noted() || saved->changed()) {
-    saved->copy = master_from(param, saved->copy);
-    saved->note();
+  at::Tensor& master = saved->copy;
+  const c10::InferenceMode normal(false);  // it outlives an InferenceMode around us
+  if (!master.defined() || master.sizes() != param.sizes()) {
+    master = param.detach().to(at::kFloat);
+  } else if (master.device() != param.device()) {
+    master = master.to(param.device());
   }
   return saved;
+}
+
+std::vector<SavedPtr> Masters::of(const std::vector<at::Tensor>& params) {
+  const at::NoGradGuard no_grad;
+  std::vector<SavedPtr> found;
+  std::vector<at::Tensor> masters;
+  for (const at::Tensor& p : params) {
+    found.push_back(made(p));
+    masters.push_back(found.back()->copy);
+  }
+  ops::follow_(masters, params);
+  return found;
 }
 
 Saved* Masters::find(const at::Tensor& param) const {

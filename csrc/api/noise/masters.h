@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "noise/saved.h"
 
 namespace torch_ssam::detail {
@@ -16,8 +18,10 @@ class Masters {
   // Whether a clean parameter is to have one, where its group asks for masters.
   static bool wanted(bool asked, const at::Tensor& param) { return asked && param.scalar_type() != at::kFloat; }
 
-  // The master of a parameter that is clean, taken from it where there is none, and in each element that others wrote.
-  SavedPtr of(const at::Tensor& param);
+  // The masters of parameters of one device that are clean: taken from them where there are none, and in each element
+  // that others wrote, also through `p.data()`, which no version counts. An edit of some weights leaves the others as
+  // fine as they were, and loading the same weights again changes nothing.
+  std::vector<SavedPtr> of(const std::vector<at::Tensor>& params);
   Saved* find(const at::Tensor& param) const;  // null where there is none
 
   void set(const at::Tensor& param, at::Tensor master);  // whose rounding the parameter then holds
@@ -25,6 +29,8 @@ class Masters {
   void keep_only(const Keys& keys);
 
  private:
+  const SavedPtr& made(const at::Tensor& param);
+
   SavedMap saved_;
 };
 

@@ -29,8 +29,6 @@ struct Saved {
   bool fits() const;  // whether the copy has the tensor's shape, dtype and device
 
   void note() { left_ = Left{param._version(), param.const_data_ptr()}; }  // remembers the tensor as it is
-  bool noted() const { return left_.has_value(); }
-  void forget_writes() { left_.reset(); }  // whatever is found from here on is unknown
   // Whether somebody else wrote to the tensor since it was noted.
   bool changed() const {
     return left_ && (param._version() != left_->version || param.const_data_ptr() != left_->data);

@@ -52,12 +52,9 @@ void NoiseState::save_and_perturb(const Members& members, const GroupNoise& grou
 }
 
 void NoiseState::perturb_masters(const Members& members, const GroupNoise& group) {
-  std::vector<SavedPtr> saved;
+  const std::vector<SavedPtr> saved = masters_.of(members.params);
   std::vector<at::Tensor> masters;
-  for (const at::Tensor& p : members.params) {
-    saved.push_back(masters_.of(p));
-    masters.push_back(saved.back()->copy);
-  }
+  for (const SavedPtr& one : saved) masters.push_back(one->copy);
   ops::perturb_from_clean_(members.params, masters, generator.on(members.params[0].device()), members.places,
                            scales.of(group, saved, masters));
   note_applied(members, saved);

@@ -98,9 +98,14 @@ bool SavedWeights::has_master(const at::Tensor& param, bool asked) const {
   return saved == nullptr ? Masters::wanted(asked, param) : saved->is_master;
 }
 
-at::Tensor SavedWeights::master_of(const at::Tensor& param) {
-  const SavedPtr& saved = applied(param);
-  return saved != nullptr && saved->is_master ? saved->copy : masters_.of(param)->copy;
+std::vector<at::Tensor> SavedWeights::masters_of(const Members& members) {
+  const auto is_clean = [&](const at::Tensor& p) { return !is_applied(p); };
+  members.where(is_clean).by_device([&](at::Device, const Members& part) { masters_.of(part.params); });
+  std::vector<at::Tensor> masters;
+  masters.reserve(members.params.size());
+  for (const at::Tensor& p : members.params)
+    masters.push_back((is_clean(p) ? masters_.find(p) : applied(p).get())->copy);
+  return masters;
 }
 
 at::Tensor SavedWeights::known_master(const at::Tensor& param) const {

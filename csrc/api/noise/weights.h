@@ -42,7 +42,8 @@ class SavedWeights {
   // Whether the clean weights of a tensor are a master. Where its group asks for other ones, that waits until noise is
   // off.
   bool has_master(const at::Tensor& param, bool asked) const;
-  at::Tensor master_of(const at::Tensor& param);
+  // Of tensors that have one. Those of clean tensors have first taken what others wrote.
+  std::vector<at::Tensor> masters_of(const Members& members);
   at::Tensor known_master(const at::Tensor& param) const;       // undefined where there is none
   void set_master(const at::Tensor& param, at::Tensor master);  // undefined for none
   void forget_masters(const std::vector<at::Tensor>& params);   // of clean tensors that are to have none any more

@@ -62,7 +62,7 @@ std::vector<FusedOptimizer::Part> FusedOptimizer::parts_of(const FusedOptions& o
         at::Tensor buffer = part.states[i] == nullptr ? at::Tensor() : part.states[i]->buffer(b);
         part.renewed |= !buffer.defined() || buffer.scalar_type() != dtype;
         if (!buffer.defined()) {
-          buffer = ops::empty_like(part.mastered ? noise.master_of(p) : p).zero_();
+          buffer = ops::empty_like(p, dtype).zero_();
         } else {
           buffer = buffer.to(dtype);  // of steps before module->to(dtype), or without masters
         }
@@ -100,10 +100,8 @@ void FusedOptimizer::update_parts(const FusedOptions& options, const Members& me
     if (part.applied) {
       ops::update_(noise.clean_of(params), part.grads, part.buffers, part.update);
     } else if (part.mastered) {  // the parameters get the rounding in the same pass over memory
-      std::vector<at::Tensor> masters;
-      for (const at::Tensor& p : params) masters.push_back(noise.master_of(p));
-      ops::update_and_perturb_(params, masters, part.grads, part.buffers, noise.generator.on(part.device),
-                               part.members.places, part.update, ops::Noise{});
+      ops::update_and_perturb_(params, noise.masters_of(part.members), part.grads, part.buffers,
+                               noise.generator.on(part.device), part.members.places, part.update, ops::Noise{});
       noise.written(params);
     } else {
       noise.forget_masters(params);
@@ -124,14 +122,16 @@ void FusedOptimizer::update_group(const FusedOptions& options, const Members& me
 void FusedOptimizer::project(const FusedOptions& options, const Members& stacked) {
   if (stacked.empty()) return;
   detail::NoiseState& noise = drive_->noise;
+  const auto mastered = [&](const at::Tensor& p) { return noise.has_master(p, options.master_dtype().has_value()); };
+  const std::vector<at::Tensor> all_masters = noise.masters_of(stacked.where(mastered));
+  auto master = all_masters.begin();
   std::vector<at::Tensor> clean, rounded, masters, written;
   for (const at::Tensor& p : stacked.params) {
-    const bool applied = noise.is_applied(p);
-    const bool mastered = noise.has_master(p, options.master_dtype().has_value());
-    clean.push_back(mastered ? noise.master_of(p) : noise.clean_of(p));
-    if (applied) continue;
+    const bool has_master = mastered(p);
+    clean.push_back(has_master ? *master++ : noise.clean_of(p));
+    if (noise.is_applied(p)) continue;
     written.push_back(p);
-    if (!mastered) continue;
+    if (!has_master) continue;
     rounded.push_back(p);
     masters.push_back(clean.back());
   }
