@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam import _checks
-from torch_ssam._common.measured_model import SavedTensor, in_turn
 from torch_ssam.noise import seeds
 from torch_ssam.noise.saved import tell_torch
+from torch_ssam.noise.saved_model import SavedTensor, in_turn
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
 

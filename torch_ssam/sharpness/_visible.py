@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from torch_ssam._common.measured_model import Generators, Move, shift, wide
+from torch_ssam._common.measured_model import Move, shift, wide
+from torch_ssam.noise.saved_model import Generators
 from torch_ssam.noise.weight_noise import WeightNoise
 
 from ._estimate import Floats
