@@ -104,6 +104,16 @@ class LambdaNoiseStd(NoiseStdScheduler):
         >>> schedule = torch_ssam.schedules.LambdaNoiseStd(opt, lambda k: 0.5**k)
         >>> schedule.step(); opt.param_groups[0]["noise_std"]
         0.05
+
+        From 0, rising linearly over the first half of a training of 100 steps:
+
+        >>> opt = torch_ssam.SSAM([torch.nn.Parameter(torch.ones(1))], noise_std=0.1)
+        >>> schedule = torch_ssam.schedules.LambdaNoiseStd(opt, lambda k: min(1.0, k / 50))
+        >>> opt.param_groups[0]["noise_std"]
+        0.0
+        >>> for _ in range(25): schedule.step()
+        >>> opt.param_groups[0]["noise_std"]
+        0.05
     """
 
     def __init__(self, optimizer: Optimizer, f: Callable[[int], float]) -> None:

@@ -1,6 +1,7 @@
 // Reductions with one fixed order, the same on every device: kLanes running values over the elements l, l + 16, ...,
 // joined as a tree. A row, or a list of stacked weights, takes pieces of kNormPiece elements and joins the pieces in
-// order. The projection onto a ball ([CLS] Theorem 4.4) is w * radius / norm where the norm exceeds the radius.
+// order. The projection onto a ball ([CLS] Theorem 4.4) is w * radius / norm where the norm exceeds the radius; a row
+// is clipped to a multiple of its root mean square.
 // The readout of the diagonal product uses the same lanes (diagonal.h). Tests: test_kernels.cpp, test_cuda_on_host.cpp.
 #pragma once
 
@@ -88,6 +89,17 @@ struct Projection {
 TORCH_SSAM_BODY Projection make_projection(double squared_norm, double radius) {
   const double norm = square_root(squared_norm);
   return {norm > radius && norm <= 0x1p+1023, radius / norm};
+}
+
+// What a row is clipped to: `weight_clip` times its root mean square. NaN and infinity, from weights that overflowed,
+// clip nothing.
+TORCH_SSAM_BODY double row_limit(double squared_norm, int64_t length, double weight_clip) {
+  return weight_clip * square_root(squared_norm / static_cast<double>(length));
+}
+
+template <typename opmath_t>
+TORCH_SSAM_BODY opmath_t clip_element(opmath_t value, opmath_t limit) {
+  return value > limit ? limit : value < -limit ? -limit : value;
 }
 
 template <typename opmath_t>

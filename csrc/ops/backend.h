@@ -71,6 +71,14 @@ struct RowFisherCall {
   const Tensor& on_device;
 };
 
+// weights <- weights, at most weight_clip times the root mean square of their row in size. `rows` have no numbers.
+struct ClipRowsCall {
+  TensorViews weights;
+  RowViews rows;
+  double weight_clip;
+  const Tensor& on_device;
+};
+
 struct DiagonalShape {
   int64_t depth;
   int64_t features;
@@ -102,6 +110,7 @@ struct Backend {
   void (*project)(const ProjectCall&);
   void (*row_scales)(const RowScalesCall&);
   void (*row_fisher)(const RowFisherCall&);
+  void (*clip_rows)(const ClipRowsCall&);
   void (*diagonal)(const DiagonalCall&, const Tensor& output);
   void (*diagonal_backward)(const DiagonalBackwardCall&, const Tensor& grad_input, const Tensor& grad_weight);
   bool has_shards;  // whether it makes noise of parts of tensors

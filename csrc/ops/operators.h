@@ -20,6 +20,7 @@
   X(project_)                       \
   X(row_scales_)                    \
   X(row_fisher_)                    \
+  X(clip_rows_)                     \
   X(diagonal)                       \
   X(diagonal_backward)
 

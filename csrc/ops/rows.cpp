@@ -1,9 +1,13 @@
-// view_rows, and the operators that make the numbers of rows.
+// Rows of tensors, and the operators that make their numbers, or clip them. A tensor has a row for each index of
+// dimension 0; where filters lie along another dimension, fronts hand over a view with that one first.
 //   row_scales_  row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r); without `fisher` F is 0. Or, with kind "absmax",
 //                <- max_r |w|
 //   row_fisher_  fisher <- decay fisher + sum over the row of grad^2
+//   clip_rows_   weights <- at most weight_clip |w_r|_2 / sqrt(n_r) in size, for a row of n_r elements
 // Sums have the one order of csrc/math/reduce.h, pieces counted from the start of each row. Tests: test_ops_scale.py.
 #include "rows.h"
+
+#include <cmath>
 
 #include "operators.h"
 
@@ -27,6 +31,16 @@ RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const Tens
     views.push_back({static_cast<float*>(view.data), view.numel, length});
   }
   return views;
+}
+
+RowViews rows_of(const TensorViews& views) {
+  RowViews rows;
+  rows.reserve(views.size());
+  for (const TensorView& view : views) {
+    const int64_t count = view.dim < 2 ? 1 : view.sizes[0];
+    rows.push_back({nullptr, count, count == 0 ? 1 : view.numel / count});
+  }
+  return rows;
 }
 
 namespace {
@@ -64,11 +78,26 @@ void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& g
   backend_of(grads[0]).row_fisher({std::move(views), std::move(sums), decay, grads[0]});
 }
 
+void clip_rows_(const std::vector<Tensor>& weights, double weight_clip) {
+  TORCH_SSAM_CHECK(std::isfinite(weight_clip) && weight_clip > 1.0, "weight_clip is ", weight_clip,
+                   "; expected a finite number > 1: clipped to its root mean square or less, a row would shrink at "
+                   "every step.");
+  TensorViews views = view_parameters(weights, "weights", Use::writes);
+  if (weights.empty()) return;
+  check_one_device(weights, "weights", weights[0], "weights[0]");
+  RowViews rows = rows_of(views);
+  const Backend& backend = backend_of(weights[0]);
+  TORCH_SSAM_CHECK(backend.clip_rows != nullptr,
+                   "clip_rows_ has no kernel for this device; expected weights on the CPU.");
+  backend.clip_rows({std::move(views), std::move(rows), weight_clip, weights[0]});
+}
+
 }  // namespace
 
 TORCH_SSAM_OPERATOR(
     row_scales_,
     "(Tensor(a!)[] row_scales, Tensor[] weights, Tensor[] fisher, float fisher_factor=0, str kind='norm') -> ()");
 TORCH_SSAM_OPERATOR(row_fisher_, "(Tensor(a!)[] fisher, Tensor[] grads, float decay) -> ()");
+TORCH_SSAM_OPERATOR(clip_rows_, "(Tensor(a!)[] weights, float weight_clip) -> ()");
 
 }  // namespace torch_ssam

@@ -17,4 +17,7 @@ using RowViews = std::vector<RowView>;
 // One contiguous float32 tensor for each of `like`, with as many elements as rows.
 RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name);
 
+// The rows of tensors, without numbers: one for each index of dimension 0.
+RowViews rows_of(const TensorViews& views);
+
 }  // namespace torch_ssam

@@ -3,7 +3,7 @@ with the package save the noise itself (torch_ssam::perturbed, which has its own
 
     g = sum over passes of weight * grad L(w + noise);   g <- -g to maximise;   g <- g + weight_decay w
     v <- momentum v + (1 - dampening) g, v <- g at first;   g <- g + momentum v if nesterov else v
-    w <- w - lr g;   each group's w <- w min(1, radius / |w|)
+    w <- w - lr g;   w_f <- clamp(w_f, +-weight_clip rms(w_f)) for each filter;   each group's w <- w min(1, radius / |w|)
     noise of scale (each from its paper, see `scales`): noise_std * z * scale(w), z standard
 Used by test_ssam_reference.py.
 """
@@ -27,6 +27,8 @@ SGD_DEFAULTS: dict[str, Any] = {
     "maximize": False,
     "distribution": "gaussian",
     "radius": None,
+    "weight_clip": None,
+    "channel_dim": 0,
     "scale": "isotropic",
     "fisher_decay": 0.99,
     "fisher_factor": 0.1,
@@ -38,6 +40,15 @@ def per_filter(value: Tensor) -> Tensor:
     if value.dim() < 2:
         return value.double().square().sum()
     return value.double().square().sum(dim=tuple(range(1, value.dim())), keepdim=True)
+
+
+def clipped(w: Tensor, weight_clip: float, channel_dim: int = 0) -> Tensor:
+    """Each filter of a tensor of two dimensions and more within weight_clip times its root mean square."""
+    if w.dim() < 2:
+        return w
+    others = tuple(d for d in range(w.dim()) if d != channel_dim)
+    limit = (weight_clip * w.double().square().mean(dim=others, keepdim=True).sqrt()).to(w.dtype)
+    return torch.maximum(torch.minimum(w, limit), -limit)
 
 
 def scales(name: str, w: Tensor, fisher: Tensor | None, factor: float) -> Tensor:
@@ -149,6 +160,8 @@ class ReferenceSSAM:
                     self.buffers[i] = v
                     g = g + group["momentum"] * v if group["nesterov"] else v
                 self.weights[i] = w - group["lr"] * g
+                if group["weight_clip"] is not None:
+                    self.weights[i] = clipped(self.weights[i], group["weight_clip"], group["channel_dim"])
             if group["radius"] is not None:
                 trained = [i for i in group["places"] if i not in self.frozen]
                 norm = math.sqrt(sum(float(self.weights[i].double().square().sum()) for i in trained))

@@ -150,8 +150,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "filter": {"scale": "filter"},
     "tensor": {"scale": "tensor", "keep_perturbed": True},
     "fisher": {"scale": "fisher", "keep_perturbed": True},
+    "clip": {"scale": "absmax", "weight_clip": 1.2, "keep_perturbed": True},
 }
-LOOPS = {"filter": "perturb", "tensor": "kept", "fisher": "kept"}  # the others are loops of their own
+LOOPS = {
+    "filter": "perturb",
+    "tensor": "kept",
+    "fisher": "kept",
+    "clip": "kept",
+}  # the others are loops of their own
 
 
 def full(tensors: Any) -> list[Tensor]:
@@ -225,6 +231,29 @@ def noise_of_every_layout() -> None:
                         assert same_bits([p.to_local()], [own.to_local()]), "the clean bits are not back"
                     if scale != "element":
                         expect([ours.noise(p) for p in parts], [theirs.noise(q) for q in plain], "noise()")
+
+
+@check
+def filters_of_every_layout_are_clipped_as_whole_ones() -> None:
+    """Also where ranks hold parts of a filter, whichever dimension counts filters."""
+    for mesh in meshes():
+        for placements in LAYOUTS[mesh.ndim]:
+            sizes = (
+                [(8, 130, 2)]
+                if isinstance(placements[0], _StridedShard)
+                else [(9, 8, 5), (1, 3, 33), (70, 40, 3)]
+            )
+            for channel_dim in (0, 1):
+                whole = [torch.randn(size, generator=torch.Generator().manual_seed(1)) ** 3 for size in sizes]
+                plain = [nn.Parameter(w.clone()) for w in whole]
+                parts = [nn.Parameter(distribute_tensor(w.clone(), mesh, placements)) for w in whole]
+                for p in (*plain, *parts):
+                    p.grad = torch.zeros_like(p)
+                how: dict[str, Any] = {"noise_std": 0.0, "weight_clip": 1.5, "channel_dim": channel_dim}
+                for params in (plain, parts):
+                    torch_ssam.SSAM(params, lr=0.1, **how).step()
+                expect(parts, plain, f"{placements}, channel_dim={channel_dim}")
+                assert not any(torch.equal(p, w) for p, w in zip(plain, whole, strict=True))
 
 
 @check
@@ -326,7 +355,7 @@ def fsdp_trains_as_one_process_does() -> None:
             adamw,
             {"perturb": {"amsgrad": True}, "kept": {"keep_perturbed": True}, "filter": {"scale": "filter"}},
         ),
-        (wrapped, {way: WAYS[way] for way in ("perturbations", "kept", "fisher")}),
+        (wrapped, {way: WAYS[way] for way in ("perturbations", "kept", "fisher", "clip")}),
     ):
         for way, options in ways.items():
             net, whole = sharded_net(), whole_net()
@@ -396,7 +425,12 @@ def fsdp_in_bfloat16_gathers_the_noisy_weights() -> None:
 
 @check
 def masters_of_shards_are_those_of_one_process() -> None:
-    for options in ({}, {"keep_perturbed": True}, {"scale": "element"}):
+    for options in (
+        {},
+        {"keep_perturbed": True},
+        {"scale": "element"},
+        {"weight_clip": 1.2, "scale": "absmax"},
+    ):
         net, whole = sharded_net(), whole_net()
         opt, plain = with_masters(net, **options), with_masters(whole, **options)
         way = "kept" if "keep_perturbed" in options else "perturb"

@@ -136,6 +136,7 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "project_": lambda: (lists(), 1.0),
     "row_scales_": lambda: ([torch.ones(2), torch.ones(1), torch.ones(1)], lists(), [], 0.0),
     "row_fisher_": lambda: ([torch.ones(2), torch.ones(7), torch.ones(1)], lists(), 0.9),
+    "clip_rows_": lambda: (lists(), 1.1),
     "perturbed": lambda: (torch.randn(4, 5), generator(), 0, 0.1, "gaussian", 0, False, 0),
     "diagonal": lambda: (
         torch.randn(4, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True), generator(), 0.1, "gaussian", True,

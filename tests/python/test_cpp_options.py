@@ -33,9 +33,15 @@ LISTS: dict[str, list[Any]] = cpp_options.lists()
 OPTIONS = {option.name: option for found in LISTS.values() for option in found}
 
 
+# What the C++ front does not have yet.
+ONLY_IN_PYTHON = {"channel_dim", "weight_clip"}
+
+
 def test_the_tables_of_both_languages_have_the_same_names_and_defaults() -> None:
     defaults = {name: {option.name: option.default for option in found} for name, found in LISTS.items()}
-    assert {**defaults.pop("noise"), **defaults.pop("pass")} == defaults_of(NOISE_OPTIONS)
+    assert {**defaults.pop("noise"), **defaults.pop("pass")} == {
+        name: default for name, default in defaults_of(NOISE_OPTIONS).items() if name not in ONLY_IN_PYTHON
+    }
     assert defaults.pop("fused") == defaults_of(FUSED_OPTIONS)
     assert defaults.pop("sgd") == defaults_of(SGD_OPTIONS)
     assert not defaults

@@ -51,6 +51,7 @@ def arguments(operator: str) -> dict[str, Any]:
             "fisher_factor": 0.5,
         },
         "row_fisher_": {"fisher": [torch.ones(3), torch.ones(1)], "grads": lists["grads"], "decay": 0.9},
+        "clip_rows_": {"weights": lists["params"], "weight_clip": 1.5},
         "diagonal": {"input": x, "weight": w},
         "diagonal_backward": {
             "grad_output": f32(6, 4),
@@ -151,6 +152,10 @@ CASES: list[Case] = [
         lambda v: [v[0], torch.ones(2)],
         r"fisher\[1\] has 2 elements and grads\[1\]",
     ),
+    *(
+        (("clip_rows_",), "weight_clip", bad, r"weight_clip is .*; expected a finite number > 1")
+        for bad in (1.0, 0.5, -2.0, NAN, INF)
+    ),
     # dtypes
     (
         ("perturb_", "restore_"),
@@ -165,7 +170,7 @@ CASES: list[Case] = [
         r"params\[1\] has dtype complex64; expected",
     ),
     (
-        ("project_", "update_"),
+        ("project_", "clip_rows_", "update_"),
         "weights",
         second(torch.zeros(5, dtype=torch.bool)),
         r"weights\[1\] has dtype bool",
@@ -284,7 +289,7 @@ CASES: list[Case] = [
     ),
     (PERTURB, "params", second(OVERLAPPING), r"params\[1\] has overlapping elements.*use tensor.clone\(\)"),
     (
-        ("project_", "update_"),
+        ("project_", "clip_rows_", "update_"),
         "weights",
         lambda v: [PARTLY_OVERLAPPING, v[1]],
         r"weights\[0\] has overlapping elements: shape \(3, 4\) strides \(3, 1\)",
@@ -458,7 +463,8 @@ def test_nesterov_needs_momentum_and_no_dampening() -> None:
 
 @pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
 @pytest.mark.parametrize(
-    ("operator", "name"), [("update_", "grads"), ("perturb_", "clean"), ("project_", "weights")]
+    ("operator", "name"),
+    [("update_", "grads"), ("perturb_", "clean"), ("project_", "weights"), ("clip_rows_", "weights")],
 )
 def test_sparse_tensors_are_refused(operator: str, name: str, layout: str) -> None:
     given = arguments(operator)

@@ -49,6 +49,7 @@ def sound_arguments(name: str) -> list[Any]:
         "distribution": lambda: "gaussian",
         "scale": lambda: "isotropic",
         "radius": lambda: 1.5,
+        "weight_clip": lambda: 1.5,
         "draws": lambda: 2,
         "rule": lambda: "sgd",
         "numbers": lambda: [0.1, 0.9, 0.0, 0.0, 0.0, 0.0],

@@ -80,7 +80,15 @@ CASES: dict[str, dict[str, Any]] = {
     "fisher": {"scale": "fisher", "momentum": 0.9},
     "fisher, forgetting": {"scale": "fisher", "fisher_decay": 0.3, "fisher_factor": 50.0},
     "fisher, several passes": {"scale": "fisher", "samples": 2, "clean_weight": 0.5, "fisher_factor": 5.0},
+    "clip": {"weight_clip": 1.2, "momentum": 0.9},
+    "clip and radius": {"weight_clip": 1.5, "radius": 3.0},
+    "clip, columns": {"weight_clip": 1.2, "channel_dim": 1, "momentum": 0.9, "nesterov": True},
+    "clip, absmax": {"weight_clip": 1.2, "scale": "absmax", "noise_std": 0.1, "momentum": 0.9},
+    "clip, filter": {"weight_clip": 1.2, "scale": "filter", "noise_std": 0.1},
+    "clip, tensor_absmax": {"weight_clip": 1.2, "scale": "tensor_absmax", "noise_std": 0.1, "radius": 3.0},
+    "clip, element and rademacher": {"weight_clip": 1.2, "scale": "element", "distribution": "rademacher"},
     "all at once": {
+        "weight_clip": 1.3,
         "momentum": 0.9,
         "dampening": 0.1,
         "weight_decay": 0.05,
@@ -98,6 +106,7 @@ def ways(options: dict[str, Any]) -> list[str]:
     return ["closure", "perturbations", *(["perturb", "kept"] if one_pass else [])]
 
 
+@pytest.mark.filterwarnings("ignore:weight_clip=")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("case", "way"), [(case, way) for case, options in CASES.items() for way in ways(options)]

@@ -1,12 +1,15 @@
 """The options of the noise of one parameter group: their defaults, ranges and what goes together.
 
-They serve SSAM, wrap and WeightNoise. Tests: tests/python/test_bad_input.py.
+They serve SSAM, wrap and WeightNoise; with them stands weight_clip, which goes with any optimizer's update. Tests:
+tests/python/test_bad_input.py.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from torch_ssam._checks import Option, check_each, count, defaults_of, flag, number, one_of
 
@@ -35,6 +38,14 @@ def _below_one(name: str, value: Any) -> None:
         )
 
 
+def _weight_clip(name: str, value: Any) -> None:
+    if value is not None and number(name, value) <= 1.0:
+        raise ValueError(
+            f"{name} is {value}; expected a number > 1, times the root mean square of each filter's weights, or None. "
+            "Clipped to 1 or less a filter would shrink at every step."
+        )
+
+
 #: Each option of the noise, here and nowhere else; SSAM, wrap and WeightNoise take them as arguments of these names.
 NOISE_OPTIONS: dict[str, Option] = {
     "noise_std": Option(0.01, number, "standard deviation of the noise on each weight"),
@@ -44,6 +55,10 @@ NOISE_OPTIONS: dict[str, Option] = {
     # The rule is ARWP's (arXiv 2404.00357), the two defaults are ours.
     "fisher_decay": Option(0.99, _up_to_one, 'beta of scale="fisher"'),
     "fisher_factor": Option(0.1, number, 's of scale="fisher"'),
+    "channel_dim": Option(0, partial(count, low=0), "which dimension of a tensor counts its filters"),
+    "weight_clip": Option(
+        None, _weight_clip, "after a step weights are at most this many times their filter's RMS"
+    ),
     "samples": Option(1, count, "draws whose gradients are averaged in a step"),
     "antithetic": Option(False, flag, "each draw twice, as +noise and -noise"),
     "clean_weight": Option(0.0, _below_one, "weight of the gradient at the clean weights"),
@@ -51,6 +66,10 @@ NOISE_OPTIONS: dict[str, Option] = {
 }
 #: What a group has that knows nothing of noise: one of a plain optimizer's, say, or of an old checkpoint.
 NOISE_DEFAULTS: dict[str, Any] = {**defaults_of(NOISE_OPTIONS), "noise_std": 0.0}
+
+
+#: Those that checkpoints of older versions may lack.
+NEWER_OPTIONS = frozenset({"channel_dim", "weight_clip"})
 
 
 def check_noise(group: dict[str, Any]) -> None:
@@ -62,6 +81,11 @@ def check_noise(group: dict[str, Any]) -> None:
             "differentiable=True: noise, restoring and the update write the weights in place, outside autograd; "
             "expected False. To differentiate through training steps use torch.func on a function of the weights, with "
             "torch_ssam.WeightNoise.noise for the noise."
+        )
+    if group["channel_dim"] != 0 and not ROW_SCALES.get(scale, ("", True))[1]:
+        raise ValueError(
+            f"channel_dim={group['channel_dim']} with scale={scale!r}, which takes filters along dimension 0; expected "
+            "channel_dim=0, or a scale that is not by filter."
         )
     if scale != "isotropic" and group["memory"] == "regenerate":
         raise ValueError(
@@ -96,6 +120,12 @@ def _plain(value: Any) -> Any:
 def chosen(given: dict[str, Any], *tables: dict[str, Option]) -> dict[str, Any]:
     """Of a constructor's arguments (`locals()`), those that the tables name, NumPy's numbers as Python's."""
     return plain({name: given[name] for table in tables for name in table})
+
+
+def trains(group: dict[str, Any]) -> bool:
+    """Whether a step of the group counts; an lr that lies on a GPU is not looked at, which would wait for it."""
+    lr = group.get("lr")
+    return (isinstance(lr, Tensor) and lr.device.type != "cpu") or not lr_is_zero(group)
 
 
 def lr_is_zero(group: dict[str, Any]) -> bool:

@@ -105,6 +105,16 @@ def _check_memory(tensors: list[torch.Tensor], known: int) -> None:
         reaching.append(span)
 
 
+def check_channel_dim(params: list[Any], channel_dim: Any) -> None:
+    """Raises ValueError for a tensor of two or more dimensions that lacks this one. Others are one filter."""
+    for i, p in enumerate(map(tensor_of, params)):
+        if p.dim() >= 2 and channel_dim >= p.dim():
+            raise ValueError(
+                f"channel_dim is {channel_dim} and parameter {i} of the group has shape {tuple(p.shape)}; expected one of "
+                f"its dimensions, 0 to {p.dim() - 1}. Give it a group of its own."
+            )
+
+
 def check_regenerated(params: list[Any]) -> None:
     """What memory="regenerate" takes: dtypes in which two roundings a step are no more than SGD's own."""
     for p in map(tensor_of, params):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam.noise.members import Group, members_of
-from torch_ssam.noise.options import ROW_SCALES, lr_is_zero
+from torch_ssam.noise.options import ROW_SCALES, trains
 from torch_ssam.noise.saved import Saved
 from torch_ssam.ops.entries import ops
 
@@ -20,6 +20,12 @@ from torch_ssam.ops.entries import ops
 def rows_of(param: Tensor) -> int:
     """The filters of a tensor: dimension 0, or the whole tensor where it has less than two."""
     return 1 if param.dim() < 2 else param.size(0)
+
+
+def filters_first(tensor: Tensor, channel_dim: int) -> Tensor:
+    """The tensor as operators take rows: with the dimension that counts its filters first, in the same memory."""
+    tensor = tensor.detach()
+    return tensor if channel_dim == 0 or tensor.dim() < 2 else tensor.movedim(channel_dim, 0)
 
 
 class ScaleArguments(NamedTuple):
@@ -74,8 +80,7 @@ class Scales:
         if group["scale"] != "fisher":
             return
         # Checkpoint tools step with lr = 0 and gradients of zeros, to create the state that they then load into.
-        lr = group.get("lr")
-        counts = (isinstance(lr, Tensor) and lr.device.type != "cpu") or not lr_is_zero(group)
+        counts = trains(group)
         for _, part in members_of([p for p in group["params"] if p.grad is not None]).by_device():
             fisher = [self._fisher_of(p) for p in part.params]
             if counts:

@@ -33,12 +33,12 @@ class NoiseSize:
             del limits[len(placed) :]
         for i, (group, members) in enumerate(placed):
             std = float(group["noise_std"])
-            if std > limits[i] and group["scale"] == "isotropic" and not _capturing(members):
+            if std > limits[i] and group["scale"] == "isotropic" and not capturing(members):
                 limits[i] = 2.0 * std  # first: a warning may be an error
                 _warn(group, members, std, clean_of)
 
 
-def _capturing(members: Members) -> bool:
+def capturing(members: Members) -> bool:
     """Whether the tensors' kernels are being recorded into a CUDA graph, which nobody can look into."""
     return any([p.is_cuda for p in members.params]) and torch.cuda.is_current_stream_capturing()
 

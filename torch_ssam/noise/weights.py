@@ -122,6 +122,16 @@ class SavedWeights:
             ops.follow_([self.masters.of(group, p).clean for p in clean.params], clean.params)
         return [applied.get(key) or self.masters.saved[key] for key in members.keys]
 
+    def change_clean(self, group: Group, members: Members, change: Callable[[list[Tensor]], None]) -> None:
+        """Has `change` write the clean weights of tensors: their masters, whose roundings clean ones then hold, or they."""
+        rounded = members.where(lambda p: self.masters.enabled and self.has_master(group, p))
+        kept = dict(zip(rounded.keys, self.masters_of(group, rounded), strict=True))
+        change([kept.get(key, self.clean_of(p)) for p, key in zip(members.params, members.keys, strict=True)])
+        rounded = rounded.where(lambda p: not self.is_applied(p))
+        if rounded.params:
+            ops.restore_(rounded.params, [kept[key] for key in rounded.keys])
+        self.written(members.where(lambda p: not self.is_applied(p)))
+
     def forget_masters(self, members: Members) -> None:
         """Of a group whose master_dtype is None now, save those that are in use."""
         if self.masters.saved:

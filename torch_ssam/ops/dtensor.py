@@ -22,6 +22,7 @@ from torch_ssam.ops import library as library
 NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
 ELEMENTWISE = ("restore_", "follow_", "update_")
 ROW_SUMS = ("row_scales_", "row_fisher_")  # sums over rows, which may lie on several ranks
+ROW_CLIPS = ("clip_rows_",)  # rows changed by such a sum
 SUMS = ("project_",)  # sums over all tensors
 
 
@@ -266,6 +267,31 @@ def _on_rows(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dic
             call([i], [rows[i]], [tensor.detach().full_tensor()], unchanged)
 
 
+def _on_clipped_rows(
+    cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Any:
+    """The rule of rows that are clipped: where ranks hold parts of them, in the gathered tensor, of which each takes its part."""
+    tensors, *rest = args
+    gathered = [t for t in tensors if is_split(t) and not _holds_whole_rows(t)]
+    here = [local_of(t) for t in tensors if not is_split(t) or _holds_whole_rows(t)]
+    if here:
+        func(here, *rest, **(kwargs or {}))
+    for tensor in gathered:
+        if tensor.device_mesh.get_coordinate() is None:
+            continue
+        whole, local, start = (
+            tensor.detach().full_tensor(),
+            local_of(tensor),
+            shard_of(tensor)[tensor.dim() :],
+        )
+        func([whole], *rest, **(kwargs or {}))
+        for d, first in enumerate(start):
+            whole = whole.narrow(d, first, local.size(d))
+        local.copy_(whole)
+    torch.autograd.graph.increment_version([local_of(t) for t in tensors])
+    _drop_gathered()
+
+
 def _holds_whole_rows(tensor: Any) -> bool:
     return all(
         placement.is_replicate() or getattr(placement, "dim", None) == 0 for placement in tensor.placements
@@ -286,6 +312,7 @@ def _register(kind: type) -> None:
     rules: dict[Callable[..., Any], tuple[str, ...]] = {
         _on_locals: (*NOISY, *ELEMENTWISE),
         _on_rows: ROW_SUMS,
+        _on_clipped_rows: ROW_CLIPS,
         _on_whole: SUMS,
     }
     for rule, names in rules.items():

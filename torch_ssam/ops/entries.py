@@ -42,6 +42,7 @@ class _Ops:
     project_: Callable[..., None]
     row_scales_: Callable[..., None]
     row_fisher_: Callable[..., None]
+    clip_rows_: Callable[..., None]
 
     def __init__(self) -> None:
         for name in WRITERS:

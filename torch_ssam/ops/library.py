@@ -61,6 +61,7 @@ WRITERS = (
     "project_",
     "row_scales_",
     "row_fisher_",
+    "clip_rows_",
 )
 
 

@@ -94,6 +94,8 @@ class SSAMAdamW(FusedOptimizer):
         antithetic: bool = False,
         clean_weight: float = 0.0,
         radius: float | None = None,
+        channel_dim: int = 0,
+        weight_clip: float | None = None,
         keep_perturbed: bool = False,
         memory: str = "copy",
         master_dtype: torch.dtype | None = None,

@@ -292,8 +292,26 @@ class NoiseDriver(NoiseOptimizer):
                 f"{EMPTY_PASS if self._pass_without_gradient else ''}{WAYS}"
             )
         self._update()
+        self._clipping.report()
         self._fresh = self._cleared = self._emptied = self._pass_without_gradient = False
         return loss
+
+    @property
+    def clipped_share(self) -> float | None:
+        """The share of weights that the first step with weight_clip clipped, among those of the tensors that it clips.
+
+        None before that step. Of DTensors this rank's parts count.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> w = torch.nn.Parameter(torch.tensor([[1.0] * 199 + [5.0]]))
+            >>> opt = torch_ssam.SSAM([w], lr=0.1, noise_std=0.0, weight_clip=1.5)
+            >>> w.grad = torch.zeros(1, 200)
+            >>> opt.step()
+            >>> round(w[0, -1].item(), 4), opt.clipped_share
+            (1.5875, 0.005)
+        """
+        return self._clipping.share
 
     def _idle(self) -> bool:
         """Whether every lr is 0: a step then trains nothing (checkpoint tools make one to create state)."""
@@ -327,6 +345,7 @@ class NoiseDriver(NoiseOptimizer):
             self._training = False
             self._noise.restore_surely()
             raise
+        self._clipping.report()
         return loss
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:

@@ -19,12 +19,14 @@ from torch.optim import Optimizer
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
 from torch_ssam.noise.cached_weights import forget_cached_weights
+from torch_ssam.noise.options import NOISE_DEFAULTS
 from torch_ssam.noise.scales import rows_of
 from torch_ssam.noise.state import NoiseState
 from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.clean_weights import warn_perturbed
+from torch_ssam.optim.clipping import Clipping
 
 
 class NoiseOptimizer(Optimizer):
@@ -45,6 +47,7 @@ class NoiseOptimizer(Optimizer):
         stream = seeds.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
         self._noise = NoiseState(self._weak_groups(), seeds.resolve_seed(seed), stream, masters)
+        self._clipping = Clipping()
         self._inside_pass = False
         self._fresh = False
         self._training = False
@@ -79,6 +82,7 @@ class NoiseOptimizer(Optimizer):
         if group["memory"] == "regenerate":
             parameters.check_regenerated(params)
         parameters.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
+        parameters.check_channel_dim(params, group["channel_dim"])
         dtensor.check_options(list(map(parameters.tensor_of, params)), group, self._noise_per_rank)
         return {**param_group, "params": params}
 
@@ -307,6 +311,7 @@ class NoiseOptimizer(Optimizer):
         state.update(
             _noise=self._noise,
             _noise_per_rank=self._noise_per_rank,
+            _clipping=self._clipping,
             _inside_pass=False,
             _fresh=self._fresh,
             _training=self._training,
@@ -317,6 +322,12 @@ class NoiseOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_noise" in state:
+            self._clipping = (
+                state.get("_clipping") or Clipping()
+            )  # pickles of older versions have none, nor all options
+            for group in self.param_groups:
+                for name, value in NOISE_DEFAULTS.items():
+                    group.setdefault(name, value)
             self._noise.bind(self._weak_groups())
             self._noise.apply_to_clean()
 

@@ -40,6 +40,11 @@ class _Part(NamedTuple):
     mastered: bool
 
 
+def _in_one_call(group: dict[str, Any]) -> bool:
+    """Whether an operator call makes all of a step. Clipping, a projection and norms come between update and noise."""
+    return group["radius"] is None and group["weight_clip"] is None and group["scale"] not in ROW_SCALES
+
+
 def _check_dense(members: Members) -> None:
     for place, p in zip(members.places, members.params, strict=True):
         if p.grad is not None and p.grad.layout != torch.strided:
@@ -298,26 +303,21 @@ class FusedOptimizer(NoiseDriver):
     def _update_group(self, group: dict[str, Any], members: Members) -> None:
         for part in self._parts(group, members):
             self._update_part(group, part)
+        self._clipping.clip(self._noise, group, self._clipping.chosen(group, members))
         stacked = members.trainable() if group["radius"] is not None else None
         if stacked is not None and stacked.params:
             self._project(group, stacked)
         self._noise.scales.observe(group)
 
     def _project(self, group: dict[str, Any], stacked: Members) -> None:
-        noise = self._noise
-        rounded = stacked.where(lambda p: noise.has_master(group, p))
-        kept = dict(zip(rounded.params, noise.masters_of(group, rounded), strict=True))
-        ops.project_([kept.get(p, noise.clean_of(p)) for p in stacked.params], float(group["radius"]))
-        rounded = rounded.where(lambda p: not noise.is_applied(p))
-        if rounded.params:
-            ops.restore_(rounded.params, [kept[p] for p in rounded.params])
-        noise.written(stacked.where(lambda p: not noise.is_applied(p)))
+        radius = float(group["radius"])
+        self._noise.change_clean(group, stacked, lambda clean: ops.project_(clean, radius))
 
     # -- the step --------------------------------------------------------------------------------------------
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
-        if len(placed) == 1 and placed[0][0]["radius"] is None and placed[0][0]["scale"] not in ROW_SCALES:
+        if len(placed) == 1 and _in_one_call(placed[0][0]):
             return
         for group, members in placed:
             noise_options.check_noise(group)
@@ -325,6 +325,7 @@ class FusedOptimizer(NoiseDriver):
             on_gpu = isinstance(lr, Tensor) and lr.device.type != "cpu"
             self._check_update({**group, "lr": 0.0} if on_gpu else group)
             check_fused(group)
+            parameters.check_channel_dim(members.params, group["channel_dim"])
             _check_dense(members)
 
     def _check_capture(self) -> None:
@@ -353,8 +354,7 @@ class FusedOptimizer(NoiseDriver):
         noise.size.look(placed, noise.clean_of)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
-            # Norms of the new weights, or a projection to them, come between update and noise.
-            one_pass = noise_std != 0.0 and group["radius"] is None and group["scale"] not in ROW_SCALES
+            one_pass = noise_std != 0.0 and _in_one_call(group)
             parts = self._parts(group, everything) if one_pass else []
             if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):
                 self._update_part(group, parts[0], noise_std)  # nearly always

@@ -53,6 +53,18 @@ class SSAM(FusedOptimizer):
         samples: noise draws whose gradients are averaged in a step.
         antithetic: use each draw twice, as +noise and -noise (NSO, arXiv 2306.08553).
         clean_weight: weight m in [0, 1) of the gradient at the clean weights (m-RWP, arXiv 2211.11489).
+        weight_clip: c > 1: after each step each weight of a filter is clamped to c times the root mean square of the
+            filter's weights as the step left them. Of the clean weights (masters, where there are some), of tensors of two
+            dimensions and more that the step updated; momentum stays as it is. A filter is then laid on a grid of few
+            levels, or written to analog cells, with steps of use to most of its weights. Order: update, clip,
+            projection, scale, noise. The first step's share of clipped weights is `clipped_share`, and warns above
+            1%: a pretrained network has outliers that it needs; begin with a larger c there, and lower it by and by
+            (`group["weight_clip"]` is read at every step). aihwkit-lightning clips at c times the centred standard
+            deviation; this is c times the root mean square, which for weights of mean 0 is the same. None for no
+            clipping.
+        channel_dim: the dimension that counts filters in tensors of two dimensions and more: 0 for nn.Linear and
+            nn.Conv, 1 for nn.ConvTranspose and the Conv1D of transformers, whose weights are (in, out). For weight_clip;
+            a scale by filter takes dimension 0 only.
         radius: after each step the group's stacked parameters are projected onto the ball of this radius > 0
             (Theorem 4.4 of the paper); None for no projection.
         keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw,
@@ -112,6 +124,8 @@ class SSAM(FusedOptimizer):
         antithetic: bool = False,
         clean_weight: float = 0.0,
         radius: float | None = None,
+        channel_dim: int = 0,
+        weight_clip: float | None = None,
         keep_perturbed: bool = False,
         memory: str = "copy",
         master_dtype: torch.dtype | None = None,

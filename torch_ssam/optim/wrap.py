@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.options import NOISE_DEFAULTS, NOISE_OPTIONS, chosen
+from torch_ssam.noise.options import NEWER_OPTIONS, NOISE_DEFAULTS, NOISE_OPTIONS, chosen
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.base import NoiseDriver
@@ -45,6 +45,7 @@ class WrappedOptimizer(NoiseDriver):
             parameters.check_parameters(
                 group["params"], [p for before in base.param_groups[:i] for p in before["params"]]
             )
+            parameters.check_channel_dim(group["params"], {**options, **group}["channel_dim"])
             # radius is SSAM's: a base may have an option of that name
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             dtensor.check_options(group["params"], noise, noise_per_rank)
@@ -104,7 +105,7 @@ class WrappedOptimizer(NoiseDriver):
     def _check_names(place: int, group: dict[str, Any], options: dict[str, Any]) -> None:
         """Options of the base's groups that have a name of ours are options of the noise, or else refused."""
         from_a_checkpoint = (
-            NOISE_DEFAULTS.keys() | {"seed", "draw"} <= group.keys()
+            NOISE_DEFAULTS.keys() - NEWER_OPTIONS | {"seed", "draw"} <= group.keys()
         )  # of ours, loaded into the base
         for name in ("seed", "draw"):
             if name in group and not from_a_checkpoint:
@@ -185,9 +186,14 @@ class WrappedOptimizer(NoiseDriver):
             self._base_in_train = True
 
     def _update(self) -> None:
-        for group in self.param_groups:
+        placed = self._noise.placed(frozen=True)
+        for group, _ in placed:
             self._noise.scales.observe(group)
+        # As they are now: a base may clear gradients.
+        clipped = [(group, self._clipping.chosen(group, members)) for group, members in placed]
         self.base.step()
+        for group, members in clipped:
+            self._clipping.clip(self._noise, group, members)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -219,6 +225,8 @@ def wrap(
     samples: int = 1,
     antithetic: bool = False,
     clean_weight: float = 0.0,
+    channel_dim: int = 0,
+    weight_clip: float | None = None,
     keep_perturbed: bool = False,
     memory: str = "copy",
     seed: int | None = None,
@@ -233,6 +241,7 @@ def wrap(
         noise_std: standard deviation of the noise, >= 0; a group that already has "noise_std" keeps it, unless an
             earlier `wrap` of the same base put it there.
         distribution, scale, fisher_decay, fisher_factor, samples, antithetic, clean_weight: as for `SSAM`.
+        channel_dim, weight_clip: as for `SSAM`; the base's momentum is as it leaves it.
         keep_perturbed, memory, seed, noise_per_rank: as for `SSAM`. With seed=None a base that has loaded the
             state_dict of a wrapped optimizer goes on with its seed and draw (and with its Fisher sums in any case).
 

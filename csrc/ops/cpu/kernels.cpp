@@ -47,6 +47,7 @@ constexpr Kernels kTable = {
     TORCH_SSAM_EACH_DTYPE(reduce, math::SumOfSquares, ),
     TORCH_SSAM_EACH_DTYPE(reduce, math::LargestMagnitude, ),
     TORCH_SSAM_EACH_DTYPE(scale),
+    TORCH_SSAM_EACH_DTYPE(clip),
     TORCH_SSAM_EACH_DTYPE(diagonal_load),
     TORCH_SSAM_EACH_PAIR(diagonal_multiply),
     TORCH_SSAM_EACH_PAIR(diagonal_readout),

@@ -91,6 +91,8 @@ struct Kernels {
   double (*sum_of_squares[kDtypes])(const void* weights, int64_t count);
   double (*largest_magnitude[kDtypes])(const void* weights, int64_t count);
   void (*scale[kDtypes])(double factor, void* weights, int64_t count);
+  // weights <- those of a row, at most `limit` in size.
+  void (*clip[kDtypes])(double limit, void* weights, int64_t count);
 
   // One chunk of coordinates [begin, begin + count) of the diagonal product. `layers` and the other buffers hold
   // opmath values: (layers, count) and (count). `product` may be null, and without noise `layers`.

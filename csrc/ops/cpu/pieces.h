@@ -78,4 +78,15 @@ void for_each_row(Reduction reduction, const TensorViews& views, const RowViews&
   }
 }
 
+// body(row, the elements of the span before it, its elements in the span) for every row that a span has a part of.
+template <typename Body>
+void for_each_row_in(Span span, int64_t row_length, const Body& body) {
+  for (int64_t done = 0; done < span.count;) {
+    const int64_t row = (span.begin + done) / row_length;
+    const int64_t count = std::min((row + 1) * row_length - (span.begin + done), span.count - done);
+    body(row, done, count);
+    done += count;
+  }
+}
+
 }  // namespace torch_ssam::cpu

@@ -1,4 +1,4 @@
-// Reductions of rows, and the multiplication of a projection. Part of ../kernels.cpp.
+// Reductions of rows, the multiplication of a projection, and clipping. Part of ../kernels.cpp.
 #pragma once
 
 #include "../../../math/reduce.h"
@@ -39,6 +39,15 @@ void scale(double factor, void* weights_, int64_t count) {
   const auto f = static_cast<math_t>(factor);
   for (int64_t i = 0; i < count; ++i)
     weights[i] = Store<master_t>::from(math::scale_element(load_scalar(weights[i]), f));
+}
+
+template <typename master_t>
+void clip(double limit, void* weights_, int64_t count) {
+  using math_t = opmath_t<master_t>;
+  auto* weights = static_cast<master_t*>(weights_);
+  const auto most = static_cast<math_t>(limit);
+  for (int64_t i = 0; i < count; ++i)
+    weights[i] = Store<master_t>::from(math::clip_element(load_scalar(weights[i]), most));
 }
 
 }  // namespace
