@@ -24,6 +24,7 @@ from . import _former_paths as _former_paths
 from . import pac_bayes, robustness, schedules, sharpness, theory
 from ._version import __version__
 from .simulate import Simulation, simulate
+from .suggest import SuggestedNoise, suggest_noise_std
 
 # For C++ projects: cmake -DCMAKE_PREFIX_PATH=$(python -c "import torch_ssam; print(torch_ssam.cmake_prefix_path)")
 cmake_prefix_path: str = str(_Path(__file__).parent / "share" / "cmake")
@@ -35,6 +36,7 @@ __all__ = [
     "PerturbedWeightsSaved",
     "SSAMAdamW",
     "Simulation",
+    "SuggestedNoise",
     "WeightNoise",
     "WrappedOptimizer",
     "__version__",
@@ -45,6 +47,7 @@ __all__ = [
     "schedules",
     "sharpness",
     "simulate",
+    "suggest_noise_std",
     "theory",
     "update_bn",
     "wrap",

@@ -42,7 +42,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 
 def test_the_commands_are_found() -> None:
-    assert {"compare", "experiments", "robustness", "sharpness"} <= set(COMMANDS)
+    assert {"compare", "experiments", "noise", "robustness", "sharpness"} <= set(COMMANDS)
     assert len(SCRIPTS) >= 10
 
 
@@ -143,6 +143,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SHARPNESS = ["sharpness", "command_example:three"]
 ROBUSTNESS = ["robustness", "command_example:two"]
+NOISE = ["noise", "command_example:two"]
 COMPARE = ["compare", "digits-mlp"]
 
 
@@ -167,6 +168,14 @@ COMPARE = ["compare", "digits-mlp"]
         ([*ROBUSTNESS, "file"], "file cannot be read"),
         ([*ROBUSTNESS, "other.pt"], "does not fit the model"),
         ([*ROBUSTNESS, "--out", "file/below"], "--out file/below cannot be a folder"),
+        ([*NOISE, "nowhere.pt"], "nowhere.pt is no file"),
+        ([*NOISE, "file"], "file cannot be read"),
+        ([*NOISE, "other.pt"], "does not fit the model"),
+        ([*NOISE, "--out", "file"], "--out file cannot be a folder"),
+        ([*NOISE, "--draws", "1"], "draws is 1; expected 2 to"),
+        ([*NOISE, "--target", "-1"], "target is -1"),
+        ([*NOISE, "--target", "50000"], "changes the outputs by"),
+        (["noise", "command_example:three"], "returned 3 members; expected (model, batches)"),
         (["experiments", "signatures", "--quick", "--out", "file"], "--out file cannot be a folder"),
         ([*COMPARE, "--out", "file"], "--out file cannot be a folder"),
         ([*COMPARE, "--report", "--out", "nowhere"], "nowhere is no folder; expected the one that runs were"),
@@ -201,12 +210,13 @@ def test_without_tqdm_a_command_goes_on_without_bars(
         assert "4 bits" in printed.out
 
 
-@pytest.mark.parametrize("name", ["sharpness", "robustness"])
+@pytest.mark.parametrize("name", ["noise", "sharpness", "robustness"])
 def test_a_missing_package_is_named_before_anything_is_computed(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = [f"command_example:{'three' if name == 'sharpness' else 'two'}", "one.pt", "two.pt"]
+    arguments = arguments[:2] if name == "noise" else arguments
     assert command(name)([*arguments, "--quiet", "--out", "out"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -214,7 +224,7 @@ def test_a_missing_package_is_named_before_anything_is_computed(
     assert not (here / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["sharpness", "robustness", "experiments"])
+@pytest.mark.parametrize("name", ["sharpness", "robustness", "noise", "experiments"])
 def test_results_are_printed_before_plots_are_drawn(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -227,12 +237,18 @@ def test_results_are_printed_before_plots_are_drawn(
     arguments = {
         "sharpness": ["command_example:three", "one.pt", "two.pt", "--quiet"],
         "robustness": ["command_example:two", "--quiet", "--bits", "4", "--noise", "none", "--flips", "none"],
+        "noise": ["command_example:two"],
         "experiments": ["signatures", "--quick"],
     }[name]
-    result = {"sharpness": "Hessian trace", "robustness": "4 bits", "experiments": "Verdict:"}[name]
+    result = {
+        "sharpness": "Hessian trace",
+        "robustness": "4 bits",
+        "noise": "changes the outputs by kl 0.05",
+        "experiments": "Verdict:",
+    }[name]
     assert command(name)([*arguments, "--out", "out"]) == 2
     printed = capsys.readouterr()
     assert result in printed.out
     assert printed.err == f"{name}: no font\n"
-    saved = {"sharpness": "sharpness.csv", "robustness": "robustness.json"}
+    saved = {"sharpness": "sharpness.csv", "robustness": "robustness.json", "noise": "noise.csv"}
     assert name not in saved or (here / "out" / saved[name]).is_file()

@@ -21,7 +21,7 @@ import torch_ssam
 
 PACKAGE = Path(torch_ssam.__file__).parent
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-COMMANDS = ("compare", "experiments", "robustness", "sharpness")
+COMMANDS = ("compare", "experiments", "noise", "robustness", "sharpness")
 #: Packages whose name is not that of the module that is imported.
 MODULES = {"scikit-learn": "sklearn", "curvlinops-for-pytorch": "curvlinops"}
 #: A table is shown on the rich console that it is handed: whoever has one has rich.
@@ -238,6 +238,7 @@ SMALL = (
 ARGUMENTS = {
     "compare": f"--data digits --model mlp --methods sgd,ssam --workers 1 {SMALL}",
     "experiments": "signatures --quick",
+    "noise": "factory:two one.pt --draws 2",
     "robustness": "factory:two one.pt two.pt --draws 2",
     "sharpness": "factory:three one.pt two.pt --samples 2",
 }

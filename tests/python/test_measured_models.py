@@ -47,6 +47,7 @@ ALL: dict[str, Callable[..., Any]] = {
         points=3,
     ),
     "gibbs_risk": lambda m, f, d: pac_bayes.gibbs_risk(m, d, 0.1, draws=4, batch_size=2),
+    "suggest_noise_std": lambda m, f, d: torch_ssam.suggest_noise_std(m, d, target=0.01, draws=2),
     "certify": lambda m, f, d: pac_bayes.certify(
         m, m, d, noise_std=[0.1, 0.2], draws=4, pilot_draws=2, batch_size=2
     ),

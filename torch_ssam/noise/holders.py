@@ -77,6 +77,11 @@ def let_go(state: Holder) -> None:
     holding.pop(weakref.ref(state), None)
 
 
+def any_held(params: list[Tensor]) -> bool:
+    """Whether any of these tensors holds noise now."""
+    return any([other.is_applied(p) for other in _others(None) for p in params])
+
+
 def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """A hook of torch. torch.compile traces it, and breaks its graph only while there is to check."""
     if holding:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from torch_ssam.noise.saved_model import Generators, SavedModule, SavedTensor, in_turn
 from torch_ssam.noise.scope import Scope
+from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
 from torch_ssam.optim.base import NoiseDriver
 
@@ -57,10 +58,20 @@ class _CleanWeights(Scope):
             NoiseDriver.train(self._owner)
 
 
-class _SeenModules:
-    """Runs a function, and puts back what the modules that it calls write to themselves, weights apart."""
+def _memory(tensor: Tensor) -> int:
+    """Where it lies; 0 where that cannot be told."""
+    tensor = local_of(tensor)
+    return 0 if tensor.layout != torch.strided or tensor.is_meta else tensor.untyped_storage().data_ptr()
 
-    def __init__(self) -> None:
+
+class _SeenModules:
+    """Runs a function, and puts back what the modules that it calls write to themselves, weights apart.
+
+    Nor what lies in the memory of weights, as the attribute of the old spectral_norm does: those are ours to move.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._weights = set(map(_memory, params)) - {0}
         self._seen: set[int] = set()
         self._modules: list[nn.Module] = []
         self._saved: list[SavedModule] = []
@@ -76,9 +87,10 @@ class _SeenModules:
         self._modules += new
         saved = [SavedModule(one) for one in new]
         self._saved += saved
+        self._weights |= {_memory(p) for one in new for p in one.parameters(recurse=False)} - {0}
         buffers = [buffer for one in new for buffer in one._buffers.values() if buffer is not None]
         for tensor in [*buffers, *(tensor for one in saved for tensor in one.tensors())]:
-            if id(tensor) not in self._tensors:
+            if id(tensor) not in self._tensors and _memory(tensor) not in self._weights:
                 self._tensors[id(tensor)] = SavedTensor(tensor)
 
     def run(self, outputs: Callable[[], Any]) -> Any:
@@ -121,7 +133,7 @@ def clean_and_noisy(optimizer: NoiseDriver, outputs: Callable[[], Any]) -> tuple
         )
     optimizer._settle()
     other: Scope = _CleanWeights(optimizer) if optimizer._training else _NoisyWeights(optimizer)
-    seen, generators = _SeenModules(), Generators(params)
+    seen, generators = _SeenModules(params), Generators(params)
     random = generators.state()
     try:
         with torch.no_grad():
