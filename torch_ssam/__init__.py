@@ -7,6 +7,11 @@ Quick start::
         loss = criterion(model(x), y)
         loss.backward()
     opt.step()                           # updates the clean weights
+
+To train: SSAM, SSAMAdamW, wrap (any torch optimizer), WeightNoise (noise on weights, on and off), update_bn and
+frozen_batchnorm. How much noise: schedules (AdaptiveNoiseStd sets it), suggest_noise_std. To measure: sharpness, robustness,
+pac_bayes, and torch_ssam.compare, which is imported by itself. To study: DiagonalLinear, theory, simulate.
+`python -m torch_ssam` lists the commands; in frameworks, torch_ssam.lightning.
 """
 
 from pathlib import Path as _Path
@@ -52,3 +57,7 @@ __all__ = [
     "update_bn",
     "wrap",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

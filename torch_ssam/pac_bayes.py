@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,10 +28,15 @@ from torch_ssam.sharpness._evaluate import Batches, Data, Evaluator, trainable
 
 __all__ = ["Certificate", "GibbsRisk", "certify", "gibbs_risk", "zero_one"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Through importlib, because a compiled module has no annotations for mypy to read.
 _C: Any = importlib.import_module("torch_ssam._C")
 
-KINDS = ("seeger", "maurer", "thiemann", "catoni")
+KINDS: tuple[str, ...] = get_args(theory.BoundKind)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -350,7 +355,7 @@ def certify(
     draws: int = 20_000,
     batch_size: int = 32,
     pilot_draws: int = 500,
-    kind: str = "seeger",
+    kind: theory.BoundKind = "seeger",
     loss: Loss = zero_one,
     seed: int | None = 0,
     progress: bool | Callable[[int, int], object] | None = None,

@@ -21,6 +21,20 @@ from torch_ssam.ops.untraced import untraced
 from torch_ssam.optim.base import NoiseDriver
 from torch_ssam.optim.outputs import clean_and_noisy
 
+__all__ = [
+    "AdaptiveNoiseStd",
+    "CosineNoiseStd",
+    "LambdaNoiseStd",
+    "LayerwiseNoise",
+    "NoiseSchedule",
+    "NoiseStdScheduler",
+    "harmonic_lr",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def _one_over(step: int) -> float:
     return 1.0 / (step + 1)
@@ -185,7 +199,7 @@ class LayerwiseNoise(NoiseStdScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        order: str = "cyclic",
+        order: Literal["cyclic", "random"] = "cyclic",
         *,
         f: Callable[[int], float] | None = None,
         seed: int = 0,

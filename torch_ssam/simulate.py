@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from torch_ssam._common.progress import resolve_progress
 from torch_ssam._theory_arrays import as_array, as_covariance, as_integer, as_number
+from torch_ssam.noise.options import Distribution
 
 _C: Any = importlib.import_module("torch_ssam._C")
 
@@ -98,7 +99,7 @@ def simulate(
     replicates: int = 1,
     seed: int = 0,
     covariance: Any = None,
-    distribution: str = "gaussian",
+    distribution: Distribution = "gaussian",
     lr_decay: str | None = None,
     radius: float | None = None,
     expected: bool = False,

@@ -22,7 +22,7 @@ from torch_ssam import _checks
 from torch_ssam._common.extras import need
 from torch_ssam._common.measured_model import MeasuredModel, add_noise
 from torch_ssam.noise import holders, output_change, seeds
-from torch_ssam.noise.options import DISTRIBUTIONS, SCALES
+from torch_ssam.noise.options import DISTRIBUTIONS, SCALES, Distribution, Scale
 from torch_ssam.noise.weight_noise import WeightNoise
 from torch_ssam.sharpness._estimate import Floats, student_quantile
 from torch_ssam.sharpness._evaluate import to_device, trainable
@@ -100,8 +100,8 @@ def suggest_noise_std(
     *,
     target: float = 0.05,
     measure: Literal["kl", "mse"] | Callable[[Any, Any], Any] = "kl",
-    scale: str = "isotropic",
-    distribution: Literal["gaussian", "rademacher"] = "gaussian",
+    scale: Scale = "isotropic",
+    distribution: Distribution = "gaussian",
     params: Iterable[Tensor] | None = None,
     draws: int = 8,
     max_batches: int = 8,

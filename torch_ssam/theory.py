@@ -19,7 +19,7 @@ Tests: tests/python/test_theory_*.py; each checks against an independent computa
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from torch_ssam._theory_arrays import (
     as_number,
     give,
 )
+from torch_ssam.noise.options import Distribution
+
+#: Names of `pac_bayes_bound`.
+BoundKind = Literal["seeger", "maurer", "thiemann", "catoni"]
 
 # Through importlib, because a compiled module has no annotations for mypy to read.
 _C: Any = importlib.import_module("torch_ssam._C")
@@ -67,6 +71,10 @@ __all__ = [
     "step_size_bound",
     "worst_case_sharpness",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def loss(weights: Any, target: Any, covariance: Any = None) -> Any:
@@ -460,7 +468,12 @@ def coordinate_bounds(target: Any, noise_std: Any, depth: int) -> Any:
 
 
 def gradient_variance(
-    weights: Any, target: Any, noise_std: Any, distribution: str = "gaussian", *, full: bool = False
+    weights: Any,
+    target: Any,
+    noise_std: Any,
+    distribution: Distribution = "gaussian",
+    *,
+    full: bool = False,
 ) -> Any:
     """Variance of S-SAM's stochastic gradient g~ = grad O(W + xi) around grad O_R, whitened data (D).
 
@@ -480,7 +493,11 @@ def gradient_variance(
 
 
 def stationary_covariance(
-    target: Any, noise_std: Any, lr: float, depth: int, distribution: str = "gaussian"
+    target: Any,
+    noise_std: Any,
+    lr: float,
+    depth: int,
+    distribution: Distribution = "gaussian",
 ) -> Any:
     """Covariance of the weights under constant steps, from the recursion linearised at the minimum (D).
 
@@ -543,7 +560,13 @@ def kl_inverse(q: Any, c: Any) -> Any:
 
 
 def pac_bayes_bound(
-    empirical_risk: Any, kl: Any, n: Any, delta: Any = 0.05, kind: str = "seeger", *, catoni_c: float = 1.0
+    empirical_risk: Any,
+    kl: Any,
+    n: Any,
+    delta: Any = 0.05,
+    kind: BoundKind = "seeger",
+    *,
+    catoni_c: float = 1.0,
 ) -> Any:
     """Upper bound on the true risk of the posterior, with probability 1 - delta over n independent examples.
 

@@ -59,6 +59,26 @@ def test_help_names_every_option_and_says_what_it_is(name: str, capsys: pytest.C
         assert action.help.split("%")[0][:40].strip() in shown
 
 
+def test_the_package_lists_every_command_and_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module("torch_ssam.__main__").main
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert listed.startswith("usage: python -m torch_ssam [")
+    for name in COMMANDS:
+        (line,) = [line for line in listed.splitlines() if line.startswith(f"  python -m torch_ssam.{name} ")]
+        after = listed.splitlines()[listed.splitlines().index(line) + 1]
+        assert len(after.strip()) > 20
+    for arguments, shown in ((["--help"], listed), (["--version"], f"torch_ssam {torch_ssam.__version__}\n")):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit) as ended:
+        main(["compare"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: compare" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_help_of_a_script_names_every_option_and_says_what_it_is(
     script: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -188,7 +208,7 @@ def test_what_is_not_there_is_named_in_one_line(
 ) -> None:
     name, *rest = arguments
     before = sorted(here.iterdir())
-    assert command(name)([*rest, *([] if name == "experiments" else ["--quiet"])]) == 2
+    assert command(name)([*rest, "--quiet"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"{name}: ")

@@ -57,10 +57,10 @@ def test_load_state_dict_hooks_may_rewrite_what_is_loaded() -> None:
     assert seen == [41]
 
 
-def test_repr_names_every_option() -> None:
+def test_repr_names_the_options_that_differ() -> None:
     text = repr(front.ssam(front.Net(), radius=2.0))
     assert text.startswith("SSAM (")
-    for option in ("noise_std: 0.3", "distribution: gaussian", "radius: 2.0", "momentum: 0.9", "samples: 1"):
+    for option in ("noise_std: 0.3", "radius: 2.0", "momentum: 0.9"):
         assert option in text
 
 

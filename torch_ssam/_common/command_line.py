@@ -17,9 +17,15 @@ from .images import DataError
 
 
 def command(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
-    """The parser of `python -m torch_ssam.NAME`. An abbreviation is refused: `--lr` would be taken for `--lr-factors`."""
+    """The parser of `python -m torch_ssam.NAME`, or without a name of `python -m torch_ssam`.
+
+    An abbreviation is refused: `--lr` would be taken for `--lr-factors`.
+    """
     return argparse.ArgumentParser(
-        prog=f"python -m torch_ssam.{name}", description=description, allow_abbrev=False, **options
+        prog=f"python -m torch_ssam.{name}".rstrip("."),
+        description=description,
+        allow_abbrev=False,
+        **options,
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m torch_ssam.compare NAME...`: runs settings, and writes report.html and results.csv.
+"""`python -m torch_ssam.compare NAME...`: SGD, SAM, S-SAM and AdamW tuned alike; writes report.html and results.csv.
 
 Tests: tests/python/test_compare.py, test_command_lines.py.
 """

@@ -15,6 +15,7 @@ from torch import nn
 
 from torch_ssam import robustness, sharpness
 from torch_ssam._common.measured_model import MeasuredModel
+from torch_ssam.noise.options import Scale
 from torch_ssam.optim.clean_weights import update_bn
 
 from ._data import Data, Pair
@@ -79,10 +80,11 @@ def measure_sharpness(
     """
     examples = batches((data.train[0][:1000], data.train[1][:1000]))
     found: dict[str, float | None] = {}
-    for name, scale, std in (
+    asked: tuple[tuple[str, Scale, float], ...] = (
         ("sharpness", "isotropic", noise_std),
         ("filter sharpness", "filter", filter_std),
-    ):
+    )
+    for name, scale, std in asked:
         try:
             result = sharpness.average(model, data.loss, examples, std, scale=scale, samples=draws)
         except ValueError:

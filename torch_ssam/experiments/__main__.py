@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--quick", action="store_true", help="fewer replicates and steps")
     made.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
 
 
@@ -46,7 +47,7 @@ def report(options: argparse.Namespace) -> None:
     output_folder(options.out)
     names = NAMES if options.name == "all" else (options.name,)
     bar = need("tqdm", "experiments", "a progress bar").tqdm(
-        names, disable=len(names) == 1, unit="experiment"
+        names, disable=options.quiet or len(names) == 1, unit="experiment"
     )
     results = {}
     for name in bar:

@@ -10,7 +10,7 @@ regression with the squared loss clipped to [0, 1]. Tests: tests/python/test_exp
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _C: Any = importlib.import_module("torch_ssam._C")
 ETA = 0.1
 DEPTH = 2
 DELTA = 0.05
-KINDS = ("seeger", "maurer", "thiemann", "catoni")
+KINDS = get_args(theory.BoundKind)
 
 
 class Problem(NamedTuple):

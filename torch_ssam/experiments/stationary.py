@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torch_ssam import theory
+from torch_ssam.noise.options import Distribution
 from torch_ssam.simulate import simulate
 
 from ._common import COLOURS, Floats, Result, Setting, axes, half_width
@@ -19,7 +20,7 @@ ETA = 0.4
 
 
 def covariance(
-    target: float, depth: int, lr: float, replicates: int, seed: int, distribution: str
+    target: float, depth: int, lr: float, replicates: int, seed: int, distribution: Distribution
 ) -> tuple[Any, Any]:
     """Covariance (depth, depth) over replicates and tail, its 95% error from 16 groups, and the runs that
     left."""
@@ -55,7 +56,7 @@ def run(setting: Setting) -> Result:
     replicates = setting.pick(3000, 800)
     rows: list[dict[str, Any]] = []
 
-    def compare(target: float, depth: int, lr: float, distribution: str = "gaussian") -> None:
+    def compare(target: float, depth: int, lr: float, distribution: Distribution = "gaussian") -> None:
         try:
             predicted: Floats = theory.stationary_covariance(target, ETA, lr, depth, distribution)
         except ValueError:

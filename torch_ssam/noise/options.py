@@ -7,13 +7,19 @@ tests/python/test_bad_input.py.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from torch_ssam._checks import Option, check_each, count, defaults_of, flag, number, one_of
 
-DISTRIBUTIONS = ("gaussian", "rademacher")
+Distribution = Literal["gaussian", "rademacher"]
+Scale = Literal["isotropic", "tensor", "filter", "element", "fisher", "absmax", "tensor_absmax"]
+Memory = Literal["copy", "regenerate"]
+
+DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
+SCALES: tuple[str, ...] = get_args(Scale)
+MEMORIES: tuple[str, ...] = get_args(Memory)
 #: Scales with one number for each row: which (`kind` of the operator row_scales_), and whether the tensor is one row.
 ROW_SCALES = {
     "tensor": ("norm", True),
@@ -22,8 +28,6 @@ ROW_SCALES = {
     "absmax": ("absmax", False),
     "tensor_absmax": ("absmax", True),
 }
-SCALES = ("isotropic", "tensor", "filter", "element", "fisher", "absmax", "tensor_absmax")
-MEMORIES = ("copy", "regenerate")
 
 
 def _up_to_one(name: str, value: Any) -> None:

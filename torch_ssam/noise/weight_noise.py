@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_ssam import _checks
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.options import NOISE_DEFAULTS, Distribution, Memory, Scale
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.state import NoiseState
 from torch_ssam.ops import dtensor
@@ -82,9 +82,9 @@ class WeightNoise:
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         noise_std: float = 0.01,
         *,
-        distribution: str = "gaussian",
-        scale: str = "isotropic",
-        memory: str = "copy",
+        distribution: Distribution = "gaussian",
+        scale: Scale = "isotropic",
+        memory: Memory = "copy",
         seed: int | None = None,
     ) -> None:
         defaults = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_ssam._checks import defaults_of
-from torch_ssam.noise.options import NOISE_OPTIONS, chosen
+from torch_ssam.noise.options import NOISE_OPTIONS, Distribution, Memory, Scale, chosen
 from torch_ssam.optim.fused import FusedOptimizer, lr_on
 from torch_ssam.optim.options import ADAMW_OPTIONS, FUSED_OPTIONS, by_name, check_adamw
 
@@ -86,8 +86,8 @@ class SSAMAdamW(FusedOptimizer):
         amsgrad: bool = False,
         maximize: bool = False,
         noise_std: float = 0.01,
-        distribution: str = "gaussian",
-        scale: str = "isotropic",
+        distribution: Distribution = "gaussian",
+        scale: Scale = "isotropic",
         fisher_decay: float = 0.99,
         fisher_factor: float = 0.1,
         samples: int = 1,
@@ -97,7 +97,7 @@ class SSAMAdamW(FusedOptimizer):
         channel_dim: int = 0,
         weight_clip: float | None = None,
         keep_perturbed: bool = False,
-        memory: str = "copy",
+        memory: Memory = "copy",
         master_dtype: torch.dtype | None = None,
         seed: int | None = None,
         noise_per_rank: bool = False,

@@ -27,6 +27,7 @@ from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.clean_weights import warn_perturbed
 from torch_ssam.optim.clipping import Clipping
+from torch_ssam.optim.shown import defaults_of_class, describe_groups
 
 
 class NoiseOptimizer(Optimizer):
@@ -301,6 +302,10 @@ class NoiseOptimizer(Optimizer):
                 f"load_state_dict() got {came} as '{name}' of parameter {key} of shape {tuple(param.shape)}; "
                 "expected a dense floating-point tensor of the same shape."
             )
+
+    def __repr__(self) -> str:
+        groups = describe_groups(self, defaults_of_class(type(self)), self.seed, self.draw)
+        return f"{type(self).__name__} (\n{groups}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
         if self._inside_pass:

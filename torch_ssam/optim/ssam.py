@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torch_ssam.noise.options import NOISE_OPTIONS, chosen
+from torch_ssam.noise.options import NOISE_OPTIONS, Distribution, Memory, Scale, chosen
 from torch_ssam.optim.fused import FusedOptimizer, lr_on
 from torch_ssam.optim.options import FUSED_OPTIONS, SGD_OPTIONS, by_name, check_sgd
 
@@ -116,8 +116,8 @@ class SSAM(FusedOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
-        distribution: str = "gaussian",
-        scale: str = "isotropic",
+        distribution: Distribution = "gaussian",
+        scale: Scale = "isotropic",
         fisher_decay: float = 0.99,
         fisher_factor: float = 0.1,
         samples: int = 1,
@@ -127,7 +127,7 @@ class SSAM(FusedOptimizer):
         channel_dim: int = 0,
         weight_clip: float | None = None,
         keep_perturbed: bool = False,
-        memory: str = "copy",
+        memory: Memory = "copy",
         master_dtype: torch.dtype | None = None,
         seed: int | None = None,
         noise_per_rank: bool = False,

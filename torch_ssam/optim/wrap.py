@@ -13,13 +13,23 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torch_ssam._checks import defaults_of
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.options import NEWER_OPTIONS, NOISE_DEFAULTS, NOISE_OPTIONS, chosen
+from torch_ssam.noise.options import (
+    NEWER_OPTIONS,
+    NOISE_DEFAULTS,
+    NOISE_OPTIONS,
+    Distribution,
+    Memory,
+    Scale,
+    chosen,
+)
 from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.base import NoiseDriver
 from torch_ssam.optim.bases import check_base, check_layout
+from torch_ssam.optim.shown import defaults_of_class, describe_groups
 
 
 class WrappedOptimizer(NoiseDriver):
@@ -211,15 +221,18 @@ class WrappedOptimizer(NoiseDriver):
             self._mark()
 
     def __repr__(self) -> str:
-        return f"wrap({self.base!r})"
+        defaults = {**defaults_of_class(type(self.base)), **defaults_of(NOISE_OPTIONS)}
+        return (
+            f"wrap({type(self.base).__name__} (\n{describe_groups(self, defaults, self.seed, self.draw)}\n))"
+        )
 
 
 def wrap(
     base_optimizer: Optimizer,
     noise_std: float = 0.01,
     *,
-    distribution: str = "gaussian",
-    scale: str = "isotropic",
+    distribution: Distribution = "gaussian",
+    scale: Scale = "isotropic",
     fisher_decay: float = 0.99,
     fisher_factor: float = 0.1,
     samples: int = 1,
@@ -228,7 +241,7 @@ def wrap(
     channel_dim: int = 0,
     weight_clip: float | None = None,
     keep_perturbed: bool = False,
-    memory: str = "copy",
+    memory: Memory = "copy",
     seed: int | None = None,
     noise_per_rank: bool = False,
 ) -> WrappedOptimizer:

@@ -49,3 +49,7 @@ __all__ = [
     "top_eigenvalues",
     "worst_case",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

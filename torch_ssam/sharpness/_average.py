@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch_ssam import _checks
 from torch_ssam._common.measured_model import add_noise
 from torch_ssam.noise import parameters
+from torch_ssam.noise.options import Distribution, Scale
 
 from ._estimate import Floats, Plan
-from ._evaluate import Data, Evaluator, LossFunction, finite, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, Mode, finite, measuring_noise
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def average(
     samples: int = 16,
     max_samples: int = 1000,
     antithetic: bool = True,
-    distribution: str = "gaussian",
-    scale: str = "isotropic",
+    distribution: Distribution = "gaussian",
+    scale: Scale = "isotropic",
     params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> AverageSharpness:
     """Average sharpness S_avg(w) = E L(w + xi) - L(w), xi ~ noise of standard deviation noise_std.

@@ -13,7 +13,7 @@ from torch_ssam.nn.diagonal_linear import DiagonalLinear
 
 from ._curvature import hessian_diagonal
 from ._estimate import Floats, Plan
-from ._evaluate import Data, Evaluator, LossFunction
+from ._evaluate import Data, Evaluator, LossFunction, Mode
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def layer_balance(
     confidence: float = 0.95,
     samples: int = 16,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> LayerBalance:
     """Squared norms of the layers' weights and, with a loss and data, the traces of their Hessian blocks.

@@ -21,7 +21,7 @@ from ._average import average
 from ._balance import layer_balance
 from ._curvature import hessian_trace, top_eigenvalue
 from ._estimate import Floats, student_quantile
-from ._evaluate import Data, LossFunction
+from ._evaluate import Data, LossFunction, Mode
 from ._landscape import Landscape, landscape
 from ._visible import HiddenParameters
 from ._worst_case import worst_case
@@ -86,7 +86,7 @@ def compare(
     points: int = 21,
     extent: float = 0.5,
     seed: int = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> Comparison:
     """A sharpness report: loss, average and worst-case sharpness, Hessian trace, top eigenvalue, balance.

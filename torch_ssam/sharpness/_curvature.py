@@ -21,7 +21,7 @@ from torch_ssam import _checks
 from torch_ssam._common.extras import need
 
 from ._estimate import Floats, Plan
-from ._evaluate import Data, Evaluator, LossFunction, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, Mode, measuring_noise
 from ._visible import check_product
 
 # Up to this many parameters all of the Hessian costs no more than an estimate or a Lanczos run.
@@ -203,7 +203,7 @@ def hessian_trace(
     max_samples: int = 1000,
     params: Iterable[Tensor] | None = None,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> HessianTrace:
     """Trace of the Hessian of the mean loss, Tr Hess L(w), by Hutchinson's estimator v^T H v.
@@ -250,7 +250,7 @@ def top_eigenvalues(
     max_restarts: int = 1000,
     params: Iterable[Tensor] | None = None,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
 ) -> Floats:
     """The largest eigenvalues of the Hessian of the mean loss, in descending order.
 

@@ -8,7 +8,7 @@ test_sharpness_models.py, test_measured_models.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from ._visible import REMEDY, HiddenParameters, check_flat, check_reached, custo
 Data = Iterable[Any]
 LossFunction = Callable[[Any, Any], Tensor]
 
-MODES = ("eval", "train")
+Mode = Literal["eval", "train"]
+MODES: tuple[str, ...] = get_args(Mode)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -95,7 +96,7 @@ class Evaluator:
         loss_fn: LossFunction,
         data: Data,
         params: Iterable[Tensor] | None = None,
-        mode: str = "eval",
+        mode: Mode = "eval",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")

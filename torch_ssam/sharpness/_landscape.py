@@ -17,7 +17,7 @@ from torch_ssam._common.measured_model import shift
 from torch_ssam._common.progress import resolve_progress
 
 from ._estimate import Floats
-from ._evaluate import Data, Evaluator, LossFunction, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, Mode, measuring_noise
 
 
 def filter_normalized(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
@@ -99,7 +99,7 @@ def landscape(
     normalize: bool = True,
     params: Iterable[Tensor] | None = None,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> Landscape:
     """Loss L(w + a d_1) or L(w + a d_1 + b d_2), a and b from -extent to extent, around the clean weights.

@@ -16,7 +16,7 @@ from torch_ssam import _checks
 from torch_ssam._common.measured_model import shift, wide
 from torch_ssam._common.progress import resolve_progress
 
-from ._evaluate import Data, Evaluator, LossFunction, finite, measuring_noise
+from ._evaluate import Data, Evaluator, LossFunction, Mode, finite, measuring_noise
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def worst_case(
     restarts: int = 3,
     params: Iterable[Tensor] | None = None,
     seed: int | None = 0,
-    mode: str = "eval",
+    mode: Mode = "eval",
     progress: bool | Callable[[int, int], object] | None = None,
 ) -> WorstCase:
     """Worst-case sharpness S_max(w, radius) = max_{|xi|_2 <= radius} L(w + xi) - L(w), from below.
