@@ -34,8 +34,8 @@ DiagonalCall check_diagonal(const Tensor& input, const Tensor& weight, const std
   const bool noisy = generator && noise_std > 0;
   return {{w.sizes[0], w.sizes[1], rows},
           dtype_pair(w.dtype, x),
-          torch::stable::contiguous(input),
-          torch::stable::contiguous(weight),
+          as_contiguous(input),
+          as_contiguous(weight),
           noisy ? &*generator : nullptr,
           noise,
           readout};
@@ -59,8 +59,7 @@ Tensor diagonal(const Tensor& input, const Tensor& weight, const std::optional<T
   const auto sizes = input.sizes();
   const std::vector<int64_t> output_sizes(sizes.begin(), sizes.end() - (readout ? 1 : 0));
   const bool empty_sums = readout && call.shape.features == 0;
-  Tensor output =
-      empty_sums ? torch::stable::new_zeros(input, output_sizes) : torch::stable::new_empty(input, output_sizes);
+  Tensor output = empty_sums ? torch::stable::new_zeros(input, output_sizes) : empty_beside(input, output_sizes);
   if (call.shape.features > 0 && call.shape.rows > 0) backend_of(weight).diagonal(call, output);
   return output;
 }
@@ -73,13 +72,13 @@ std::tuple<Tensor, Tensor> diagonal_backward(const Tensor& grad_output, const Te
   check_grad(grad_output, input, readout);
   const auto [depth, features, rows] = forward.shape;
   const std::vector<int64_t> none{0}, weight_sizes{depth, features};
+  const auto input_sizes = input.sizes();
   Tensor grad_input =
-      torch::stable::new_empty(input, needs_input ? input.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none));
+      empty_beside(input, needs_input ? std::vector<int64_t>(input_sizes.begin(), input_sizes.end()) : none);
   Tensor grad_weight = needs_weight && rows == 0 ? torch::stable::new_zeros(weight, weight_sizes)
-                                                 : torch::stable::new_empty(weight, needs_weight ? weight_sizes : none);
+                                                 : empty_beside(weight, needs_weight ? weight_sizes : none);
   if (features > 0 && rows > 0 && (needs_input || needs_weight)) {
-    const DiagonalBackwardCall call{std::move(forward), torch::stable::contiguous(grad_output), needs_input,
-                                    needs_weight};
+    const DiagonalBackwardCall call{std::move(forward), as_contiguous(grad_output), needs_input, needs_weight};
     backend_of(weight).diagonal_backward(call, grad_input, grad_weight);
   }
   return {grad_input, grad_weight};

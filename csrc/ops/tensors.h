@@ -69,6 +69,11 @@ void check_matches(const TensorViews& views, const char* name, const TensorViews
 void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
                       const char* other_name);
 
+// LibTorch's contiguous and new_empty go through the dispatcher, which costs some thousand instructions each.
+Tensor as_contiguous(const Tensor& tensor);
+// Uninitialised, with the dtype and device of `like`.
+Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes);
+
 // int64 tensor (seed, draw).
 void check_generator(const Tensor& generator);
 void check_places(const std::vector<int64_t>& places, size_t count);

@@ -330,3 +330,44 @@ def test_numpy_integers_are_integers() -> None:
     assert layer.weight.shape == (2, 3)
     assert layer.generator.tolist() == [5, 0]
     assert repr(layer) == "DiagonalLinear(features=3, depth=2)"
+
+
+def test_a_weight_that_is_parametrized_or_lent_is_the_one_used() -> None:
+    layer = torch_ssam.DiagonalLinear(3, depth=2)
+    x = torch.tensor([1.0, 2.0, 3.0])
+    lent = {"weight": torch.full((2, 3), 3.0)}
+    assert torch.equal(torch.func.functional_call(layer, lent, (x,)), 9 * x)
+
+    class Double(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    assert torch.equal(layer(x), 4 * x)
+
+
+def test_a_tensor_that_outlived_its_transform_is_an_input_as_any_other() -> None:
+    outlived: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        outlived.append(t)
+        return t.sum()
+
+    x = torch.randn(4, 3)
+    torch.func.grad(keep)(x)
+    layer = torch_ssam.DiagonalLinear(3, depth=2, init_scale=2.0)
+    y = layer(outlived[0])
+    assert torch.equal(y, layer(x))
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.allclose(layer.weight.grad, 2.0 * x.sum(0).expand(2, 3))
+
+
+@pytest.mark.parametrize("readout", [None, "sum"])
+def test_outputs_under_inference_mode_are_inference_tensors(readout: str | None) -> None:
+    layer = torch_ssam.DiagonalLinear(3, depth=2, readout=readout, init_scale=2.0)
+    x = torch.randn(4, 3)
+    with torch.inference_mode():
+        y = layer(x)
+    assert y.is_inference()
+    assert torch.equal(y, layer(x))

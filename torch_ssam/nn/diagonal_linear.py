@@ -21,6 +21,7 @@ from torch_ssam.noise import parameters, seeds
 from torch_ssam.ops.entries import ops
 
 _DISTRIBUTION = "gaussian"
+_innermost_transform: Any = torch._C._functorch.peek_interpreter_stack
 
 
 def _layers(weight: Tensor, generator: Tensor | None, noise_std: float) -> list[Tensor]:
@@ -55,9 +56,11 @@ def _substitute(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def _transforms_active() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return not torch.compiler.is_compiling() and _in_transform()
+
+
+def _in_transform() -> bool:
+    return _innermost_transform() is not None or forward_ad._current_level >= 0
 
 
 def _written_out(
@@ -232,12 +235,26 @@ class _Diagonal(torch.autograd.Function):
         return to_input if needs_input else None, to_weight if needs_weight else None, None, None, None
 
 
+# Function.apply without its Python, a tenth of the call: of what that is for, transforms are looked for before, and
+# tensors that outlived one are unwrapped here.
+_apply: Any = super(torch.autograd.Function, _Diagonal).apply
+_unwrap_if_dead: Any = torch._C._functorch.unwrap_if_dead
+
+
+def _apply_plain(
+    input: Tensor, weight: Tensor, generator: Tensor | None, noise_std: float, readout: bool
+) -> Tensor:
+    """The product where nothing watches operators: no transform, no mode, no tracing, no tensor subclass."""
+    result: Tensor = _apply(_unwrap_if_dead(input), _unwrap_if_dead(weight), generator, noise_std, readout)
+    return result
+
+
 def _is_plain(input: Tensor, weight: Tensor) -> bool:
-    """Whether nothing watches the operators: no tensor subclass, no torch function mode, no tracing."""
+    """Whether neither tensor is of a subclass and no torch function mode is on."""
+    kind = type(weight)
     return (
         type(input) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
+        and (kind is nn.Parameter or kind is Tensor)
         and torch._C._len_torch_function_stack() == 0
     )
 
@@ -321,22 +338,23 @@ class DiagonalLinear(nn.Module):
             self.weight.copy_(scale.to(self.weight).unsqueeze(1).expand_as(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
-        weight: Tensor = self.weight
+        weight: Any = self._parameters.get("weight")  # nn.Module's attributes are looked up in Python
+        if weight is None:  # parametrized
+            weight = self.weight
         if torch._C._is_any_autocast_enabled():
             input, weight = _autocast(input, weight)
         elif input.dtype != weight.dtype:
             raise _mixed(input, weight)
-        generator = self._next_draw() if self.training and self.noise_std > 0 else None
-        if _transforms_active():
-            return _written_out(input, weight, generator, self.noise_std, self.readout is not None)
-        readout = self.readout is not None
-        result: Tensor
-        if _is_plain(input, weight):
-            result = _Diagonal.apply(input, weight, generator, self.noise_std, readout)  # type: ignore[no-untyped-call]
-        else:
-            result = torch.ops.torch_ssam.diagonal(
-                input, weight, generator, self.noise_std, _DISTRIBUTION, readout
-            )
+        noise_std, readout = self.noise_std, self.readout is not None
+        generator = self._next_draw() if noise_std > 0 and self.training else None
+        if not torch.compiler.is_compiling():
+            if _in_transform():
+                return _written_out(input, weight, generator, noise_std, readout)
+            if _is_plain(input, weight):
+                return _apply_plain(input, weight, generator, noise_std, readout)
+        result: Tensor = torch.ops.torch_ssam.diagonal(
+            input, weight, generator, noise_std, _DISTRIBUTION, readout
+        )
         return result
 
     def _next_draw(self) -> Tensor:
