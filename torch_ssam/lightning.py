@@ -1,8 +1,8 @@
-"""KeepPerturbed: keep_perturbed in Lightning, which calls neither `train()` nor `eval()` of optimizers.
+"""Callbacks for Lightning: KeepPerturbed, AdaptiveNoise, LogMetrics. Not imported by `torch_ssam`.
 
-Needed with GradScaler ("16-mixed") and with accumulate_grad_batches > 1, where Lightning runs closures outside
-of `optimizer.step(closure)`; otherwise SSAM and wrap need nothing in Lightning. Not imported by `torch_ssam`.
-Tests: tests/python/test_frameworks.py.
+SSAM and wrap need no callback in Lightning, save with GradScaler ("16-mixed") and with accumulate_grad_batches > 1, where
+Lightning runs closures outside of `optimizer.step(closure)`: there keep_perturbed=True and KeepPerturbed, since Lightning
+calls neither `train()` nor `eval()` of optimizers. Tests: tests/python/test_frameworks.py, test_callbacks.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ except ModuleNotFoundError as error:
     from pytorch_lightning import Callback
 from torch.utils.hooks import RemovableHandle
 
-from torch_ssam.optim.base import NoiseDriver
+from torch_ssam import _checks
+from torch_ssam.optim.frameworks import expected_some, named, noise_optimizers
+from torch_ssam.schedules import AdaptiveNoiseStd
 
 
 class KeepPerturbed(Callback):
@@ -37,18 +39,12 @@ class KeepPerturbed(Callback):
         self._handles: list[RemovableHandle] = []
         self._undo: list[Callable[[], object]] = []  # what setup() changed of the strategy
 
-    @staticmethod
-    def _optimizers(trainer: Any) -> list[NoiseDriver]:
-        # Lightning's strategies may hold wrappers with the optimizer inside.
-        found = [getattr(optimizer, "optimizer", optimizer) for optimizer in trainer.optimizers]
-        return [one for one in found if isinstance(one, NoiseDriver)]
-
     def _train(self, trainer: Any) -> None:
-        for optimizer in self._optimizers(trainer):
+        for optimizer in noise_optimizers(trainer.optimizers):
             optimizer.train()
 
     def _eval(self, trainer: Any) -> None:
-        for optimizer in self._optimizers(trainer):
+        for optimizer in noise_optimizers(trainer.optimizers):
             optimizer.eval()
 
     # -- where the noise goes on: the strategy is told after all callbacks, and also in the trials of a Tuner
@@ -79,7 +75,7 @@ class KeepPerturbed(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on checkpoints are clean."""
-        for optimizer in self._optimizers(trainer):
+        for optimizer in noise_optimizers(trainer.optimizers):
             self._handles += optimizer.attach(pl_module)
 
     # -- where it goes off
@@ -117,3 +113,108 @@ class KeepPerturbed(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Noise off, also where a Tuner ends without training."""
         self._end(trainer)
+
+
+class _AfterSteps(Callback):
+    """Calls `_stepped` after every training batch in which an optimizer made a step."""
+
+    _reached = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Notes where the training begins."""
+        self._reached = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks whether there was a step: with accumulation most batches have none."""
+        if trainer.global_step != self._reached:
+            self._reached = trainer.global_step
+            with trainer.precision_plugin.forward_context():
+                self._stepped(trainer, pl_module, batch)
+
+    def _stepped(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        raise NotImplementedError
+
+
+class AdaptiveNoise(_AfterSteps):
+    """Noise that sets itself: `schedules.AdaptiveNoiseStd` for every optimizer of torch_ssam, saved in checkpoints.
+
+    Args:
+        outputs: function of (module, batch) that gives the model's outputs, such as `lambda module, batch: module(batch[0])`.
+        options: those of `AdaptiveNoiseStd`: target, measure, every, rate, max_noise_std.
+
+    Raises:
+        TypeError: outputs is no function; when training starts, no optimizer of torch_ssam.
+
+    Example:
+        >>> import torch_ssam.lightning
+        >>> callback = torch_ssam.lightning.AdaptiveNoise(lambda module, batch: module(batch[0]), target=0.05)
+    """
+
+    def __init__(self, outputs: Callable[[Any, Any], Any], **options: Any) -> None:
+        if not callable(outputs):
+            raise TypeError(f"outputs is a {type(outputs).__name__}; expected a function of (module, batch).")
+        self._outputs, self._options = outputs, options
+        self._loaded: list[dict[str, Any]] = []
+        self.schedules: list[AdaptiveNoiseStd] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Makes the schedules, when checkpoints are loaded."""
+        super().on_train_start(trainer, pl_module)
+        optimizers = expected_some(noise_optimizers(trainer.optimizers), self)
+        self.schedules = [AdaptiveNoiseStd(optimizer, **self._options) for optimizer in optimizers]
+        for schedule, state in zip(self.schedules, self._loaded, strict=False):
+            schedule.load_state_dict(state)
+        self._loaded = []
+
+    def _stepped(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        for schedule in self.schedules:
+            schedule.step(lambda: self._outputs(pl_module, batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of the schedules."""
+        return {"schedules": [schedule.state_dict() for schedule in self.schedules]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept for the start of the training."""
+        self._loaded = state_dict["schedules"]
+
+
+class LogMetrics(_AfterSteps):
+    """Logs `opt.metrics()` every so many steps, as noise/noise_std, noise/noise_to_weight and so on.
+
+    Args:
+        every: steps between looks, >= 1.
+        loss: function of (module, batch) that gives the loss, for noise/loss_rise at the cost of two forwards a look; None for
+            none. It should log nothing itself.
+
+    Raises:
+        TypeError: loss is no function; when training starts, no optimizer of torch_ssam.
+
+    Example:
+        >>> import torch_ssam.lightning
+        >>> callback = torch_ssam.lightning.LogMetrics(every=50)
+    """
+
+    def __init__(self, every: int = 50, loss: Callable[[Any, Any], Any] | None = None) -> None:
+        self.every = _checks.count("every", every)
+        if loss is not None and not callable(loss):
+            raise TypeError(
+                f"loss is a {type(loss).__name__}; expected a function of (module, batch), or None."
+            )
+        self._loss = loss
+        self._steps = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Looks whether there is something to log."""
+        super().on_train_start(trainer, pl_module)
+        expected_some(noise_optimizers(trainer.optimizers), self)
+
+    def _stepped(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        self._steps += 1
+        if self._steps % self.every == 0:
+            loss = self._loss
+            call = None if loss is None else lambda: loss(pl_module, batch)
+            found = [optimizer.metrics(call) for optimizer in noise_optimizers(trainer.optimizers)]
+            pl_module.log_dict(named(found, "noise/"), on_step=True, on_epoch=False)

@@ -47,6 +47,9 @@ def main() -> None:
             opt = torch_ssam.SSAM(model.parameters(), lr=0.1, noise_std=0.1, seed=7, keep_perturbed=kept)
             schedule = AdaptiveNoiseStd(opt, every=1)
             opt.train()
+            whole = torch_ssam.SSAM(make().parameters(), noise_std=0.1, seed=7).metrics()
+            found = opt.metrics()
+            assert all(abs(found[name] - value) < 1e-6 for name, value in whole.items()), (found, whole)
             for k in range(3):
                 schedule.step(lambda model=model: model(x))
                 if k == 0:

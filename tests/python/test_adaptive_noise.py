@@ -443,7 +443,7 @@ def test_a_captured_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     opt.param_groups[0]["params"] = [OnGpu()]
-    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+    with pytest.raises(RuntimeError, match="a CUDA graph is captured"):
         schedule.step(lambda: torch.zeros(2, 2))
 
 

@@ -104,14 +104,16 @@ class NoiseState(SavedWeights):
                     _perturb_from_clean(part, clean, generator, noise, scale)
                     tell_torch(part.params)
 
-    def noise_of(self, group: Group, param: Tensor, place: int, sample: int) -> Tensor:
-        """The noise of this draw that the clean weights of a tensor would get, as a tensor of its dtype."""
+    def noise_of(
+        self, group: Group, param: Tensor, place: int, sample: int, noise_only: bool = True
+    ) -> Tensor:
+        """The noise of this draw that the clean weights of a tensor would get, or clean + noise, in the clean weights' dtype."""
         with torch.no_grad():
             clean = self.clean_of(param).detach()
             scale = self.scales.of(group, [Saved(param, clean)], [clean])
             generator, noise = self._noise(param.device, group, sample, False, 0)
             only: Tensor = torch.ops.torch_ssam.perturbed(
-                clean, generator, place, *noise, *scale.arguments(), noise_only=True
+                clean, generator, place, *noise, *scale.arguments(), noise_only=noise_only
             )
             return only
 

@@ -26,6 +26,7 @@ from torch_ssam.optim.checkpoints import NoiseOptimizer
 from torch_ssam.optim.clean_weights import CleanWeights, check_model
 from torch_ssam.optim.counted import GradientWatch, Witness
 from torch_ssam.optim.hooks import hooked_step
+from torch_ssam.optim.metrics import all_metrics
 from torch_ssam.optim.passes import (
     HALF,
     HeldGradients,
@@ -419,6 +420,10 @@ class NoiseDriver(NoiseOptimizer):
             self.eval()
             return
         self._settle()
+        self._noise_on()
+
+    def _noise_on(self) -> None:
+        """What train() does, less a wrapped optimizer's own modes."""
         if not self._option("keep_perturbed") or self._training:
             return
         try:
@@ -433,9 +438,46 @@ class NoiseDriver(NoiseOptimizer):
     def eval(self) -> None:
         """With keep_perturbed, puts the clean weights back, to evaluate and save; otherwise moves nothing."""
         self._settle()
+        self._noise_off()
+
+    def _noise_off(self) -> None:
+        """What eval() does, less a wrapped optimizer's own modes."""
         if self._training or (self._noise.active and not self._inside_pass):
             self._training = False
             self._noise.restore_surely()
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    @untraced
+    def metrics(self, loss: Callable[[], Any] | None = None) -> dict[str, float]:
+        """What the noise does now, to be logged every so many steps; it leaves no trace.
+
+        Costs a draw of noise and about four reads of the weights, a tensor at a time, and waiting for the result; with a
+        loss two forwards besides.
+
+        Args:
+            loss: function without arguments that gives the loss on a batch, such as `lambda: criterion(model(x), y)`. It is
+                called at the clean and at the noisy weights, without gradients, with the same random numbers.
+
+        Returns:
+            "noise_std": the largest of all groups. "noise_to_weight": norm of the noise over norm of the clean weights, over
+            all tensors that get noise, of the next pass (or of the present one). "noise_rounded_away": the share of those
+            weights that the noise leaves where they are, in their dtype. With a loss, "clean_loss", "noisy_loss" and
+            "loss_rise", their difference; of this rank's batch. All 0 where there is no noise but the losses.
+
+        Raises:
+            RuntimeError: with a loss, inside `perturb()`; while a CUDA graph is captured.
+            TypeError: the loss is no number.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> w = torch.nn.Parameter(torch.ones(1000))
+            >>> opt = torch_ssam.SSAM([w], noise_std=0.1, distribution="rademacher")
+            >>> found = opt.metrics(lambda: w.square().mean())
+            >>> round(found["noise_to_weight"], 6), found["noise_rounded_away"], found["clean_loss"]
+            (0.1, 0.0, 1.0)
+        """
+        return all_metrics(self, loss)
 
     # -- clean weights ---------------------------------------------------------------------------------------
 

@@ -22,13 +22,13 @@ from torch_ssam.noise.saved_model import Generators, SavedModule, SavedTensor, i
 from torch_ssam.noise.scope import Scope
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
-from torch_ssam.optim.base import NoiseDriver
+from torch_ssam.optim.clean_weights import Owner
 
 
 class _NoisyWeights(Scope):
     """Inside, clean weights hold the noise of the next pass, which is not used up."""
 
-    def __init__(self, owner: NoiseDriver) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
 
     def _begin(self) -> None:
@@ -45,17 +45,17 @@ class _NoisyWeights(Scope):
 class _CleanWeights(Scope):
     """Inside, weights that are kept perturbed are clean; a wrapped optimizer's own modes stay, unlike in clean_weights()."""
 
-    def __init__(self, owner: NoiseDriver) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._was_training = False
 
     def _begin(self) -> None:
-        NoiseDriver.eval(self._owner)
+        self._owner._noise_off()
         self._was_training = True
 
     def _end(self) -> None:
         if self._was_training:  # else eval() raised, and the weights are as others wrote them
-            NoiseDriver.train(self._owner)
+            self._owner._noise_on()
 
 
 def _memory(tensor: Tensor) -> int:
@@ -116,7 +116,18 @@ class _SeenModules:
                 module.reshard()
 
 
-def clean_and_noisy(optimizer: NoiseDriver, outputs: Callable[[], Any]) -> tuple[Any, Any]:
+def check_not_captured(optimizer: Owner) -> list[Tensor]:
+    """Raises RuntimeError while a CUDA graph is captured; else the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if any([p.is_cuda for p in params]) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "what noise does is looked at while a CUDA graph is captured: the result is read, which a graph cannot, and a "
+            "graph holds on to the noise_std that it was captured with. Look between replays of graphs without noise."
+        )
+    return params
+
+
+def clean_and_noisy(optimizer: Owner, outputs: Callable[[], Any]) -> tuple[Any, Any]:
     """What the function returns at the clean weights, and at those of the next pass.
 
     Raises: RuntimeError: inside a pass, or while a CUDA graph is captured.
@@ -125,12 +136,7 @@ def clean_and_noisy(optimizer: NoiseDriver, outputs: Callable[[], Any]) -> tuple
         raise RuntimeError(
             "outputs are compared inside perturb(): leave the pass first, so that there are clean weights to compare with."
         )
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    if any([p.is_cuda for p in params]) and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "outputs are compared while a CUDA graph is captured: the result is read, which a graph cannot, and a graph "
-            "holds on to the noise_std that it was captured with. Call it between replays of graphs without noise."
-        )
+    params = check_not_captured(optimizer)
     optimizer._settle()
     other: Scope = _CleanWeights(optimizer) if optimizer._training else _NoisyWeights(optimizer)
     seen, generators = _SeenModules(params), Generators(params)
