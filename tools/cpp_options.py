@@ -1,16 +1,18 @@
-"""The options of the C++ front, read from its headers; prints them as a Markdown table: python tools/cpp_options.py
+"""The options of the C++ front, read from its headers; prints them as Markdown tables: python tools/cpp_options.py
 
 Each is named once, in a list such as TORCH_SSAM_NOISE_OPTIONS with X(type, name, default, range, "text") for each
-(csrc/api/include/torch_ssam/option.h). docs/conf.py shows the table, tests/python/test_cpp_options.py holds the lists to
+(csrc/api/include/torch_ssam/option.h). docs/conf.py shows the tables, tests/python/test_cpp_options.py holds the lists to
 Python's.
 """
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HEADERS = Path(__file__).resolve().parent.parent / "csrc" / "api" / "include" / "torch_ssam"
+HEADERS_OF_UPDATES = {"SSAM": "ssam.h", "SSAMAdamW": "adamw.h"}
 VALUES = {"true": True, "false": False, "std::nullopt": None}
 
 
@@ -39,8 +41,8 @@ def split(arguments: str) -> list[str]:
 
 
 def value(text: str) -> Any:
-    """A literal of C++."""
-    return VALUES[text] if text in VALUES else ast.literal_eval(text)
+    """A literal of C++; of a pair, such as Betas(0.9, 0.999), what it holds."""
+    return VALUES[text] if text in VALUES else ast.literal_eval(text.removeprefix("Betas"))
 
 
 def read(header: str) -> dict[str, list[Option]]:
@@ -61,7 +63,7 @@ def lists() -> dict[str, list[Option]]:
     """Every list."""
     return {
         name: found
-        for header in ("noise/options.h", "optim/options.h", "ssam.h")
+        for header in ("noise/options.h", "optim/options.h", *HEADERS_OF_UPDATES.values())
         for name, found in read(header).items()
     }
 
@@ -81,20 +83,32 @@ def in_words(option: Option) -> str:
     return words.format(*bounds)
 
 
-def table() -> str:
-    """All options as Markdown."""
-    rows = ["| Option | Type | Default | Range | |", "|---|---|---|---|---|"]
-    found = lists()
-    for name in sorted(found, key=lambda name: name != "sgd"):  # those of the update first
-        for option in found[name]:
-            default = "none" if option.default is None else str(option.default)
-            default = default.lower() if option.type == "bool" else default
-            default = f'"{default}"' if option.type == "std::string" else default
-            rows.append(
-                f"| `{option.name}` | `{option.type}` | `{default}` | {in_words(option)} | {option.text} |"
-            )
-    return "\n".join(rows) + "\n"
+def rows(options: list[Option]) -> Iterator[str]:
+    """Options as the rows of a table."""
+    for option in options:
+        default = "none" if option.default is None else str(option.default)
+        default = default.lower() if option.type == "bool" else default
+        default = f'"{default}"' if option.type == "std::string" else default
+        yield f"| `{option.name}` | `{option.type}` | `{default}` | {in_words(option)} | {option.text} |"
+
+
+def tables() -> str:
+    """All options as Markdown: those of each update, then those that all optimizers have."""
+    head = "| Option | Type | Default | Range | |\n|---|---|---|---|---|"
+    updates = {name: read(header) for name, header in HEADERS_OF_UPDATES.items()}
+    of_updates = {name for found in updates.values() for name in found}
+    parts = []
+    for name, found in updates.items():
+        parts += [
+            f"Of the update of `{name}`:",
+            "",
+            head,
+            *(row for own in found.values() for row in rows(own)),
+            "",
+        ]
+    shared = [row for name, own in lists().items() if name not in of_updates for row in rows(own)]
+    return "\n".join([*parts, "Of both:", "", head, *shared]) + "\n"
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(tables(), end="")

@@ -33,6 +33,12 @@ void check(const NamedOption& option, double value) {
                     range.open_high ? " < " : " <= ", range.high, " (", option.text, ").");
 }
 
+void check(const NamedOption& option, const Betas& value) {
+  const std::string first = c10::str(option.name, "[0]"), second = c10::str(option.name, "[1]");
+  check({first.c_str(), option.range, option.text, option.option}, std::get<0>(value));
+  check({second.c_str(), option.range, option.text, option.option}, std::get<1>(value));
+}
+
 void check(const NamedOption& option, std::int64_t value) {
   detail::check_count(option.name, value, static_cast<std::int64_t>(option.range.low),
                       static_cast<std::int64_t>(option.range.high));
@@ -74,6 +80,8 @@ T from_ivalue(const c10::IValue& value, const std::string& name) {
     return value.isNone() ? T() : T(detail::as_double(value, name));
   } else if constexpr (std::is_same_v<T, double>) {
     return detail::as_double(value, name);
+  } else if constexpr (std::is_same_v<T, Betas>) {
+    return detail::as_pair(value, name);
   } else if constexpr (std::is_same_v<T, bool>) {
     return detail::as_bool(value, name);
   } else if constexpr (std::is_same_v<T, std::int64_t>) {

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cmath>
+#include <vector>
 
 namespace torch_ssam::detail {
 
@@ -25,6 +27,14 @@ double as_double(const c10::IValue& value, const std::string& what) {
   return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble();
 }
 
+std::tuple<double, double> as_pair(const c10::IValue& value, const std::string& what) {
+  std::vector<c10::IValue> both;
+  if (value.isTuple()) both = value.toTupleRef().elements().vec();
+  if (value.isList()) both = value.toListRef().vec();
+  TORCH_CHECK_VALUE(both.size() == 2, "torch_ssam: ", what, " is ", value.tagKind(), "; expected a pair of numbers.");
+  return {as_double(both[0], what + "[0]"), as_double(both[1], what + "[1]")};
+}
+
 std::int64_t as_int(const c10::IValue& value, const std::string& what) {
   TORCH_CHECK_VALUE(value.isInt(), "torch_ssam: ", what, " is ", value.tagKind(), "; expected an integer.");
   return value.toInt();
@@ -34,6 +44,14 @@ std::int64_t as_draw(const c10::IValue& value) {
   const std::int64_t draw = as_int(value, "draw");
   TORCH_CHECK_VALUE(draw >= 0, "torch_ssam: draw is ", draw, "; expected an integer >= 0.");
   return draw;
+}
+
+std::int64_t as_step(const c10::IValue& value) {
+  if (value.isInt() && value.toInt() >= 0) return value.toInt();
+  const double step = as_double(value, "the step of a parameter");
+  TORCH_CHECK_VALUE(step >= 0 && step < 0x1p53 && step == std::floor(step), "torch_ssam: the step of a parameter is ",
+                    step, "; expected a whole number >= 0.");
+  return static_cast<std::int64_t>(step);
 }
 
 bool as_bool(const c10::IValue& value, const std::string& what) {

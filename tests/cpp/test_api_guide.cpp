@@ -79,6 +79,13 @@ TEST(GuideTest, OtherWaysToDrive) {
     opt.eval();
   }
   {
+    torch::nn::Linear model(3, 1);
+    SSAMAdamW adam(model->parameters(), SSAMAdamWOptions(1e-3).betas({0.9, 0.95}).noise_std(0.01));
+    { auto perturbed = adam.perturb(); model->forward(torch::ones({2, 3})).sum().backward(); }
+    adam.step();
+    EXPECT_EQ(adam.draw(), 1);
+  }
+  {
     const auto loss = [&] { return params[0].square().sum(); };
     torch::optim::Adam adam(params, torch::optim::AdamOptions(0.1));
     WeightNoise noise(params, 0.01);

@@ -69,8 +69,25 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "kept_masters": ("kept", {"master_dtype": "float32", "keep_perturbed": True, "momentum": 0.9}),
     "kept_rademacher": ("kept", {"keep_perturbed": True, "distribution": "rademacher"}),
 }
+# The same for SSAMAdamW, beside those above that name no option of SGD's update.
+ADAMW_MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "defaults": ("perturb", {"lr": 1e-3}),
+    "betas": ("perturb", {"betas": (0.5, 0.75), "eps": 1e-3, "weight_decay": 0.25}),
+    "amsgrad": ("perturb", {"amsgrad": True, "weight_decay": 0}),
+    "no_memory": ("perturb", {"betas": (0.0, 0.0), "eps": 0.5}),
+    "kept_amsgrad": ("kept", {"keep_perturbed": True, "amsgrad": True, "seed": -3}),
+    "kept_maximize": ("kept", {"keep_perturbed": True, "maximize": True, "distribution": "rademacher"}),
+    "masters_amsgrad": ("perturb", {"master_dtype": "float32", "amsgrad": True, "lr": 1e-3}),
+}
+OF_SGD = {"momentum", "dampening", "nesterov", "weight_decay"}
+RULES: dict[str, type[Any]] = {"SSAM": torch_ssam.SSAM, "SSAMAdamW": torch_ssam.SSAMAdamW}
 MODELS = ("mlp", "cnn", "diagonal")
-CASES = [(model, name) for model in MODELS for name in MODES] + [("own_noise", "no_noise")]
+CASES = [("SSAM", model, name) for model in MODELS for name in MODES] + [("SSAM", "own_noise", "no_noise")]
+CASES += [("SSAMAdamW", "cnn", name) for name in ADAMW_MODES]
+CASES += [("SSAMAdamW", "mlp", name) for name in (*MODES, *ADAMW_MODES)]
+
+
+RESUMED = ("kept", "kept_regenerate", "split_everything", "fisher", "kept_fisher", "masters", "kept_masters")
 
 
 def make_model(name: str) -> nn.Sequential:
@@ -84,24 +101,29 @@ def make_model(name: str) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 65), layer, nn.Linear(65, 3))
 
 
-def make_optimizer(model: nn.Module, options: dict[str, Any]) -> torch_ssam.SSAM:
+def make_optimizer(rule: str, model: nn.Module, options: dict[str, Any]) -> Any:
     params = list(model.parameters())
     if "master_dtype" in options:
         options = {**options, "master_dtype": getattr(torch, options["master_dtype"])}
-    return torch_ssam.SSAM([{"params": params[:2]}, {"params": params[2:]}], **options)
+    return RULES[rule]([{"params": params[:2]}, {"params": params[2:]}], **options)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def make_case(model_name: str, mode_name: str) -> dict[str, Any]:
+def make_case(rule: str, model_name: str, mode_name: str) -> dict[str, Any]:
     torch.manual_seed(len(model_name) + 100 * len(mode_name))
-    mode, options = MODES[mode_name]
+    mode, options = MODES.get(mode_name) or ADAMW_MODES[mode_name]
+    if rule != "SSAM":
+        options = {
+            name: value for name, value in options.items() if name not in OF_SGD or mode_name not in MODES
+        }
     dtype = torch.bfloat16 if "master_dtype" in options else torch.float32
     model = make_model(model_name).to(dtype)
     x = torch.randn(10, 1, 6, 6) if model_name == "cnn" else torch.randn(10, 6)
     return {
+        "rule": rule,
         "model": "diagonal" if model_name == "own_noise" else model_name,
         "own_noise": model_name == "own_noise",
         "layer_seed": 31,
@@ -122,7 +144,7 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
     model = make_model(name).to(dtype)
     model.load_state_dict(case["weights"])
     torch.manual_seed(case["manual_seed"])
-    opt = make_optimizer(model, case["options"])
+    opt = make_optimizer(case["rule"], model, case["options"])
     if case["optimizer"] is not None:
         opt.load_state_dict(case["optimizer"])
     x, y, mode = case["x"], case["y"], case["mode"]
@@ -225,7 +247,7 @@ def run_in_cpp(consumer: Path, folder: Path, cases: dict[str, Any]) -> dict[str,
 @pytest.fixture(scope="session")
 def runs(consumer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every case, run by one C++ process."""
-    cases = {f"{model}-{mode}": make_case(model, mode) for model, mode in CASES}
+    cases = {"-".join(case): make_case(*case) for case in CASES}
     return {"cases": cases, "cpp": run_in_cpp(consumer, tmp_path_factory.mktemp("parity"), cases)}
 
 
@@ -251,32 +273,30 @@ def test_the_consumer_of_the_installed_package_trains(consumer: Path) -> None:
     assert "draw 100" in done.stdout
 
 
-@pytest.mark.parametrize(("model", "mode"), CASES, ids=lambda v: str(v))
-def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], model: str, mode: str) -> None:
-    case = runs["cases"][f"{model}-{mode}"]
-    ours, theirs = run_in_python(case, model), runs["cpp"][f"{model}-{mode}"]
+@pytest.mark.parametrize(("rule", "model", "mode"), CASES, ids=lambda v: str(v))
+def test_cpp_and_python_end_in_the_same_bits(runs: dict[str, Any], rule: str, model: str, mode: str) -> None:
+    name = f"{rule}-{model}-{mode}"
+    case = runs["cases"][name]
+    ours, theirs = run_in_python(case, model), runs["cpp"][name]
     assert all(math.isfinite(v) for v in ours["losses"].tolist())
     assert any(not same_bits(value, case["weights"][name]) for name, value in ours["weights"].items())
     assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(
-    "mode",
+    ("rule", "mode"),
     [
-        "nesterov",
-        "kept",
-        "kept_regenerate",
-        "split_everything",
-        "fisher",
-        "kept_fisher",
-        "masters",
-        "kept_masters",
+        *((rule, mode) for rule in RULES for mode in RESUMED),
+        ("SSAM", "nesterov"),
+        ("SSAMAdamW", "betas"),
+        ("SSAMAdamW", "kept_amsgrad"),
+        ("SSAMAdamW", "masters_amsgrad"),
     ],
 )
 def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
-    consumer: Path, tmp_path: Path, mode: str
+    consumer: Path, tmp_path: Path, rule: str, mode: str
 ) -> None:
-    start = make_case("mlp", mode)
+    start = make_case(rule, "mlp", mode)
     whole = run_in_python({**start, "steps": 2 * STEPS}, "mlp")
     python_first = run_in_python(start, "mlp")
     cpp_first = run_in_cpp(consumer, tmp_path, {"run": start})["run"]
@@ -298,4 +318,26 @@ def test_a_python_checkpoint_resumes_in_cpp_and_the_other_way_round(
 def test_weights_saved_by_one_load_in_the_other(runs: dict[str, Any]) -> None:
     """The C++ results are such a file: their weights load with load_state_dict, generator included."""
     for model in ("mlp", "cnn", "diagonal"):
-        make_model(model).load_state_dict(runs["cpp"][f"{model}-perturb"]["weights"])
+        make_model(model).load_state_dict(runs["cpp"][f"SSAM-{model}-perturb"]["weights"])
+
+
+def test_a_checkpoint_of_torch_adamw_in_python_goes_on_in_cpp(consumer: Path, tmp_path: Path) -> None:
+    """As it does in Python: test_adamw.py."""
+    start = make_case("SSAMAdamW", "mlp", "defaults")
+    model = make_model("mlp")
+    model.load_state_dict(start["weights"])
+    opt = torch.optim.AdamW(
+        [{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}],
+        lr=0.01,
+        betas=(0.8, 0.9),
+    )
+    for _ in range(3):
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(start["x"]), start["y"]).backward()
+        opt.step()
+    case = {**start, "weights": weights_of(model), "optimizer": opt.state_dict()}
+    theirs = run_in_cpp(consumer, tmp_path, {"run": case})["run"]
+    ours = run_in_python(case, "mlp")  # which goes on in the tensors that it loads
+    assert ours["optimizer"]["state"][0]["step"] == 3 + STEPS
+    assert ours["optimizer"]["param_groups"][0]["betas"] == (0.8, 0.9)
+    assert_same(ours, theirs)

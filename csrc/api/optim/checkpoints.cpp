@@ -42,6 +42,10 @@ const NoiseParamState* NoiseOptimizer::find_state(const at::Tensor& param) const
   return found == state_.end() ? nullptr : static_cast<const NoiseParamState*>(found->second.get());
 }
 
+NoiseParamState* NoiseOptimizer::find_state(const at::Tensor& param) {
+  return const_cast<NoiseParamState*>(std::as_const(*this).find_state(param));
+}
+
 // --- groups and options
 
 NoiseOptimizer::NoiseOptimizer(std::unique_ptr<FusedOptions> defaults)
@@ -232,13 +236,18 @@ void NoiseOptimizer::fit_loaded(const at::Tensor& param, const FusedOptions& opt
 // Checks what came, then takes it over.
 void NoiseOptimizer::finish_load(std::optional<std::int64_t> seed, std::optional<std::int64_t> draw) {
   bool pending = false;
+  std::int64_t place = -1;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     const FusedOptions& options = options_of(g);
     check_options(options);
     detail::check_common(options, first_options());
     for (const at::Tensor& p : param_groups_[g].params()) {
+      ++place;
       if (find_state(p) == nullptr) continue;
       NoiseParamState& state = state_of(p);
+      if (!counts_steps()) state.step() = 0;
+      check_loaded(state, place);
+      state.set_has_others(false);
       fit_loaded(p, options, state);
       pending |= state.clean().defined();
       if (state.empty()) state_.erase(p.unsafeGetTensorImpl());
@@ -301,6 +310,27 @@ void NoiseOptimizer::load(torch::serialize::InputArchive& archive) {
   backup.done = true;
 }
 
+namespace {
+
+// As torch.optim has it in Python.
+at::Tensor tensor_of(std::int64_t step) {
+  return at::scalar_tensor(static_cast<double>(step), step <= (1 << 24) ? at::kFloat : at::kDouble);
+}
+
+void read_state(const Dict& fields, NoiseParamState& state) {
+  std::size_t known = 0;
+  state.each([&](const char* name, at::Tensor& tensor) {
+    const c10::IValue value = detail::value_of(fields, name);
+    if (value.isTensor()) tensor = value.toTensor().clone();  // the caller may go on to use what it passed
+    known += fields.contains(name) ? 1 : 0;
+  });
+  if (const c10::IValue step = detail::value_of(fields, "step"); !step.isNone()) state.step() = detail::as_step(step);
+  known += fields.contains("step") ? 1 : 0;
+  state.set_has_others(known < fields.size());
+}
+
+}  // namespace
+
 // {"state": {place: {buffers of the rule, "clean", "fisher", "master"}}, "param_groups": [{options, "seed", "draw",
 // "params": places}]}
 c10::IValue NoiseOptimizer::state_dict() const {
@@ -323,8 +353,7 @@ c10::IValue NoiseOptimizer::state_dict() const {
         own->each([&](const char* name, const at::Tensor& tensor) {
           if (tensor.defined()) entry.insert(name, tensor);
         });
-        // A tensor in Python.
-        if (own->step() > 0) entry.insert("step", at::tensor(static_cast<double>(own->step()), at::kFloat));
+        if (own->step() > 0) entry.insert("step", tensor_of(own->step()));
         state.insert(place, entry);
       }
       ++place;
@@ -353,6 +382,7 @@ void NoiseOptimizer::load_state_dict(const c10::IValue& state_dict) {
   std::optional<std::int64_t> seed, draw;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     const Dict group = detail::as_dict(groups.get(g), "a parameter group of the state_dict");
+    check_loaded_group(group);
     options_of(g).read([&](const char* name, c10::IValue& value) {  // others, such as `foreach`, are none of ours
       const bool found = group.contains(name);
       if (found) value = group.at(name);
@@ -370,12 +400,7 @@ void NoiseOptimizer::load_state_dict(const c10::IValue& state_dict) {
       const c10::IValue entry = detail::value_of(saved_state, c10::IValue(places.toList().get(i)));
       if (entry.isNone()) continue;
       const Dict fields = detail::as_dict(entry, "the state of a parameter");
-      state_of(params[i]).each([&](const char* name, at::Tensor& tensor) {
-        const c10::IValue value = detail::value_of(fields, name);
-        if (value.isTensor()) tensor = value.toTensor().clone();  // the caller may go on to use what it passed
-      });
-      const c10::IValue step = detail::value_of(fields, "step");
-      if (!step.isNone()) state_of(params[i]).step() = static_cast<std::int64_t>(detail::as_double(step, "step"));
+      read_state(fields, state_of(params[i]));
     }
   }
   finish_load(seed, draw);

@@ -20,22 +20,23 @@ struct FusedOptimizer::Part {
   bool first, applied, mastered;
   Members members = {};
   std::vector<at::Tensor> grads = {};
-  std::vector<const NoiseParamState*> states = {};  // null where there is none
-  std::vector<at::Tensor> buffers = {};             // the first of every tensor, then the second of every tensor
-  bool renewed = false;                             // whether buffers are others than in the state
+  std::vector<NoiseParamState*> states = {};  // null where there is none
+  std::vector<at::Tensor> buffers = {};       // the first of every tensor, then the second of every tensor
+  bool renewed = false;                       // whether buffers are others than in the state
   ops::Update update = {};
 };
 
 std::vector<FusedOptimizer::Part> FusedOptimizer::parts_of(const FusedOptions& options, const Members& members) {
   detail::NoiseState& noise = drive_->noise;
   const std::size_t buffers = count_buffers(options);
+  const bool counted = counts_steps();
   std::vector<Part> parts;
   for (std::size_t i = 0; i < members.params.size(); ++i) {
     const at::Tensor& p = members.params[i];
     if (!p.grad().defined()) continue;
-    const NoiseParamState* state = buffers == 0 ? nullptr : find_state(p);
+    NoiseParamState* state = buffers == 0 && !counted ? nullptr : find_state(p);
     bool first = false;
-    for (std::size_t b = 0; b < buffers; ++b) first |= state == nullptr || !state->buffer(b).defined();
+    for (std::size_t b = 0; b < buffers && !counted; ++b) first |= state == nullptr || !state->buffer(b).defined();
     const bool applied = noise.is_applied(p);
     const bool mastered = noise.has_master(p, options.master_dtype().has_value());
     const at::Device device = p.device();
@@ -70,7 +71,7 @@ std::vector<FusedOptimizer::Part> FusedOptimizer::parts_of(const FusedOptions& o
       }
     }
     part.update = update_of(options);
-    if (counts_steps()) {
+    if (counted) {
       for (const NoiseParamState* state : part.states) {
         part.update.steps.push_back(state == nullptr ? 1 : state->step() + 1);
       }
@@ -87,8 +88,9 @@ void FusedOptimizer::keep_state(const Part& part) {
   for (std::size_t i = 0; i < part.buffers.size() && part.renewed; ++i) {
     state_of(params[i % params.size()]).buffer(i / params.size()) = part.buffers[i];
   }
-  for (std::size_t i = 0; i < params.size() && counts_steps(); ++i) {
-    state_of(params[i]).step() = part.update.steps[i];
+  if (!counts_steps()) return;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    (part.states[i] == nullptr ? state_of(params[i]) : *part.states[i]).step() = part.update.steps[i];
   }
 }
 

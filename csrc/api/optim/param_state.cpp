@@ -35,10 +35,17 @@ void NoiseParamState::serialize(torch::serialize::OutputArchive& archive) const 
 }
 
 void NoiseParamState::serialize(torch::serialize::InputArchive& archive) {
+  std::vector<std::string> known = {"step"};
   each([&](const char* name, at::Tensor& tensor) {
-    if (c10::IValue value; archive.try_read(name, value)) tensor = value.toTensor();
+    known.emplace_back(name);
+    // None where torch::optim::AdamW keeps no largest average.
+    if (c10::IValue value; archive.try_read(name, value) && !value.isNone()) tensor = value.toTensor();
   });
-  if (c10::IValue value; archive.try_read("step", value)) step_ = detail::as_int(value, "step");
+  if (c10::IValue value; archive.try_read("step", value)) step_ = detail::as_step(value);
+  const std::vector<std::string> keys = archive.keys();
+  has_others_ = std::any_of(keys.begin(), keys.end(), [&](const std::string& key) {
+    return std::find(known.begin(), known.end(), key) == known.end();
+  });
 }
 
 bool operator==(const NoiseParamState& a, const NoiseParamState& b) {

@@ -5,7 +5,9 @@
 #include <torch_ssam/torch_ssam.h>
 
 #include <cstdio>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -36,59 +38,90 @@ torch::nn::Sequential make_model(const std::string& name, bool own_noise, std::i
   return model;
 }
 
-// Options by way of a state_dict in Python's layout, which is how a checkpoint brings them.
-torch_ssam::SSAM make_optimizer(const torch::nn::Sequential& model, const Dict& options) {
+double number(const c10::IValue& value) {
+  return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble();
+}
+
+// The options of each update; whether the name is one of them.
+bool set_option(torch_ssam::SSAMOptions& options, const std::string& name, const c10::IValue& value) {
+  if (name == "momentum")
+    options.momentum(number(value));
+  else if (name == "dampening")
+    options.dampening(number(value));
+  else if (name == "nesterov")
+    options.nesterov(value.toBool());
+  else
+    return false;
+  return true;
+}
+
+bool set_option(torch_ssam::SSAMAdamWOptions& options, const std::string& name, const c10::IValue& value) {
+  if (name == "betas")
+    options.betas({number(value.toTupleRef().elements()[0]), number(value.toTupleRef().elements()[1])});
+  else if (name == "eps")
+    options.eps(number(value));
+  else if (name == "amsgrad")
+    options.amsgrad(value.toBool());
+  else
+    return false;
+  return true;
+}
+
+template <typename Options>
+Options options_from(const Dict& given) {
+  Options options;
+  for (const auto& item : given) {
+    const std::string name = item.key().toStringRef();
+    const c10::IValue value = item.value();
+    if (set_option(options, name, value)) continue;
+    if (name == "lr")
+      options.lr(number(value));
+    else if (name == "noise_std")
+      options.noise_std(number(value));
+    else if (name == "weight_decay")
+      options.weight_decay(number(value));
+    else if (name == "maximize")
+      options.maximize(value.toBool());
+    else if (name == "distribution")
+      options.distribution(value.toStringRef());
+    else if (name == "scale")
+      options.scale(value.toStringRef());
+    else if (name == "fisher_decay")
+      options.fisher_decay(number(value));
+    else if (name == "fisher_factor")
+      options.fisher_factor(number(value));
+    else if (name == "samples")
+      options.samples(value.toInt());
+    else if (name == "antithetic")
+      options.antithetic(value.toBool());
+    else if (name == "clean_weight")
+      options.clean_weight(number(value));
+    else if (name == "radius")
+      options.radius(number(value));
+    else if (name == "keep_perturbed")
+      options.keep_perturbed(value.toBool());
+    else if (name == "memory")
+      options.memory(value.toStringRef());
+    else if (name == "master_dtype")
+      options.master_dtype(torch::kFloat);
+    else if (name == "seed")
+      options.seed(value.toOptional<std::int64_t>());
+    else
+      TORCH_CHECK(false, "unknown option ", name);
+  }
+  return options;
+}
+
+std::unique_ptr<torch_ssam::NoiseDriver> make_optimizer(const std::string& name, const torch::nn::Sequential& model,
+                                                        const Dict& options) {
   std::vector<torch::optim::OptimizerParamGroup> groups;
   const auto params = model->parameters();
   groups.emplace_back(std::vector<Tensor>(params.begin(), params.begin() + 2));
   groups.emplace_back(std::vector<Tensor>(params.begin() + 2, params.end()));
-  torch_ssam::SSAMOptions defaults;
-  for (const auto& item : options) {
-    const std::string name = item.key().toStringRef();
-    const c10::IValue value = item.value();
-    const auto number = [&] { return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble(); };
-    if (name == "lr")
-      defaults.lr(number());
-    else if (name == "noise_std")
-      defaults.noise_std(number());
-    else if (name == "momentum")
-      defaults.momentum(number());
-    else if (name == "dampening")
-      defaults.dampening(number());
-    else if (name == "weight_decay")
-      defaults.weight_decay(number());
-    else if (name == "nesterov")
-      defaults.nesterov(value.toBool());
-    else if (name == "maximize")
-      defaults.maximize(value.toBool());
-    else if (name == "distribution")
-      defaults.distribution(value.toStringRef());
-    else if (name == "scale")
-      defaults.scale(value.toStringRef());
-    else if (name == "fisher_decay")
-      defaults.fisher_decay(number());
-    else if (name == "fisher_factor")
-      defaults.fisher_factor(number());
-    else if (name == "samples")
-      defaults.samples(value.toInt());
-    else if (name == "antithetic")
-      defaults.antithetic(value.toBool());
-    else if (name == "clean_weight")
-      defaults.clean_weight(number());
-    else if (name == "radius")
-      defaults.radius(number());
-    else if (name == "keep_perturbed")
-      defaults.keep_perturbed(value.toBool());
-    else if (name == "memory")
-      defaults.memory(value.toStringRef());
-    else if (name == "master_dtype")
-      defaults.master_dtype(torch::kFloat);
-    else if (name == "seed")
-      defaults.seed(value.toOptional<std::int64_t>());
-    else
-      TORCH_CHECK(false, "unknown option ", name);
+  if (name == "SSAMAdamW") {
+    return std::make_unique<torch_ssam::SSAMAdamW>(groups, options_from<torch_ssam::SSAMAdamWOptions>(options));
   }
-  return torch_ssam::SSAM(groups, defaults);
+  return std::make_unique<torch_ssam::SSAM>(groups, options_from<torch_ssam::SSAMOptions>(options));
 }
 
 Dict run(const Dict& given) {
@@ -103,7 +136,8 @@ Dict run(const Dict& given) {
   }
   torch_ssam::load_state_dict(*model, given.at("weights"));
   torch::manual_seed(static_cast<std::uint64_t>(given.at("manual_seed").toInt()));
-  torch_ssam::SSAM opt = make_optimizer(model, given.at("options").toGenericDict());
+  const auto optimizer = make_optimizer(given.at("rule").toStringRef(), model, given.at("options").toGenericDict());
+  torch_ssam::NoiseDriver& opt = *optimizer;
   if (!given.at("optimizer").isNone()) opt.load_state_dict(given.at("optimizer"));
   const Tensor x = given.at("x").toTensor(), y = given.at("y").toTensor();
   std::vector<double> losses;

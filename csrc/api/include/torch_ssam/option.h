@@ -15,10 +15,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <variant>
 #include <vector>
 
 namespace torch_ssam {
+
+using Betas = std::tuple<double, double>;  // as torch::optim::AdamWOptions has them
 
 namespace detail {
 
@@ -67,7 +70,7 @@ struct NamedOption {
   const char* name;
   Range range;
   const char* text;
-  std::variant<Option<double>*, Option<bool>*, Option<std::int64_t>*, Option<std::string>*,
+  std::variant<Option<double>*, Option<bool>*, Option<std::int64_t>*, Option<std::string>*, Option<Betas>*,
                Option<std::optional<double>>*, Option<std::optional<at::ScalarType>>*>
       option;
 };

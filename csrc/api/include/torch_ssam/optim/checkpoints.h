@@ -3,6 +3,7 @@
 // this class. Python's twin is optim/checkpoints.py. Tests: tests/cpp/test_api_state.cpp, test_api_checkpoint.cpp.
 #pragma once
 
+#include <ATen/core/Dict.h>
 #include <torch/optim/optimizer.h>
 #include <torch_ssam/optim/options.h>
 #include <torch_ssam/optim/param_state.h>
@@ -51,6 +52,11 @@ class NoiseOptimizer : public torch::optim::Optimizer {
   virtual const char* name() const = 0;
   virtual void check_update(const FusedOptions& options) const = 0;  // throws where they do not go together
   virtual std::unique_ptr<NoiseParamState> new_state() const = 0;
+  // Whether its update goes by the number of a tensor's updates, which is then counted and saved.
+  virtual bool counts_steps() const { return false; }
+  // Throw where what a checkpoint has of a parameter, or of a group in Python's layout, is not for this class.
+  virtual void check_loaded(const NoiseParamState& /*state*/, std::int64_t /*place*/) const {}
+  virtual void check_loaded_group(const c10::impl::GenericDict& /*group*/) const {}
   virtual void write(torch::serialize::OutputArchive& archive) const = 0;  // groups and state, as torch::optim's
   virtual void read(torch::serialize::InputArchive& archive) = 0;
 
@@ -62,7 +68,8 @@ class NoiseOptimizer : public torch::optim::Optimizer {
   // Each group with all of its tensors, frozen ones too.
   void for_each_group(const std::function<void(const FusedOptions&, const detail::Members&)>& visit);
   NoiseParamState& state_of(const at::Tensor& param);
-  const NoiseParamState* find_state(const at::Tensor& param) const;
+  const NoiseParamState* find_state(const at::Tensor& param) const;  // null where there is none
+  NoiseParamState* find_state(const at::Tensor& param);
   void settle();      // writes clean weights that a load brought
   void note_clean();  // names the clean copies of perturbed tensors in the state
 

@@ -18,11 +18,10 @@ class FusedOptimizer : public NoiseDriver {
  protected:
   using NoiseDriver::NoiseDriver;
 
-  // What a class says of its rule: how many of its state's buffers it keeps with these options, the rule with its
-  // numbers as the operators take them, and whether it goes by the number of a tensor's updates, which is then counted.
+  // What a class says of its rule: how many of its state's buffers it keeps with these options, and the rule with its
+  // numbers as the operators take them.
   virtual std::size_t count_buffers(const FusedOptions& options) const = 0;
   virtual ops::Update update_of(const FusedOptions& options) const = 0;
-  virtual bool counts_steps() const { return false; }
 
   void update() override;
   void update_and_perturb() override;

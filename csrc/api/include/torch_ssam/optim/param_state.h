@@ -32,6 +32,9 @@ class NoiseParamState : public torch::optim::OptimizerParamState {
   std::int64_t step() const noexcept { return step_; }
   std::int64_t& step() noexcept { return step_; }
   bool empty() const;
+  // While it is loaded: whether what was saved has other names too, as another optimizer's.
+  bool has_others() const noexcept { return has_others_; }
+  void set_has_others(bool others) noexcept { has_others_ = others; }
 
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
@@ -49,6 +52,7 @@ class NoiseParamState : public torch::optim::OptimizerParamState {
   std::vector<at::Tensor> buffers_;
   at::Tensor clean_, fisher_, master_;
   std::int64_t step_ = 0;
+  bool has_others_ = false;
 };
 
 }  // namespace torch_ssam
