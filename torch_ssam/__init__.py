@@ -8,10 +8,11 @@ Quick start::
         loss.backward()
     opt.step()                           # updates the clean weights
 
-To train: SSAM, SSAMAdamW, wrap (any torch optimizer), WeightNoise (noise on weights, on and off), update_bn and
-frozen_batchnorm. How much noise: schedules (AdaptiveNoiseStd sets it), suggest_noise_std. To measure: sharpness, robustness,
-pac_bayes, and torch_ssam.compare, which is imported by itself. To study: DiagonalLinear, theory, simulate.
-`python -m torch_ssam` lists the commands; in frameworks, torch_ssam.lightning.
+To train: SSAM, SSAMAdamW, wrap (any torch optimizer), WeightNoise (noise on weights, on and off), param_groups and
+describe (who gets noise), update_bn and frozen_batchnorm. How much noise: schedules (AdaptiveNoiseStd sets it),
+suggest_noise_std. To measure: sharpness, robustness, pac_bayes, and torch_ssam.compare, which is imported by itself. To
+study: DiagonalLinear, theory, simulate. In frameworks: torch_ssam.lightning, torch_ssam.transformers, imported by
+themselves. `python -m torch_ssam` lists the commands.
 """
 
 from pathlib import Path as _Path
@@ -22,6 +23,7 @@ from torch_ssam.noise.weights import PerturbedWeightsChanged
 from torch_ssam.ops import library as library
 from torch_ssam.optim.adamw import SSAMAdamW
 from torch_ssam.optim.clean_weights import PerturbedWeightsSaved, frozen_batchnorm, update_bn
+from torch_ssam.optim.groups import describe, param_groups
 from torch_ssam.optim.ssam import SSAM
 from torch_ssam.optim.wrap import WrappedOptimizer, wrap
 
@@ -46,8 +48,10 @@ __all__ = [
     "WrappedOptimizer",
     "__version__",
     "cmake_prefix_path",
+    "describe",
     "frozen_batchnorm",
     "pac_bayes",
+    "param_groups",
     "robustness",
     "schedules",
     "sharpness",

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from torch_ssam import _checks
 from torch_ssam._common.measured_model import wide
 from torch_ssam.noise import parameters
+from torch_ssam.noise.named import Member, listed, name_fits, named_members, usual_channel_dim
 
 Skip = str | nn.Module | type[nn.Module] | Tensor | Iterable[Any]
 ChannelDim = int | Mapping[str, int] | Callable[[str, nn.Module], int] | None
@@ -55,25 +54,6 @@ class Weight:
         return copied
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A parameter under one of its names, and the modules on the way to it, the root first."""
-
-    name: str
-    param: Tensor
-    path: tuple[nn.Module, ...]
-
-
-def _members(model: nn.Module) -> list[_Member]:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    found = []
-    for name, param in model.named_parameters(remove_duplicate=False):
-        parts = name.split(".")[:-1]
-        path = (model, *(modules[".".join(parts[: i + 1])] for i in range(len(parts))))
-        found.append(_Member(name, param, path))
-    return found
-
-
 def check_model(model: Any) -> None:
     """Raises if the argument is no module."""
     if not isinstance(model, nn.Module):
@@ -94,10 +74,10 @@ def chosen_weights(model: nn.Module, skip: Skip = (), channel_dim: ChannelDim = 
             sharded or uninitialised ones, memory that two tensors share.
     """
     check_model(model)
-    members = _members(model)
+    members = named_members(model)
     places = {id(p): i for i, (_, p) in enumerate(model.named_parameters())}
     skipped = _skipped(members, skip)
-    tied: dict[int, list[_Member]] = {}
+    tied: dict[int, list[Member]] = {}
     for member in members:
         _check_initialised(member)
         shaped = member.param.dim() >= 2 and member.param.numel() > 0
@@ -125,12 +105,12 @@ def chosen_weights(model: nn.Module, skip: Skip = (), channel_dim: ChannelDim = 
     return weights
 
 
-def _check_initialised(member: _Member) -> None:
+def _check_initialised(member: Member) -> None:
     if isinstance(member.param, nn.parameter.UninitializedParameter):
         raise ValueError(f"{member.name} is not initialised; expected a model that was called once.")
 
 
-def _check(member: _Member) -> None:
+def _check(member: Member) -> None:
     """Weights that can be written, and that the layer computes with."""
     param, owner = member.param, member.path[-1]
     if type(param) not in (Tensor, nn.Parameter):
@@ -156,7 +136,7 @@ def _check(member: _Member) -> None:
         )
 
 
-def _skipped(members: list[_Member], skip: Any) -> set[int]:
+def _skipped(members: list[Member], skip: Any) -> set[int]:
     """Ids of the parameters that skip names."""
     entries = [skip] if isinstance(skip, str | type | nn.Module | Tensor) else skip
     if not isinstance(entries, Iterable):
@@ -167,7 +147,7 @@ def _skipped(members: list[_Member], skip: Any) -> set[int]:
         if not ids:
             what = repr(entry) if isinstance(entry, str) else f"the {_kind(entry)}"
             raise ValueError(
-                f"skip has {what}, which fits no parameter of the model; its parameters are {_listed(members)}."
+                f"skip has {what}, which fits no parameter of the model; its parameters are {listed(members)}."
             )
         found |= ids
     return found
@@ -179,14 +159,9 @@ def _kind(entry: Any) -> str:
     return f"module {type(entry).__name__}" if isinstance(entry, nn.Module) else "tensor"
 
 
-def _listed(members: list[_Member]) -> str:
-    names = [member.name for member in members]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _fits(entry: Any, member: _Member) -> bool:
+def _fits(entry: Any, member: Member) -> bool:
     if isinstance(entry, str):
-        return _name_fits(entry, member.name)
+        return name_fits(entry, member.name)
     if isinstance(entry, type) and issubclass(entry, nn.Module):
         return any(isinstance(module, entry) for module in member.path[1:] or member.path)
     if isinstance(entry, nn.Module):
@@ -198,41 +173,27 @@ def _fits(entry: Any, member: _Member) -> bool:
     )
 
 
-def _name_fits(pattern: str, name: str) -> bool:
-    """Whether a pattern fits the name of a parameter, or of a module that holds it."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
-
-
-def _channel_rule(given: ChannelDim, members: list[_Member]) -> Callable[[_Member], int]:
+def _channel_rule(given: ChannelDim, members: list[Member]) -> Callable[[Member], int]:
     if given is None:
-        return _usual_channel_dim
+        return usual_channel_dim
     if isinstance(given, Mapping):
         for pattern in given:
-            if not any(_name_fits(str(pattern), member.name) for member in members):
+            if not any(name_fits(str(pattern), member.name) for member in members):
                 raise ValueError(
                     f"channel_dim has {pattern!r}, which fits no parameter of the model; its parameters are "
-                    f"{_listed(members)}."
+                    f"{listed(members)}."
                 )
         axes = dict(given)
 
-        def of_names(member: _Member) -> int:
-            fitting = [axis for pattern, axis in axes.items() if _name_fits(str(pattern), member.name)]
-            return fitting[0] if fitting else _usual_channel_dim(member)
+        def of_names(member: Member) -> int:
+            fitting = [axis for pattern, axis in axes.items() if name_fits(str(pattern), member.name)]
+            return fitting[0] if fitting else usual_channel_dim(member)
 
         return of_names
     if callable(given):
         return lambda member: given(member.name, member.path[-1])
     axis = _checks.integer("channel_dim", given, "an int, a mapping, a function or None")
     return lambda member: axis
-
-
-def _usual_channel_dim(member: _Member) -> int:
-    owner = member.path[-1]
-    columns = (
-        isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
-    )  # transformers.pytorch_utils
-    return int(columns and member.name.rpartition(".")[2] == "weight")
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
