@@ -10,9 +10,9 @@ Quick start::
 
 To train: SSAM, SSAMAdamW, wrap (any torch optimizer), WeightNoise (noise on weights, on and off), param_groups and
 describe (who gets noise), update_bn and frozen_batchnorm. How much noise: schedules (AdaptiveNoiseStd sets it),
-suggest_noise_std. To measure: sharpness, robustness, pac_bayes, and torch_ssam.compare, which is imported by itself. To
-study: DiagonalLinear, theory, simulate. In frameworks: torch_ssam.lightning, torch_ssam.transformers, imported by
-themselves. `python -m torch_ssam` lists the commands.
+suggest_noise_std, presets (published methods). To measure: sharpness, robustness, pac_bayes, and torch_ssam.compare,
+which is imported by itself. To study: DiagonalLinear, theory, simulate. In frameworks: torch_ssam.lightning,
+torch_ssam.transformers, imported by themselves. `python -m torch_ssam` lists the commands.
 """
 
 from pathlib import Path as _Path
@@ -28,7 +28,7 @@ from torch_ssam.optim.ssam import SSAM
 from torch_ssam.optim.wrap import WrappedOptimizer, wrap
 
 from . import _former_paths as _former_paths
-from . import pac_bayes, robustness, schedules, sharpness, theory
+from . import pac_bayes, presets, robustness, schedules, sharpness, theory
 from ._version import __version__
 from .simulate import Simulation, simulate
 from .suggest import SuggestedNoise, suggest_noise_std
@@ -52,6 +52,7 @@ __all__ = [
     "frozen_batchnorm",
     "pac_bayes",
     "param_groups",
+    "presets",
     "robustness",
     "schedules",
     "sharpness",

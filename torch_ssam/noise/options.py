@@ -56,7 +56,7 @@ NOISE_OPTIONS: dict[str, Option] = {
     "distribution": Option("gaussian", partial(one_of, choices=DISTRIBUTIONS), "of the noise"),
     "memory": Option("copy", partial(one_of, choices=MEMORIES), "how the clean weights come back"),
     "scale": Option("isotropic", partial(one_of, choices=SCALES), "what noise_std is multiplied by"),
-    # The rule is ARWP's (arXiv 2404.00357), the two defaults are ours.
+    # ARWP (arXiv 2404.00357), with the two values of its authors' scripts.
     "fisher_decay": Option(0.99, _up_to_one, 'beta of scale="fisher"'),
     "fisher_factor": Option(0.1, number, 's of scale="fisher"'),
     "channel_dim": Option(0, partial(count, low=0), "which dimension of a tensor counts its filters"),

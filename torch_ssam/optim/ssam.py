@@ -48,7 +48,7 @@ class SSAM(FusedOptimizer):
             filter, g the gradient of each step (ARWP, arXiv 2404.00357). "absmax": the filter's largest |w|, so that
             noise_std is in units of its range, as analog training toolkits give it; "tensor_absmax": the tensor's.
             Always of the clean weights; a row of zeros gets no noise.
-        fisher_decay: beta in [0, 1] of scale="fisher". This default and the next are ours, not the paper's.
+        fisher_decay: beta in [0, 1] of scale="fisher". This default and the next are those of the authors' scripts.
         fisher_factor: s >= 0 of scale="fisher".
         samples: noise draws whose gradients are averaged in a step.
         antithetic: use each draw twice, as +noise and -noise (NSO, arXiv 2306.08553).

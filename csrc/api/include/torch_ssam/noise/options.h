@@ -13,9 +13,9 @@
 // scale: "filter" is the norm |w_f| of the filter, f along dimension 0, a 1-D tensor being one filter (LPF-SGD, arXiv
 // 2201.08025); "tensor" |w|; "absmax" and "tensor_absmax" the largest |w_i| of each; "element" |w_i| + 0.01, after the
 // operator of ASAM; "fisher" |w_f| / sqrt(1 + fisher_factor F), F <- fisher_decay F + sum of squared gradients of the
-// filter at each step (ARWP, arXiv 2404.00357; the two defaults are ours). memory: "regenerate" draws the noise again
-// to take it off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float and Double,
-// and scale "isotropic", only.
+// filter at each step (ARWP, arXiv 2404.00357; the defaults are those of its scripts). memory: "regenerate" draws the
+// noise again to take it off: a weight w with noise n comes back within u (|w + n| + |w|), u = 2^-24 for Float; Float
+// and Double, and scale "isotropic", only.
 #define TORCH_SSAM_NOISE_OPTIONS(X)                                                                          \
   X(double, noise_std, 0.01, at_least(0), "standard deviation of the noise on each weight, times its scale") \
   X(std::string, distribution, "gaussian", one_of("gaussian", "rademacher"), "of the noise")                 \
