@@ -2,7 +2,8 @@
 
 (a) diabetes.py: S-SAM on a diagonal linear network finds the shrinkage-thresholding that theory predicts.
 (b) images.py: SGD, S-SAM and SAM on a small convolutional network with wrong labels, tuned alike.
-Writes demo.json (all numbers), demo.md (the tables), demo_diabetes.png and demo_images.png.
+(c) deployment.py: weights of SGD and of S-SAM, rounded to few bits and with noise on them.
+Writes demo.json (all numbers), demo.md (the tables), demo_diabetes.png, demo_images.png and demo_deployment.png.
 Tests: tests/python/test_demo.py.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import deployment
 import diabetes
 import images
 from data import DataError, load_images
@@ -25,6 +27,7 @@ from rich.console import Console
 from runner import Runner
 
 from torch_ssam._common.workers import cores
+from torch_ssam.compare import deployment_figure, deployment_table
 
 
 def _count(text: str) -> int:
@@ -59,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=120)
     start = time.perf_counter()
     regression, classification = diabetes.Settings(), images.setting(options.data)
+    deployed = deployment.setting(options.data)
     if options.quick:
         regression, classification = regression.quick(), images.quick(classification)
+        deployed = deployment.quick(deployed)
     given = {name: value for name in ("seeds", "epochs") if (value := getattr(options, name)) is not None}
     classification = replace(classification, **given)
     try:
@@ -74,14 +79,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Runner(options.threads, console) as runner:
         fitted = diabetes.run(regression, runner.run)
     compared = images.run(classification, options.out, options.threads, console)
+    left = deployment.run(deployed, options.out, options.threads, console)
     tables = [coefficient_table(fitted), balance_table(fitted), grid_table(compared), image_table(compared)]
+    tables.append(deployment_table(left))
     for table in tables:
         table.show(console)
     (options.out / "demo.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
-    numbers = {"diabetes": fitted, "images": compared, "seconds": time.perf_counter() - start}
+    numbers = {
+        "diabetes": fitted,
+        "images": compared,
+        "deployment": deployment.numbers(left),
+        "seconds": time.perf_counter() - start,
+    }
     (options.out / "demo.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     plot_diabetes(fitted, options.out / "demo_diabetes.png")
     plot_images(compared, options.out / "demo_images.png")
+    deployment_figure(left).savefig(options.out / "demo_deployment.png", dpi=110)
     console.print(
         f"{numbers['seconds']:.0f} seconds. Tables, numbers and plots are in {options.out}/.", highlight=False
     )

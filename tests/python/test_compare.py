@@ -47,8 +47,8 @@ from torch_ssam.compare import (
     _tables,
 )
 from torch_ssam.compare import __main__ as cli
-from torch_ssam.compare._methods import Stepper
 from torch_ssam.compare._records import Store, describe
+from torch_ssam.compare._stepper import Stepper
 from torch_ssam.compare._tables import direction, verdict
 from torch_ssam.compare._training import Run, load, step_seconds, train
 

@@ -215,10 +215,18 @@ def test_the_whole_demo_writes_numbers_tables_and_plots(
         assert len(part["runs"]) == 2
         assert max(part["grid"], key=lambda entry: entry[1])[0] == part["chosen"]
     markdown, printed = (out / "demo.md").read_text(), capsys.readouterr().out
-    for line in ("Diabetes", "bmi", "largest deviation", "S-SAM", "validation accuracy"):
+    assert {len(runs) for runs in numbers["deployment"].values()} == {2}
+    for line in (
+        "Diabetes",
+        "bmi",
+        "largest deviation",
+        "S-SAM",
+        "validation accuracy",
+        "Rounded and noisy weights",
+    ):
         assert line in markdown
         assert line in printed
-    for name in ("demo_diabetes.png", "demo_images.png"):
+    for name in ("demo_diabetes.png", "demo_images.png", "demo_deployment.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 

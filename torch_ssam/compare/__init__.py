@@ -22,10 +22,12 @@ from ._compare import STAGES, Comparison, compare
 from ._data import Data, wrong_labels
 from ._methods import DEFAULT_METHODS, METHODS, Method
 from ._models import plain_cnn
+from ._plots import deployment_figure
 from ._report import write_report
 from ._sam import SAM
 from ._settings import SETTINGS, Setting
 from ._statistics import Estimate, calibration_error, estimate, paired
+from ._tables import deployment_table
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -41,6 +43,8 @@ __all__ = [
     "Setting",
     "calibration_error",
     "compare",
+    "deployment_figure",
+    "deployment_table",
     "estimate",
     "paired",
     "plain_cnn",

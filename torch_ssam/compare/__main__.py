@@ -26,7 +26,7 @@ from ._models import MODELS
 from ._records import Store
 from ._report import write_report
 from ._settings import SETTINGS, Setting
-from ._tables import main_table, overview_table, time_table, verdict
+from ._tables import deployment_table, main_table, overview_table, time_table, verdict
 
 #: Options that replace a field of every setting named.
 FIELDS = (
@@ -149,7 +149,11 @@ def run(options: argparse.Namespace) -> None:
     if not options.quiet:
         for comparison in comparisons:
             console.rule(comparison.name)
-            for table in (main_table(comparison), time_table(comparison)):
+            for table in (
+                main_table(comparison),
+                time_table(comparison),
+                deployment_table(comparison, "target"),
+            ):
                 if table.has_data:
                     table.show(console)
             for line in verdict(comparison):

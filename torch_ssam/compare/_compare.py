@@ -17,6 +17,7 @@ from torch_ssam._common.progress import resolve_progress
 from torch_ssam._common.workers import Workers, cores
 
 from ._data import Data
+from ._deployment import STATISTICS, STEPS, key
 from ._methods import Method
 from ._records import Job, Store, execute
 from ._settings import SETTINGS, Setting
@@ -35,6 +36,8 @@ class Comparison:
 
     The arms of a method: "gradients" has the epochs of SGD's number of gradients, "time" those of SGD's
     processor time, by the cost of a step. They are the same runs where the epochs differ by less than a tenth.
+    "target", where the setting is about deployment, has equal gradients too, and the options with the best validation
+    score under disturbances (`_deployment.TARGET`) in place of the best clean one.
     """
 
     setting: Setting
@@ -68,16 +71,16 @@ class Comparison:
         """The points of the grid with their results, None where a run is missing."""
         return [(run.options, self.store.result(run)) for run in self.tuning_runs(method)]
 
-    def chosen(self, method: Method) -> dict[str, float] | None:
-        """The options with the best validation score, the first of equals; None while tuning is not done."""
-        points = self.grid(method)
+    def chosen(self, method: Method, arm: str = "gradients") -> dict[str, float] | None:
+        """The options of an arm, with the best validation score, the first of equals; None while tuning is not done."""
+        points, by = self.grid(method), "target score" if arm == "target" else "validation score"
         if any(result is None for _, result in points):
             return None
-        return max(points, key=lambda point: _score(point[1], "validation score"))[0]
+        return max(points, key=lambda point: _score(point[1], by))[0]
 
-    def validation_score(self, method: Method) -> float:
-        """The best validation score of the grid."""
-        return max(_score(result, "validation score") for _, result in self.grid(method))
+    def validation_score(self, method: Method, by: str = "validation score") -> float:
+        """The best validation score of the grid; by="target score" under disturbances."""
+        return max(_score(result, by) for _, result in self.grid(method))
 
     def time_ratio(self, method: Method) -> float | None:
         """The time of the method's step over that of SGD's, measured in turns; None if not measured."""
@@ -87,7 +90,7 @@ class Comparison:
     def epochs(self, method: Method, arm: str = "gradients") -> int | None:
         """Epochs of an arm; None where the time is not measured, or the method has a larger budget anyway."""
         equal = method.epochs(self.setting.epochs)
-        if arm == "gradients":
+        if arm != "time":
             return equal
         ratio = self.time_ratio(method)
         if ratio is None or method.budget > 1:
@@ -97,7 +100,7 @@ class Comparison:
 
     def test_run(self, method: Method, seed: int, arm: str = "gradients") -> Run | None:
         """A run on the test split with the options chosen; None while they are not known."""
-        options, epochs = self.chosen(method), self.epochs(method, arm)
+        options, epochs = self.chosen(method, arm), self.epochs(method, arm)
         if options is None or epochs is None:
             return None
         return Run("test", self.setting, method, options, seed, epochs)
@@ -132,10 +135,10 @@ class Comparison:
         setting, runs = self.setting, list[Run | None]()
         jobs = []
         if stage == "tuning":
-            jobs = [Job(setting, self.store.folder, None)]
+            jobs = [Job(setting, self.store.folder, None)] if "time" in setting.arms else []
             runs += [run for method in self.methods for run in self.tuning_runs(method)]
         elif stage == "test":
-            for arm in ("gradients", "time"):
+            for arm in setting.arms:
                 runs += [self.test_run(m, seed, arm) for seed in range(setting.seeds) for m in self.methods]
         else:
             runs += [
@@ -166,11 +169,17 @@ class Comparison:
         return found
 
     def values(self, method: Method, measure: str, arm: str = "gradients") -> dict[int, float]:
-        """One measure by seed; "quantised 4" is the score with 4 bits. Seeds without a number are left out."""
+        """One measure by seed; "quantised 4" is the score with 4 bits, "bits 4 mse anew" one of `_deployment.key`.
+
+        Seeds without a number are left out.
+        """
         found = {}
         for seed, result in self.results(method, arm).items():
-            name, _, bits = measure.partition(" ")
-            value = result["quantised"].get(bits) if name == "quantised" else result.get(measure)
+            name, _, rest = measure.partition(" ")
+            if name in ("bits", "noise"):
+                value = result.get("deployment", {}).get(measure)
+            else:
+                value = result["quantised"].get(rest) if name == "quantised" else result.get(measure)
             if value is not None:
                 found[seed] = float(value)
         return found
@@ -179,11 +188,33 @@ class Comparison:
         """Mean and 95% interval over the seeds."""
         return estimate(list(self.values(method, measure, arm).values()))
 
+    def best_rounding(self, method: Method, bits: int, arm: str) -> str:
+        """The measure of the rounding, of all that were tried, under which the method's mean over the seeds is best.
+
+        The same one for all seeds. It is chosen on the test split: five ways, of which two or three are close to the best.
+        """
+        tried = [
+            key("bits", bits, step, statistics)
+            for step in (*STEPS, "gptq")
+            for statistics in STATISTICS
+            if (step, statistics) != ("gptq", "as_trained")
+        ]
+        found = {name: one.mean for name in tried if (one := self.estimate(method, name, arm)).n}
+        return max(found, key=lambda name: found[name]) if found else tried[0]
+
     def difference(
         self, method: Method, reference: Method, measure: str = "score", arm: str = "gradients"
     ) -> Estimate:
-        """Mean and 95% interval of the difference, seed by seed."""
-        return paired(self.values(method, measure, arm), self.values(reference, measure, arm))
+        """Mean and 95% interval of the difference, seed by seed; of "bits 2" each under its best rounding."""
+        return paired(
+            self.values(method, self.resolved(method, measure, arm), arm),
+            self.values(reference, self.resolved(reference, measure, arm), arm),
+        )
+
+    def resolved(self, method: Method, measure: str, arm: str) -> str:
+        """The measure itself, or of "bits 2" that of the best rounding."""
+        kind, _, level = measure.partition(" ")
+        return self.best_rounding(method, int(level), arm) if kind == "bits" and level.isdigit() else measure
 
     def robustness(self, method: Method, what: str, factor: float) -> Estimate:
         """Scores on the test split with the learning rate or the epochs times the factor."""
@@ -212,8 +243,9 @@ class Comparison:
         rows = []
         for method in self.methods:
             runs: list[tuple[str, Run | None]] = [("tuning", run) for run in self.tuning_runs(method)]
-            for arm in ("gradients", "time"):
-                runs += [(f"equal {arm}", self.test_run(method, s, arm)) for s in range(self.setting.seeds)]
+            for arm in self.setting.arms:
+                part = "chosen at the target" if arm == "target" else f"equal {arm}"
+                runs += [(part, self.test_run(method, s, arm)) for s in range(self.setting.seeds)]
             runs += [
                 (f"{what} x {factor:g}", self.robust_run(method, seed, what, factor))
                 for what, factor in self.setting.variations
@@ -225,6 +257,7 @@ class Comparison:
                     continue
                 flat = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
                 flat.update({f"score at {b} bits": v for b, v in result.get("quantised", {}).items()})
+                flat.update({f"score, {name}": v for name, v in result.get("deployment", {}).items()})
                 rows.append(
                     {
                         "setting": self.name,
@@ -234,7 +267,8 @@ class Comparison:
                         "seed": run.seed,
                         "epochs": run.epochs,
                         **{
-                            name: run.options.get(name) for name in ("lr", "weight_decay", "noise_std", "rho")
+                            name: run.options.get(name)
+                            for name in ("lr", "weight_decay", "noise_std", "rho", "weight_clip", "target")
                         },
                         **flat,
                     }

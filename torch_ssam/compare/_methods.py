@@ -1,4 +1,4 @@
-"""The methods that are compared: what each is, what its grid varies, and one step of it.
+"""The methods that are compared: what each is, and what its grid varies. `_stepper` takes their steps.
 
 A method is data, so that records know what they were made by. Every grid has the same size: the setting's
 learning rates times the first values of the method's own knob. Tests: tests/python/test_compare.py.
@@ -6,23 +6,13 @@ learning rates times the first values of the method's own knob. Tests: tests/pyt
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
-
-import torch_ssam
 from torch_ssam import _checks
 
-from ._sam import SAM
-
-LossOf = Callable[[Tensor, Tensor], Tensor]
-
-OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "adamw-noise")
+OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "adamw-noise", "ssam-adamw")
+KNOBS = ("weight_decay", "rho", "noise_std", "weight_clip", "target")
 
 
 @dataclass(frozen=True)
@@ -32,16 +22,22 @@ class Method:
     Args:
         name: what the command line and the records call it.
         title: what the report calls it.
-        optimizer: "sgd", "sam" (`SAM`), "ssam" (`torch_ssam.SSAM`), "adamw" or "adamw-noise"
-            (`torch_ssam.wrap` of AdamW).
-        knob: the option that the grid varies: "weight_decay", "rho" or "noise_std".
+        optimizer: "sgd", "sam" (`SAM`), "ssam" (`torch_ssam.SSAM`), "adamw", "adamw-noise"
+            (`torch_ssam.wrap` of AdamW) or "ssam-adamw" (`torch_ssam.SSAMAdamW`).
+        knob: the option that the grid varies: "weight_decay", "rho", "noise_std", "weight_clip" or "target", of
+            `schedules.AdaptiveNoiseStd`, which then sets the noise.
         values: its three values, the first the best guess: a grid of fewer takes the first ones.
         options: fixed options of the optimizer.
+        also: for each of the three values, further options that the grid varies with it; empty for none.
         gradients: gradients taken of each example in an epoch; epochs are divided by it, so that all methods
             have the same budget of gradients.
         budget: gradients allowed as a multiple of the others'; 2 for SAM with as many epochs as SGD.
         ramp: noise_std grows by this factor over training (LPF-SGD's cosine); 1 for no change.
         split: each batch is split over the draws (`perturbations(x, y)`).
+        rise: noise_std rises linearly from 0 over this share of the steps; 0 for from the start.
+        weights_only: noise on weights of two dimensions and more alone, as deployment disturbs them; biases and norms have none.
+        quantized_bits: training is quantisation-aware at so many bits (`LearnedSteps`); 0 for not.
+        quantized_from: share of the steps before the weights are rounded in it.
         source: where the method is from.
     """
 
@@ -55,21 +51,46 @@ class Method:
     budget: float = 1.0
     ramp: float = 1.0
     split: bool = False
+    rise: float = 0.0
+    weights_only: bool = False
+    quantized_bits: int = 0
+    quantized_from: float = 0.0
+    also: tuple[dict[str, float], ...] = ()
     source: str = ""
 
     @property
     def is_ssam(self) -> bool:
         """Whether noise is put on the weights of SGD."""
-        return self.optimizer == "ssam" and self.knob == "noise_std"
+        return self.optimizer == "ssam" and self.knob in ("noise_std", "target")
 
     def __post_init__(self) -> None:
         _checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _checks.one_of("knob", self.knob, ("weight_decay", "rho", "noise_std"))
-        if len(self.values) != 3:
-            raise ValueError(f"values are {self.values}; expected three, so that every method has as many.")
+        _checks.one_of("knob", self.knob, KNOBS)
+        if len(self.values) != 3 or len(self.also) not in (0, 3):
+            raise ValueError(
+                f"values are {self.values} and also {self.also}; expected three each (also: or none), so that every method "
+                "has as many."
+            )
+        for name in (name for more in self.also for name in more):
+            _checks.one_of("an option in also", name, KNOBS)
         _checks.count("gradients", self.gradients)
         _checks.number("budget", self.budget, open_low=True)
         _checks.number("ramp", self.ramp)
+        for name in ("rise", "quantized_from"):
+            if not 0 <= _checks.number(name, getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}; expected a share from 0 to below 1.")
+        if _checks.count("quantized_bits", self.quantized_bits, low=0, high=16) == 1:
+            raise ValueError("quantized_bits is 1; expected 2 to 16, or 0 for none.")
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """What the grid varies beside the learning rate: three points, the first the best guess.
+
+        >>> METHODS["sgd-clip"].points[0]
+        {'weight_clip': 2.0, 'weight_decay': 0.0005}
+        """
+        more = self.also or ({},) * len(self.values)
+        return [{self.knob: value, **extra} for value, extra in zip(self.values, more, strict=True)]
 
     def __hash__(self) -> int:
         return hash(self.name)  # options, a dict, have no hash
@@ -84,12 +105,16 @@ class Method:
 
     def identity(self) -> dict[str, Any]:
         """What decides its results: all but names and the grid."""
-        return {
+        found = {
             "optimizer": self.optimizer,
             "fixed": dict(sorted(self.options.items())),
             "ramp": self.ramp,
             "split": self.split,
         }
+        for name in ("rise", "weights_only", "quantized_bits", "quantized_from"):
+            if getattr(self, name):  # records made before there were these are found again
+                found[name] = getattr(self, name)
+        return found
 
 
 _WEIGHT_DECAYS = (5e-4, 3e-3, 1e-2)
@@ -97,6 +122,13 @@ _RHOS = (0.1, 0.3, 0.05)
 _STDS = (0.03, 0.015, 0.06)
 _FILTER_STDS = (0.003, 0.006, 0.0015)
 _LPF = {"scale": "filter"}
+_CLIPS = (2.0, 2.0, 1.5)
+#: Weight decay beside each of _CLIPS.
+_CLIPPED_DECAYS = ({"weight_decay": 5e-4}, {"weight_decay": 3e-3}, {"weight_decay": 3e-3})
+_ADAMW_DECAYS = ({"weight_decay": 1e-2}, {"weight_decay": 1e-1}, {"weight_decay": 1e-1})
+_RANGE = {"scale": "absmax"}
+#: Nats.
+_TARGETS = (0.05, 0.1, 0.02)
 
 #: The methods by name. Values of the knobs were written down before a run of this comparison, by the figures that the
 #: papers and earlier trials on Fashion-MNIST gave.
@@ -216,6 +248,118 @@ METHODS: dict[str, Method] = {
             gradients=2,
             source="m-RWP (arXiv 2211.11489)",
         ),
+        Method(
+            "sgd-clip",
+            "SGD, clipped",
+            "ssam",
+            "weight_clip",
+            _CLIPS,
+            {"noise_std": 0.0},
+            also=_CLIPPED_DECAYS,
+            source="control: S-SAM's weight_clip without noise",
+        ),
+        Method(
+            "sam-clip",
+            "SAM, half the epochs, clipped",
+            "sam",
+            "rho",
+            _RHOS,
+            gradients=2,
+            also=tuple({"weight_clip": clip} for clip in _CLIPS),
+            source="arXiv 2010.01412, with weight_clip",
+        ),
+        Method(
+            "ssam-clip",
+            "S-SAM isotropic, clipped",
+            "ssam",
+            "noise_std",
+            (0.05, 0.03, 0.05),
+            also=tuple({"weight_clip": clip} for clip in _CLIPS),
+            rise=0.5,
+            weights_only=True,
+            source="noise of one size on every weight, with weight_clip",
+        ),
+        Method(
+            "ssam-deploy",
+            "S-SAM, range noise, clipped",
+            "ssam",
+            "noise_std",
+            (0.3, 0.2, 0.3),
+            _RANGE,
+            also=tuple({"weight_clip": clip} for clip in _CLIPS),
+            rise=0.5,
+            weights_only=True,
+            source="noise in proportion to each filter's largest weight, as analog training toolkits have it",
+        ),
+        Method(
+            "ssam-adaptive",
+            "S-SAM, range noise that sets itself, clipped",
+            "ssam",
+            "target",
+            _TARGETS,
+            {**_RANGE, "noise_std": 0.02, "weight_clip": 2.0},
+            weights_only=True,
+            source="torch_ssam.schedules.AdaptiveNoiseStd, KL of clean and noisy predictions, every 10 steps",
+        ),
+        Method(
+            "adamw-adaptive",
+            "AdamW, range noise that sets itself, clipped",
+            "ssam-adamw",
+            "target",
+            _TARGETS,
+            {**_RANGE, "noise_std": 0.02, "weight_clip": 2.0, "weight_decay": 1e-1},
+            weights_only=True,
+            source="torch_ssam.schedules.AdaptiveNoiseStd, KL of clean and noisy predictions, every 10 steps",
+        ),
+        Method(
+            "adamw-clip",
+            "AdamW, clipped",
+            "ssam-adamw",
+            "weight_clip",
+            _CLIPS,
+            {"noise_std": 0.0},
+            also=_ADAMW_DECAYS,
+            source="control: weight_clip without noise",
+        ),
+        Method(
+            "adamw-deploy",
+            "AdamW, range noise, clipped",
+            "ssam-adamw",
+            "noise_std",
+            (0.2, 0.1, 0.3),
+            {**_RANGE, "weight_decay": 1e-1, "weight_clip": 2.0},
+            rise=0.5,
+            weights_only=True,
+            source="torch_ssam.SSAMAdamW, noise in proportion to each filter's largest weight",
+        ),
+        Method(
+            "qat",
+            "SGD, trained for 2 bits (LSQ)",
+            "sgd",
+            "weight_decay",
+            _WEIGHT_DECAYS,
+            quantized_bits=2,
+            source="LSQ (arXiv 1902.08153), a step for each filter",
+        ),
+        Method(
+            "qat-tuned",
+            "SGD, then trained for 2 bits (LSQ)",
+            "sgd",
+            "weight_decay",
+            _WEIGHT_DECAYS,
+            quantized_bits=2,
+            quantized_from=0.5,
+            source="LSQ (arXiv 1902.08153) in the second half of the steps",
+        ),
+        Method(
+            "adamw-qat",
+            "AdamW, trained for 2 bits (LSQ)",
+            "adamw",
+            "weight_decay",
+            (1e-2, 1e-1, 1e-3),
+            quantized_bits=2,
+            source="LSQ (arXiv 1902.08153)",
+        ),
     )
 }
 
@@ -232,87 +376,3 @@ DEFAULT_METHODS = (
     "adamw",
     "adamw-noise",
 )
-
-
-class Stepper:
-    """A method at work on a model: `step(loss_of, x, y)` until `finish()`.
-
-    The learning rate falls by a cosine to 0 over `steps`. `loss_of(x, y)` gives the mean loss of these examples and is
-    called as often as the method takes gradients.
-    """
-
-    def __init__(
-        self, method: Method, model: nn.Module, options: dict[str, Any], steps: int, seed: int
-    ) -> None:
-        self.method = method
-        params = list(model.parameters())
-        # torch's fused CPU kernels skip 16-bit weights (pytorch issue 191763).
-        fused = all(p.dtype in (torch.float32, torch.float64) for p in params)
-        given = {**method.options, **options}
-        kept = "noise_std" in given and not any(
-            given.get(name) for name in ("samples", "antithetic", "clean_weight")
-        )
-        self._passes = "noise_std" in given and not kept
-        self.optimizer: torch.optim.Optimizer
-        if method.optimizer == "ssam":
-            self.optimizer = torch_ssam.SSAM(params, momentum=0.9, keep_perturbed=kept, seed=seed, **given)
-        elif method.optimizer == "adamw-noise":
-            noise = {name: given.pop(name) for name in ("noise_std", "scale", "samples") if name in given}
-            base = torch.optim.AdamW(params, fused=fused, **given)
-            self.optimizer = torch_ssam.wrap(base, keep_perturbed=kept, seed=seed, **noise)
-        elif method.optimizer == "sam":
-            self.optimizer = SAM(params, momentum=0.9, fused=fused, **given)
-        elif method.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(params, fused=fused, **given)
-        else:
-            self.optimizer = torch.optim.SGD(params, momentum=0.9, fused=fused, **given)
-        self._schedules: list[Any] = [CosineAnnealingLR(self.optimizer, steps)]
-        if method.ramp != 1.0:
-            self._schedules.append(
-                torch_ssam.schedules.CosineNoiseStd(self.optimizer, max(1, steps - 1), method.ramp)
-            )
-        if kept:
-            self._noisy().train()
-
-    def _noisy(self) -> Any:
-        return self.optimizer
-
-    def step(self, loss_of: LossOf, x: Tensor, y: Tensor) -> Tensor:
-        """One step on the batch (x, y); the mean loss over its gradients, detached."""
-        if self.method.split:
-            self.optimizer.zero_grad()
-            total = torch.zeros(())
-            for x_k, y_k in self._noisy().perturbations(x, y):
-                loss = loss_of(x_k, y_k)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() * (len(y_k) / len(y))
-            self.optimizer.step()
-        elif self._passes or isinstance(self.optimizer, SAM):
-
-            def closure() -> Tensor:
-                self.optimizer.zero_grad()
-                loss = loss_of(x, y)
-                loss.backward()  # type: ignore[no-untyped-call]
-                return loss
-
-            total = self._noisy().step(closure).detach()
-        else:
-            self.optimizer.zero_grad()
-            loss = loss_of(x, y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total = loss.detach()
-        for schedule in self._schedules:
-            schedule.step()
-        return total
-
-    def clean(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which the model holds the clean weights."""
-        if hasattr(self.optimizer, "clean_weights"):
-            return self._noisy().clean_weights()  # type: ignore[no-any-return]
-        return contextlib.nullcontext()
-
-    def finish(self) -> None:
-        """Puts the clean weights into the model."""
-        if hasattr(self.optimizer, "eval"):
-            self._noisy().eval()

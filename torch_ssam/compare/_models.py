@@ -83,6 +83,25 @@ class _Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+def cnn_bn(data: Data) -> nn.Module:
+    """Three 3 x 3 convolutions with BatchNorm, and two linear layers; 96k parameters for images of 28 pixels."""
+    channels, height, width = _image_shape(data, "cnn-bn")
+
+    def block(given: int, made: int) -> list[nn.Module]:
+        return [nn.Conv2d(given, made, 3, 2, 1), nn.BatchNorm2d(made), nn.ReLU()]
+
+    model = nn.Sequential(
+        *block(channels, 16),
+        *block(16, 32),
+        *block(32, 64),
+        nn.Flatten(),
+        nn.Linear(64 * -(-height // 8) * -(-width // 8), 64),
+        nn.ReLU(),
+        nn.Linear(64, data.outputs),
+    )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def resnet(data: Data) -> nn.Module:
     """A residual network with BatchNorm: a stem of 16 channels, blocks of 32 and 64; 73k parameters."""
     channels, height, width = _image_shape(data, "resnet")
@@ -172,6 +191,7 @@ MODELS: dict[str, ModelFactory] = {
     "linear": linear,
     "mlp": mlp,
     "cnn": cnn,
+    "cnn-bn": cnn_bn,
     "resnet": resnet,
     "vit": vit,
     "transformer": transformer,

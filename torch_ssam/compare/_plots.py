@@ -12,10 +12,11 @@ import numpy as np
 
 from torch_ssam._common.extras import need
 
+from . import _deployment
 from ._compare import Comparison
 from ._methods import Method
 from ._statistics import Estimate
-from ._tables import score_name
+from ._tables import measure_of, score_name
 
 #: A family of methods has a colour; its members differ by marker and by line.
 COLOURS = {"sgd": "#5f6368", "sam": "#d55e00", "ssam": "#0072b2", "adamw": "#009e73"}
@@ -172,7 +173,57 @@ def robustness(comparison: Comparison) -> Any:
     return figure
 
 
+def deployment_figure(comparison: Comparison) -> Any:
+    """Test accuracy over bits, and over noise in units of each filter's largest weight, as a matplotlib figure.
+
+    Options chosen by accuracy under disturbances. None where it was not measured.
+    """
+    arm, panels = "target", (("bits", _deployment.BITS), ("noise", _deployment.NOISE))
+    if not any(comparison.values(m, "bits 2 mse anew", arm) for m in comparison.methods):
+        return None
+    figure, plots = _figure(2, 5.6, 4.6)
+    styles = _styles(comparison.methods)
+    for plot, (kind, levels) in zip(plots, panels, strict=True):
+        ends = [(max(levels) + 1, "score")] if kind == "bits" else [(0.0, "score")]
+        measures = [*ends, *((level, measure_of((kind, level))) for level in levels)]
+        for method in comparison.methods:
+            found = [
+                (x, comparison.estimate(method, comparison.resolved(method, measure, arm), arm))
+                for x, measure in measures
+            ]
+            line = [(x, one.mean, one.half_width) for x, one in found if one.n]
+            if line:
+                xs, ys, bars = zip(*line, strict=True)
+                plot.errorbar(
+                    xs,
+                    ys,
+                    yerr=[bar if math.isfinite(bar) else 0.0 for bar in bars],
+                    label=method.title,
+                    markersize=5,
+                    linewidth=1.5,
+                    capsize=3,
+                    **styles[method.name],
+                )
+        ticks = [x for x, _ in measures]
+        plot.set_xticks(ticks, ["clean" if x == ends[0][0] else f"{x:g}" for x in ticks])
+        if kind == "bits":
+            plot.invert_xaxis()
+    plots[0].set_ylabel(score_name(comparison))
+    plots[0].set_xlabel("bits a weight")
+    plots[1].set_xlabel("noise, in units of each filter's largest weight")
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(
+        f"{comparison.name}: rounded and noisy weights, mean and 95% interval over seeds", fontsize=11
+    )
+    return figure
+
+
 def all_plots(comparison: Comparison) -> dict[str, Any]:
     """The plots of one setting that have data, by name."""
-    made = {"scores": scores(comparison), "curves": curves(comparison), "robustness": robustness(comparison)}
+    made = {
+        "scores": scores(comparison),
+        "deployment": deployment_figure(comparison),
+        "curves": curves(comparison),
+        "robustness": robustness(comparison),
+    }
     return {name: figure for name, figure in made.items() if figure is not None}

@@ -68,6 +68,8 @@ def describe(run: Run) -> dict[str, Any]:
     if run.purpose == "test":
         for name in ("sharpness_std", "sharpness_filter_std", "sharpness_draws", "bits", "curve_points"):
             found[name] = getattr(setting, name)
+    if setting.deployment and run.purpose != "robust":
+        found["deployment_draws"] = setting.deployment_draws
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # tuples as a record has them
 
 

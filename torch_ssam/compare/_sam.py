@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from torch_ssam.ops.entries import ops
+
 
 class SAM(torch.optim.SGD):
     """torch.optim.SGD whose gradient is taken at the worst point, to first order, within rho of the weights.
@@ -22,6 +24,7 @@ class SAM(torch.optim.SGD):
     Args:
         params, lr: as for torch.optim.SGD.
         rho: radius >= 0 of the ball, in units of the weights, over all parameters together.
+        weight_clip: after each step weights are clipped as by `torch_ssam.SSAM(weight_clip=...)`, > 1; None for not.
         **options: of torch.optim.SGD.
 
     Example:
@@ -39,9 +42,12 @@ class SAM(torch.optim.SGD):
         tensor([2.6700, 3.5600])
     """
 
-    def __init__(self, params: Any, lr: float, rho: float, **options: Any) -> None:
+    def __init__(
+        self, params: Any, lr: float, rho: float, weight_clip: float | None = None, **options: Any
+    ) -> None:
         super().__init__(params, lr=lr, **options)
         self.rho = rho
+        self.weight_clip = weight_clip
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         """One step; the closure clears gradients, calls backward, returns the loss, and is run twice."""
@@ -60,4 +66,6 @@ class SAM(torch.optim.SGD):
             with torch.no_grad():
                 torch._foreach_copy_(params, clean)
         super().step()
+        if self.weight_clip is not None:
+            ops.clip_rows_([p.detach() for p in params if p.dim() >= 2], self.weight_clip)
         return loss

@@ -73,7 +73,10 @@ class Setting:
         sharpness_std: noise of the average sharpness, in units of the weights.
         sharpness_filter_std: the same in proportion to each filter's norm.
         sharpness_draws: antithetic pairs, at least 2.
-        bits: numbers of bits that the trained weights are rounded to.
+        bits: numbers of bits that the trained weights are rounded to, each tensor by its own step.
+        deployment: measure too what is left of each network under rounding and noise in its weights, and choose options a
+            second time, by that (the arm "target", in place of the one of equal time).
+        deployment_draws: draws of the noise for that, at least 2.
         curve_points: points of each learning curve.
 
     Raises:
@@ -107,6 +110,8 @@ class Setting:
     sharpness_filter_std: float = 0.02
     sharpness_draws: int = 8
     bits: tuple[int, ...] = (8, 4, 3)
+    deployment: bool = False
+    deployment_draws: int = 4
     curve_points: int = 10
 
     def __post_init__(self) -> None:
@@ -118,6 +123,8 @@ class Setting:
         _checks.count("knob_values", self.knob_values, high=3)
         _checks.number("weight_decay", self.weight_decay)
         _checks.count("sharpness_draws", self.sharpness_draws, low=2)
+        _checks.flag("deployment", self.deployment)
+        _checks.count("deployment_draws", self.deployment_draws, low=2)
         if not 0 <= _checks.number("wrong_labels", self.wrong_labels) <= 1:
             raise ValueError(f"wrong_labels is {self.wrong_labels:g}; expected 0 to 1.")
         for name in ("rates", "adam_rates", "lr_factors", "epoch_factors"):
@@ -166,6 +173,11 @@ class Setting:
         return _name_of(self.model)
 
     @property
+    def arms(self) -> tuple[str, str]:
+        """The two ways in which every method is run on the test split; see `Comparison`."""
+        return ("gradients", "target") if self.deployment else ("gradients", "time")
+
+    @property
     def variations(self) -> list[tuple[str, float]]:
         """What the runs for robustness change, and by which factor."""
         return [("lr", f) for f in self.lr_factors] + [("epochs", f) for f in self.epoch_factors]
@@ -176,17 +188,11 @@ class Setting:
 
     def grid(self, method: Method) -> list[dict[str, float]]:
         """The options that are tried, as many for every method: rates times values of the knob."""
-        rates = self.adam_rates if method.optimizer.startswith("adamw") else self.rates
-        fixed = (
-            {}
-            if method.knob == "weight_decay" or "weight_decay" in method.options
-            else {"weight_decay": self.weight_decay}
-        )
-        return [
-            {"lr": lr, method.knob: value, **fixed}
-            for lr in rates
-            for value in method.values[: self.knob_values]
-        ]
+        rates = self.adam_rates if "adamw" in method.optimizer else self.rates
+        points = method.points[: self.knob_values]
+        decays = "weight_decay" in method.options or any("weight_decay" in point for point in points)
+        fixed = {} if decays else {"weight_decay": self.weight_decay}
+        return [{"lr": lr, **point, **fixed} for lr in rates for point in points]
 
     def short(self) -> Setting:
         """A form of a minute or two: less data, a fifth of the epochs, a grid of 2, 3 seeds, fewer methods.
@@ -211,12 +217,51 @@ class Setting:
 
 
 SHORT_METHODS = ("sgd", "sam", "ssam", "ssam-filter-split", "adamw", "adamw-noise")
+DEPLOYMENT_METHODS = (
+    "sgd",
+    "sgd-clip",
+    "sam",
+    "sam-clip",
+    "ssam-clip",
+    "ssam-deploy",
+    "ssam-adaptive",
+    "qat",
+    "qat-tuned",
+)
+DEPLOYMENT_METHODS_ADAMW = (
+    "sgd",
+    "sam",
+    "sam-clip",
+    "adamw",
+    "adamw-clip",
+    "adamw-deploy",
+    "adamw-adaptive",
+    "adamw-qat",
+)
 WITHOUT_BATCHNORM = tuple(name for name in DEFAULT_METHODS if name != "sgd-split")
 
 
 def _images(model: str, **options: Any) -> list[Setting]:
     clean = Setting(f"fashion-{model}", model=model, **options)
     return [clean, replace(clean, name=f"{clean.name}-noisy", wrong_labels=0.3)]
+
+
+def _deployment(model: str, data: str = "fashion-mnist", **options: Any) -> Setting:
+    return Setting(
+        f"deploy-{model}",
+        data=data,
+        model=model,
+        **{
+            "test": 5000,
+            "epochs": 20,
+            "methods": DEPLOYMENT_METHODS,
+            "robustness_seeds": 0,
+            "sharpness_draws": 2,
+            "curve_points": 2,
+            "deployment": True,
+            **options,
+        },
+    )
 
 
 def _table(data: str, **options: Any) -> Setting:
@@ -252,6 +297,21 @@ SETTINGS: dict[str, Setting] = {
             batch=32,
             rates=(0.1, 0.3),
             methods=WITHOUT_BATCHNORM,
+        ),
+        _deployment("mlp"),
+        _deployment("cnn-bn"),
+        _deployment("resnet"),
+        _deployment("vit", methods=DEPLOYMENT_METHODS_ADAMW),
+        _deployment(
+            "transformer",
+            data="text",
+            train=4000,
+            validation=500,
+            test=1000,
+            epochs=12,
+            batch=32,
+            rates=(0.1, 0.3),
+            methods=DEPLOYMENT_METHODS_ADAMW,
         ),
         _table("breast-cancer"),
         _table("digits"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from torch_ssam._common.html_page import Table
 
+from . import _deployment
 from ._compare import Comparison
 from ._methods import Method
-from ._statistics import Estimate
+from ._statistics import Estimate, paired
 
 #: What issue and report ask: S-SAM at least this many points above SGD.
 GOAL = 1.0
@@ -146,18 +148,74 @@ def sharpness_table(comparison: Comparison) -> Table:
     )
 
 
+#: What options of an arm were chosen by, in words.
+CHOSEN_BY = {"gradients": "clean accuracy", "target": "accuracy under disturbances"}
+
+
+def deployment_table(comparison: Comparison, arm: str = "target") -> Table:
+    """Accuracy with rounded and with noisy weights; without rows where it was not measured.
+
+    Args:
+        comparison: of a setting with deployment=True.
+        arm: "target", options chosen by accuracy under disturbances, or "gradients", by clean accuracy.
+    """
+    levels = [("bits", bits) for bits in _deployment.BITS] + [("noise", std) for std in _deployment.NOISE]
+    rows = []
+    for method in comparison.methods if comparison.setting.deployment else ():
+        measures = ["score", *map(measure_of, levels), _deployment.WITH_ACTIVATIONS, *PLAIN]
+        row = [
+            comparison.estimate(method, comparison.resolved(method, measure, arm), arm).text(1)
+            for measure in measures
+        ]
+        rows.append([method.title, *row, options_text(comparison.chosen(method, arm))])
+    names = [f"{level} bits" if kind == "bits" else f"noise {level:g}" for kind, level in levels]
+    return Table(
+        f"Rounded and noisy weights, options chosen by {CHOSEN_BY[arm]}",
+        ["", "clean", *names, "3 bits, activations 8", "2 bits, plain", "noise 0.3, plain", "options chosen"],
+        rows,
+        "Test accuracy in %, mean ± half of the 95% interval over seeds. Bits: 2^b - 1 levels, a step for each filter, each "
+        "method under the rounding that is best for it: the step from the largest weight or of the least squared error, or "
+        "GPTQ, with BatchNorm's statistics as trained or gathered anew. Noise: Gaussian, in units of each filter's largest "
+        "weight, statistics gathered anew. Activations 8: weights of 3 bits and layers' inputs of 8, step of the least squared "
+        "error, statistics gathered anew. Plain: the step from the largest weight, statistics as they were trained. "
+        f"Accuracy under disturbances: the mean of {_target_text()} on the validation split.",
+    )
+
+
+#: The disturbances of a naive deployment.
+PLAIN = (
+    _deployment.key("bits", 2, "absmax", "as_trained"),
+    _deployment.key("noise", 0.3, statistics="as_trained"),
+)
+
+
+def measure_of(disturbance: tuple[str, float]) -> str:
+    """What `Comparison.difference` calls a disturbance: of bits, each method under its best rounding."""
+    kind, level = disturbance
+    return f"bits {level:g}" if kind == "bits" else _deployment.key(kind, level)
+
+
+def _target_text() -> str:
+    return ", ".join(
+        f"{level:g} bits" if kind == "bits" else f"noise {level:g}" for kind, level in _deployment.TARGET
+    )
+
+
 def grid_table(comparison: Comparison) -> Table:
     """Validation scores of the whole grid."""
     rows = []
+    arms = comparison.setting.arms if comparison.setting.deployment else ("gradients",)
     for method in comparison.methods:
-        chosen = comparison.chosen(method)
         for options, result in comparison.grid(method):
             score = None if result is None else result["validation score"]
-            text = "" if result is None else "not finite" if score is None else f"{score:.2f}"
-            rows.append([method.title, options_text(options), text, "chosen" if options == chosen else ""])
+            target = None if result is None else result.get("target score")
+            by = [arm for arm in arms if options == comparison.chosen(method, arm)]
+            words = "chosen" if by and len(arms) == 1 else ", ".join(f"by {CHOSEN_BY[arm]}" for arm in by)
+            texts = [_number(result, score), *([_number(result, target)] if len(arms) > 1 else [])]
+            rows.append([method.title, options_text(options), *texts, words])
     return Table(
         "Tuning: validation score",
-        ["", "options", "score", ""],
+        ["", "options", "score", *(["under disturbances"] if len(arms) > 1 else []), ""],
         rows,
         "One run each, of a seed of its own. The test split is looked at with the chosen options only.",
     )
@@ -168,6 +226,8 @@ def verdict(comparison: Comparison) -> list[str]:
 
     The form of S-SAM is the one with the best validation score, so that no choice was made on the test split.
     """
+    if comparison.setting.deployment:
+        return deployment_verdict(comparison)
     form = comparison.best_ssam()
     if form is None or not comparison.results(form) or not comparison.results(comparison.method("sgd")):
         return ["Not finished: no form of S-SAM has test results yet."]
@@ -202,6 +262,51 @@ def verdict(comparison: Comparison) -> list[str]:
         f"zero for {_list(below)}."
     )
     return lines
+
+
+def deployment_verdict(comparison: Comparison) -> list[str]:
+    """S-SAM against the best method without noise, each as chosen on the validation split under disturbances."""
+    ours = [m for m in comparison.methods if m.knob in ("noise_std", "target")]
+    others = [m for m in comparison.methods if m not in ours and not m.quantized_bits]
+    trained = [m for m in comparison.methods if m.quantized_bits]
+
+    def best(methods: list[Method], arm: str) -> Method | None:
+        by = "target score" if arm == "target" else "validation score"
+        done = [m for m in methods if comparison.chosen(m, arm) is not None and comparison.results(m, arm)]
+        return max(done, key=lambda m: comparison.validation_score(m, by)) if done else None
+
+    lines = []
+    form, plain = best(ours, "target"), best(others, "target")
+    if form is None or plain is None:
+        return ["Not finished: no form of S-SAM, or no method without noise, has test results yet."]
+    lines.append(
+        f"Chosen on the validation split under disturbances: {form.title}; of the methods without noise, {plain.title}. "
+        "Differences by seed, in points:"
+    )
+    for kind, level in (("score", 0.0), *_deployment.TARGET):
+        measure = "score" if kind == "score" else measure_of((kind, level))
+        gap = comparison.difference(form, plain, measure, "target")
+        where = "Clean" if kind == "score" else f"{level:g} bits" if kind == "bits" else f"Noise {level:g}"
+        lines.append(f"{where}: {gap.text(2, sign=True)}: {direction(gap)}.")
+    tuned = best(trained, "target")
+    if tuned is not None:
+        gap = comparison.difference(form, tuned, "bits 2", "target")
+        lines.append(
+            f"At {tuned.quantized_bits} bits, minus {tuned.title}, which was trained for them: {gap.text(2, sign=True)}: "
+            f"{direction(gap)}."
+        )
+    clean = best(others + ours, "gradients")
+    if clean is not None:
+        gap = paired_over_arms(comparison, form, clean)
+        lines.append(
+            f"Clean, minus the best clean one of all ({clean.title}): {gap.text(2, sign=True)}: {direction(gap)}."
+        )
+    return lines
+
+
+def paired_over_arms(comparison: Comparison, form: Method, clean: Method) -> Estimate:
+    """Clean scores of a method as chosen under disturbances, minus those of one as chosen clean."""
+    return paired(comparison.values(form, "score", "target"), comparison.values(clean, "score", "gradients"))
 
 
 def direction(gap: Estimate) -> str:
@@ -247,8 +352,16 @@ def overview_table(comparisons: list[Comparison]) -> Table:
 
 def all_tables(comparison: Comparison) -> list[Table]:
     """The tables of one setting that have data, in the order of the report."""
-    makers: tuple[Any, ...] = (main_table, time_table, robustness_table, sharpness_table, grid_table)
+    makers: list[Any] = [main_table, robustness_table, sharpness_table, grid_table]
+    if comparison.setting.deployment:
+        makers[1:1] = [partial(deployment_table, arm=arm) for arm in comparison.setting.arms]
+    else:
+        makers.insert(1, time_table)
     return [table for make in makers if (table := make(comparison)).has_data]
+
+
+def _number(result: dict[str, Any] | None, score: float | None) -> str:
+    return "" if result is None else "not finite" if score is None else f"{score:.2f}"
 
 
 def _shown(comparison: Comparison, method: Method, measure: str, digits: int) -> str:

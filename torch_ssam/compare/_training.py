@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from ._data import DATA, Data
+from ._deployment import survival, target_score
 from ._measures import evaluate, finite, measure_sharpness, refresh_statistics, rounded_score
-from ._methods import Method, Stepper
+from ._methods import Method
 from ._models import make_model
 from ._settings import Setting
+from ._stepper import Stepper
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def train(run: Run) -> dict[str, Any]:
         "diverged": diverged,
         "validation score": evaluate(model, data, data.validation)["score"],
     }
+    if setting.deployment and run.purpose == "tune":
+        found["target score"] = target_score(model, data, data.validation)
     if run.purpose != "tune":
         found.update(evaluate(model, data, data.test))
     if run.purpose == "test":
@@ -133,6 +137,8 @@ def _measures(model: torch.nn.Module, data: Data, setting: Setting) -> dict[str,
         wrong = y != data.correct
         if y.dim() == 1 and bool(wrong.any()):
             found["wrong labels learnt"] = evaluate(model, data, (x[wrong], y[wrong]))["score"]
+    if setting.deployment:
+        found["deployment"] = survival(model, data, data.test, setting.deployment_draws)
     for bits in setting.bits:
         found["quantised"][str(bits)] = rounded_score(model, data, bits)
     found.update(

@@ -3,6 +3,7 @@
 What it has::
 
     quantized, noisy, bit_flips   contexts in which a model's weights are disturbed; afterwards their exact bits are back
+    quantized_activations         a context in which layers get inputs of few bits
     fold_batchnorm                a copy without BatchNorm, as tools make it that deploy networks
     measure                       a metric against bits, noise and flips, with intervals over draws
     compare                       several models or checkpoints under the same disturbances; also python -m torch_ssam.robustness
@@ -14,6 +15,7 @@ For any model, metric and data; docs/robustness.md is the guide. Tests: tests/py
 
 from __future__ import annotations
 
+from ._activations import quantized_activations
 from ._compare import Comparison, compare, report
 from ._contexts import bit_flips, noisy, quantized
 from ._evaluate import accuracy
@@ -33,5 +35,6 @@ __all__ = [
     "measure",
     "noisy",
     "quantized",
+    "quantized_activations",
     "report",
 ]

@@ -111,6 +111,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--kind", choices=KINDS, help="noise once a chip, or anew in each forward pass (default programming)")
     add("--flip-bits", type=int, metavar="B", help="bits of a stored weight (default 8)")
+    add(
+        "--activation-bits",
+        type=int,
+        metavar="B",
+        help="inputs of layers, where weights are rounded (default: not)",
+    )
     add("--statistics", choices=(*STATISTICS, "both"), help="of BatchNorm (default as_trained)")
     add(
         "--first-and-last",
@@ -145,7 +151,7 @@ OPTIONS = (
         "relative_to",
         "kind",
     ),
-    *("flip_bits", "statistics", "first_and_last", "skip", "fold", "seed"),
+    *("flip_bits", "activation_bits", "statistics", "first_and_last", "skip", "fold", "seed"),
 )
 
 

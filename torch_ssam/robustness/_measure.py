@@ -6,8 +6,8 @@ Tests: tests/python/test_robustness_measure.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from torch_ssam._version import __version__
 from torch_ssam.noise import seeds
 from torch_ssam.sharpness._estimate import Floats, Plan
 
+from ._activations import quantized_activations
 from ._contexts import Disturbed, flipping, noise_on, rounding
 from ._evaluate import Evaluation, Metric, Order, Statistics, accuracy, has_statistics
 from ._fold import fold_batchnorm
@@ -57,10 +58,16 @@ class _Ways:
     relative_to: str | None
     kind: str
     flip_bits: int
+    activation_bits: int | None
+    skip: Skip
     seed: int
 
     def rounded(self, bits: int, _: int, weights: list[Weight]) -> Context:
-        return Disturbed(weights, rounding(bits, self.per, self.grid, self.step))
+        disturbed = Disturbed(weights, rounding(bits, self.per, self.grid, self.step))
+        if self.activation_bits is None:
+            return disturbed
+        activations = quantized_activations(self.model, self.activation_bits, grid=self.grid, skip=self.skip)
+        return _both(disturbed, activations)
 
     def noise(self, std: float, draw: int, weights: list[Weight]) -> Context:
         apart = 32 if self.kind == "read" else 0  # bits: the reads of a chip go on from its number
@@ -104,6 +111,7 @@ def measure(
     relative_to: str | None = "filter",
     kind: str = "programming",
     flip_bits: int = 8,
+    activation_bits: int | None = None,
     statistics: str = "as_trained",
     calibration: Any = None,
     first_and_last: str = "in",
@@ -133,6 +141,8 @@ def measure(
         per, grid, step: of the rounding, as in `quantized`; of the stored bits that flip too.
         relative_to, kind: of the noise, as in `noisy`.
         flip_bits: of a stored weight, 2 to 16.
+        activation_bits: where weights are rounded, inputs of their layers are too, to so many bits, 2 to 16, as in
+            `quantized_activations`; None for not.
         statistics: of BatchNorm: "as_trained", "anew", gathered under each disturbance from `calibration`, or "both".
         calibration: batches of inputs, or of tuples that start with them, such as the training DataLoader; or a function
             that runs the model over such. Only BatchNorm layers are in training mode meanwhile.
@@ -167,7 +177,12 @@ def measure(
         model, weights = _folded(model, names, data, metric, channel_dim)
     evaluation = Evaluation(model, data, metric, weights[0].param.device)
     flip_bits = check_bits("flip_bits", flip_bits)
-    ways = _Ways(model, check_per(per), grid, step, relative_to, kind, flip_bits, seeds.measuring_seed(seed))
+    if activation_bits is not None:
+        activation_bits = check_bits("activation_bits", activation_bits)
+    drawn_by = seeds.measuring_seed(seed)
+    ways = _Ways(
+        model, check_per(per), grid, step, relative_to, kind, flip_bits, activation_bits, skip, drawn_by
+    )
     asked = ways.disturbances(bits, noise, flips)
     for one in (*ways.disturbances(2, 0.0, 0.0), *asked):
         one.make(0, weights)  # refuses what is out of range or unknown, also where it would not be used
@@ -176,7 +191,14 @@ def measure(
         **{"draws": plan.samples, "precision": plan.precision, "confidence": plan.confidence},
         **{"per": per, "grid": grid, "step": step, "relative_to": relative_to, "kind": kind},
         "levels": {str(one.level): ways.levels(one.level) for one in asked if one.kind == "bits"},
-        **{"flip_bits": flip_bits, "fold": fold, "seed": seed, "weights": names, "torch_ssam": __version__},
+        **{
+            "flip_bits": flip_bits,
+            "activation_bits": activation_bits,
+            "fold": fold,
+            "seed": seed,
+            "weights": names,
+            "torch_ssam": __version__,
+        },
     }
     notes: list[str] = []
     gather: Callable[[], None] | None = None
@@ -210,6 +232,12 @@ def measure(
         settings["first_and_last"] = [name for name, _ in order.ends()]
         notes.append(f"Kept as first and last: {', '.join(settings['first_and_last'])}.")
     return Robustness(evaluation.name, tuple(points), settings, tuple(notes))
+
+
+@contextmanager
+def _both(first: Context, second: Context) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 class _Run:

@@ -47,7 +47,9 @@ class Point:
     def name(self, settings: Mapping[str, Any]) -> str:
         """What a row of a table is called."""
         if self.kind == "bits":
-            return f"{self.level:g} bits, {settings['levels'][f'{self.level:g}']} levels"
+            activations = settings.get("activation_bits")  # files of older versions do not have it
+            more = "" if activations is None else f", activations {activations} bits"
+            return f"{self.level:g} bits, {settings['levels'][f'{self.level:g}']} levels{more}"
         if self.kind == "noise":
             return f"noise {self.level:g}"
         if self.kind == "flips":
