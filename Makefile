@@ -5,12 +5,12 @@ JOBS ?= $(shell nproc)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MAX_JOBS := $(JOBS)
 export TORCH_SSAM_BUILD_DIR := $(CURDIR)/build/package
-CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/trial/*.h' 'tests/trial/*.cpp' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/trial/*.h' 'tests/trial/*.cpp' 'tests/ptx/*.h' 'tests/ptx/*.cpp' 'examples/cpp/*.cpp' 'benchmarks/*.cpp')
 # In a checkout CUDA kernels are built where the PyTorch in use has CUDA; `pip install .` builds them where nvcc is found.
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all help check demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx docs wheel clean build bootstrap cuda
+.PHONY: all help check demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx ptx-run docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -46,8 +46,9 @@ check: need-compiler        ## T="test_wrap test_math": builds what changed, run
 	  else echo "no tests/python/$$name.py and no tests/cpp/$$name.cpp"; exit 1; fi; \
 	done
 
+CPP_TESTS = -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF
 build-cpp: need-compiler+tests  ## C++ tests and examples, in build/cpp
-	@cmake -S . -B build/cpp -G Ninja -DTORCH_SSAM_TORCH_DIR=$(TORCH_DIR) -DTORCH_SSAM_BUILD_TESTS=ON -DTORCH_SSAM_BUILD_EXAMPLES=ON -DTORCH_SSAM_BUILD_CUDA=OFF > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
+	@cmake -S . -B build/cpp $(CPP_TESTS) -DTORCH_SSAM_PTX=AUTO > build-cpp.log 2>&1 || { cat build-cpp.log; exit 1; }
 	@cmake --build build/cpp --parallel $(JOBS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
 	@rm -f build-cpp.log
 
@@ -68,8 +69,10 @@ consumer: build/site/.installed  ## the C++ project of test_cpp_parity.py, outsi
 	@cmake --build build/consumer --parallel $(JOBS) > build-consumer.log 2>&1 || { tail -60 build-consumer.log; exit 1; }
 	@rm -f build-consumer.log
 
+# Where build-cpp found nvcc, test_cuda.py runs the kernels' PTX on the CPU.
+EMULATED_CUDA = $$(ls $(CURDIR)/build/cpp/ptx/libtorch_ssam_cuda.so 2>/dev/null || true)
 test-python: consumer need-images  ## Python tests
-	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer $(PY) -m pytest -q -n $(JOBS)
+	TORCH_SSAM_CPP_CONSUMER=$(CURDIR)/build/consumer TORCH_SSAM_EMULATED_CUDA=$(EMULATED_CUDA) $(PY) -m pytest -q -n $(JOBS)
 
 # Each file multiplies its numbers by STRESS and draws others than last time: 42 are 126,000 wrong calls and over 900 kills.
 STRESS ?= 42
@@ -137,6 +140,14 @@ trial: need-compiler+tests  ## the noise on trial: 10^9 values, dieharder and Te
 
 ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
 	$(PY) tools/check_ptx.py
+
+PTX_PROGRAMS = ptx_launcher ptx_launcher_shadow ptx_walks ptx_cuda
+ptx-run: build need-tests   ## the CUDA kernels' PTX on the CPU, bit for bit: every kernel, test_cuda.py; needs nvcc
+	@cmake -S . -B build/cpp $(CPP_TESTS) -DTORCH_SSAM_PTX=ON > build-cpp.log 2>&1 || { tail -20 build-cpp.log; exit 1; }
+	@cmake --build build/cpp --parallel $(JOBS) --target $(PTX_PROGRAMS) > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
+	@rm -f build-cpp.log
+	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) -L ptx
+	TORCH_SSAM_EMULATED_CUDA=$(EMULATED_CUDA) $(PY) -m pytest -q -n $(JOBS) tests/python/test_cuda.py tests/python/test_ptx_translator.py
 
 cuda: build                 ## tests and benchmark on a GPU; fails where there is none
 	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py

@@ -1,5 +1,7 @@
 // Opens the dispatcher namespace `torch_ssam`, defines the operators that operators.h lists, keeps the backends, and
 // has the operators that say which inner loops of the CPU are in use.
+#include <utility>
+
 #include "cpu/kernels.h"
 #include "operators.h"
 
@@ -26,8 +28,8 @@ void set_cpu_capability(StringArgument argument) {
 }  // namespace
 
 Operators register_backend(Device device, const Backend& backend) {
-  backends[static_cast<int>(device)] = &backend;
-  return {kOperators, std::size(kOperators)};
+  const Backend* const replaced = std::exchange(backends[static_cast<int>(device)], &backend);
+  return {kOperators, std::size(kOperators), replaced};
 }
 
 const Backend& backend_of(const Tensor& tensor) {

@@ -47,6 +47,7 @@ enum class Device : int { cpu = 0, cuda = 1 };
 struct Operators {
   const Operator* const* list;
   size_t count;
+  const Backend* replaced;  // the device's table so far, or null
 };
 
 // Makes the table that of the device, and says what to register under its keys. The one symbol that the CUDA library

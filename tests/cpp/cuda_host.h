@@ -1,5 +1,8 @@
 // Walks a CUDA launch grid on the host, one thread after the other, and the memory that tests of it need: buffers of a
-// chosen alignment with guards at both ends, strided tensors, and reproducible values. Used by test_cuda*_on_host.cpp.
+// chosen alignment with guards at both ends, strided tensors, and reproducible values. Used by test_cuda*_on_host.cpp
+// and test_adamw.cpp. With TORCH_SSAM_PTX the grid is that of the kernels that nvcc compiled, run on the CPU
+// (tests/ptx), and TORCH_SSAM_PTX_VALUES=special makes one value of eight a zero, a denormal, an infinity, a NaN or
+// another odd number.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,8 +18,14 @@
 #include "math/storage.h"
 #include "ops/cuda/table.h"
 
+#if defined(TORCH_SSAM_PTX)
+#include "../ptx/values.h"
+#include "../ptx/walk.h"
+#endif
+
 namespace torch_ssam::cuda {
 
+#if !defined(TORCH_SSAM_PTX)
 template <typename Body>
 void walk(const typename Body::Params& params, int64_t blocks) {
   for (int64_t block = 0; block < blocks; ++block) {
@@ -32,6 +41,16 @@ void walk(const typename Body::Params& params, int64_t blocks) {
     }
   }
 }
+
+// What tests/ptx does of these for compiled kernels.
+inline void forbid(const void*, size_t, bool) {}
+template <typename T>
+void maybe_special(T&, uint32_t) {}
+template <typename T>
+bool same_value(const T& got, const T& expected) {
+  return std::memcmp(&got, &expected, sizeof(T)) == 0;
+}
+#endif
 
 // As Launcher::run_threads (csrc/ops/cuda/launch.h).
 template <typename Body>
@@ -94,11 +113,16 @@ class Memory {
       : count_(count), bytes_(static_cast<size_t>(count) * sizeof(T) + 2 * kGuard), shift_(shift * sizeof(T)) {
     block_.reset(static_cast<unsigned char*>(::operator new(bytes_, std::align_val_t{64})));
     std::memset(block_.get(), 0xab, bytes_);
+    block_.get_deleter().bytes = bytes_;
+    const size_t end = kGuard + shift_ + static_cast<size_t>(count) * sizeof(T);
+    forbid(block_.get(), kGuard + shift_, true);
+    forbid(block_.get() + end, bytes_ - end, true);
     uint32_t state = seed * 2654435769U + 12345U;
     for (int64_t i = 0; i < count; ++i) {
       state = state * 1664525U + 1013904223U;
       const double value = (0.25 + static_cast<double>(state >> 8) * 0x1p-24) * ((state & 64U) != 0 ? 1.0 : -1.0);
       data()[i] = math::Store<T>::from(static_cast<math::opmath_t<T>>(value));
+      maybe_special(data()[i], state);
     }
   }
 
@@ -118,7 +142,11 @@ class Memory {
  private:
   static constexpr size_t kGuard = 128;
   struct Free {
-    void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
+    size_t bytes = 0;
+    void operator()(unsigned char* p) const {
+      forbid(p, bytes, false);
+      ::operator delete(p, std::align_val_t{64});
+    }
   };
   int64_t count_;
   size_t bytes_;
@@ -130,7 +158,7 @@ template <typename T>
 ::testing::AssertionResult same_bits(const Memory<T>& got, const Memory<T>& expected) {
   if (!got.guards_hold()) return ::testing::AssertionFailure() << "wrote outside its " << got.count() << " elements";
   for (int64_t i = 0; i < expected.count(); ++i) {
-    if (std::memcmp(got.data() + i, expected.data() + i, sizeof(T)) != 0) {
+    if (!same_value(got.data()[i], expected.data()[i])) {
       return ::testing::AssertionFailure() << "element " << i << " of " << expected.count() << " differs";
     }
   }

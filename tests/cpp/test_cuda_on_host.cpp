@@ -278,7 +278,7 @@ TYPED_TEST(CudaOnHost, ProjectionScalesByTheCpusFactorOrNotAtAll) {
       walk<ProjectionBody>({lanes.data(), pieces, radius, &projection}, 1);
       const math::Projection wanted = math::make_projection(total, radius);
       EXPECT_EQ(projection.outside, wanted.outside);
-      EXPECT_EQ(projection.factor, wanted.factor);
+      EXPECT_TRUE(same_value(projection.factor, wanted.factor));
       walk_list<ScaleBody<scalar_t>::template With, kLanesOwned<scalar_t>>(list, ScaleSettings{&projection});
       for (size_t t = 0; t < sizes.size(); ++t) {
         if (wanted.outside) cpu::kernels().scale[dtype](wanted.factor, expected[t].data(), sizes[t]);
@@ -305,6 +305,9 @@ TYPED_TEST(CudaOnHost, RestoreCopiesEveryBit) {
 TYPED_TEST(CudaOnHost, RoundMatchesTheCpu) {
   using master_t = typename TypeParam::master_t;
   using model_t = typename TypeParam::model_t;
+#if defined(TORCH_SSAM_PTX)
+  if (std::is_same_v<master_t, model_t>) GTEST_SKIP() << "no such kernel: between equal dtypes restore_ copies";
+#endif
   for (const int64_t n : kSizes) {
     for (const int shift : {0, 1}) {
       Memory<master_t> clean(n, 1, shift);

@@ -2,7 +2,9 @@
 whose replays draw new noise; streams; AMP; several devices; tensors beyond 2^31 elements.
 
 `python -m pytest tests/python/test_cuda.py` is the one command. Without a GPU each test is skipped with a
-line that says so; with FAIL_WITHOUT_CUDA=1 it fails. What has run on a GPU is written in docs/cuda.md.
+line that says so; with FAIL_WITHOUT_CUDA=1 it fails. Where TORCH_SSAM_EMULATED_CUDA names a library of the kernels'
+PTX translated to C++ (tests/ptx, `make ptx-run`), it is the GPU of all tests but those marked `real_gpu`. What has run
+on a GPU is written in docs/cuda.md.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import emulated_cuda
 import numpy as np
 import pytest
 import reference
 import torch
-from cases import DTYPES, LAYOUTS, PAIRS, SIZES, random, same_layout, sgd
+from cases import DTYPES, LAYOUTS, PAIRS, SIZES, adamw, random, same_layout, sgd
 
 import torch_ssam
 
 ops = torch.ops.torch_ssam
 pytestmark = pytest.mark.cuda
+real_gpu = pytest.mark.real_gpu  # of streams, graphs, other devices, or more than a CPU gets done
 STD = 2.0**-5
 
 
@@ -36,7 +40,16 @@ def why_not() -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def _needs_cuda() -> Iterator[None]:
+def _needs_cuda(request: pytest.FixtureRequest) -> Iterator[None]:
+    if emulated_cuda.LIBRARY:
+        if request.node.get_closest_marker("real_gpu"):
+            pytest.skip("NOT TESTED here: what only a GPU has, on an emulated one")
+        with emulated_cuda.EmulatedCuda():
+            before = emulated_cuda.launches()
+            yield
+        if not request.node.get_closest_marker("no_launch"):
+            assert emulated_cuda.launches() > before, "no kernel was launched"
+        return
     reason = why_not()
     if reason is not None and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
         pytest.fail(f"FAIL_WITHOUT_CUDA=1. {reason}")
@@ -134,6 +147,70 @@ def test_update_and_perturb_gives_the_cpus_bits(pair: Any, kind: str, first: boo
     for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("noise", ["none", "isotropic", "element"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_adamw_gives_the_cpus_bits(pair: Any, noise: str, amsgrad: bool, placed: Any) -> None:
+    master, model = pair
+    clean, grads, params = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
+    buffers = mixed_list(master, 4) + [t.abs() for t in mixed_list(master, 5)]
+    buffers += [t.abs() for t in mixed_list(master, 6)] if amsgrad else []
+    rule = adamw(0.0, weight_decay=0.1, amsgrad=amsgrad, maximize=True)
+    places = list(range(len(clean)))
+    gpu = [placed(t) for t in (params, clean, grads, buffers)]
+    lr, steps = torch.tensor(0.01, dtype=torch.float64), [1 + i % 3 for i in places]
+    if noise == "none":
+        ops.update_(clean, grads, buffers, *rule, lr_tensor=lr, steps=steps)
+        ops.update_(*gpu[1:], *rule, lr_tensor=lr.cuda(), steps=steps)
+    else:
+        how: dict[str, Any] = {"scale": noise, "steps": steps}
+        ops.update_and_perturb_(
+            params, clean, grads, buffers, *rule, generator("cpu"), places, STD, lr_tensor=lr, **how
+        )
+        ops.update_and_perturb_(*gpu, *rule, generator(), places, STD, lr_tensor=lr.cuda(), **how)
+    for ours, theirs in zip(gpu, (params, clean, grads, buffers), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("kind", ["none", "momentum", "nesterov"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_update_alone_gives_the_cpus_bits(pair: Any, kind: str, placed: Any) -> None:
+    master, model = pair
+    clean, grads = mixed_list(master, 1), mixed_list(model, 2)
+    buffers = mixed_list(master, 4) if kind != "none" else []
+    rule = sgd(0.1, 0.0 if kind == "none" else 0.9, 0.0, 1e-2, kind == "nesterov")
+    gpu = [placed(t) for t in (clean, grads, buffers)]
+    ops.update_(clean, grads, buffers, *rule)
+    ops.update_(*gpu, *rule)
+    for ours, theirs in zip(gpu, (clean, grads, buffers), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_clean_weights_are_restored_to_and_follow_parameters_with_the_cpus_bits(
+    pair: Any, placed: Any
+) -> None:
+    master, model = pair
+    clean, params, written = mixed_list(master, 1), mixed_list(model, 2), mixed_list(model, 3)
+    gpu, gpu_clean = placed(params), placed(clean)
+    for to, source in ((params, clean), (gpu, gpu_clean)):
+        ops.restore_(to, source)
+    for a, b in zip(gpu, params, strict=True):
+        assert_same_bits(a, b)
+    for to in (params, gpu):
+        for t, new in zip(to[::2], written[::2], strict=True):
+            t.copy_(new)
+    ops.follow_(clean, params)
+    ops.follow_(gpu_clean, gpu)
+    for a, b in zip(gpu_clean, clean, strict=True):
+        assert_same_bits(a, b)
 
 
 def rows_of(tensors: list[torch.Tensor], by_filter: bool) -> list[int]:
@@ -278,6 +355,7 @@ def test_diagonal_gives_the_cpus_bits(pair: Any, noise_std: float, readout: bool
         assert_same_bits(c, b)
 
 
+@real_gpu
 def test_a_replayed_graph_draws_new_noise_each_time() -> None:
     clean, gpu_clean = [random(10001, torch.float32, 1)], [random(10001, torch.float32, 1).cuda()]
     params, gpu = [torch.empty_like(clean[0])], [torch.empty_like(gpu_clean[0])]
@@ -316,6 +394,7 @@ def two_groups(device: str) -> tuple[torch_ssam.SSAM, list[torch.nn.Parameter]]:
     return opt, params
 
 
+@real_gpu
 def test_a_replayed_step_of_the_optimizer_gives_the_cpus_bits() -> None:
     (opt, params), (gpu_opt, gpu_params) = two_groups("cpu"), two_groups("cuda")
     opt.step()
@@ -336,6 +415,7 @@ def test_a_replayed_step_of_the_optimizer_gives_the_cpus_bits() -> None:
     assert gpu_opt.draw == opt.draw == 4
 
 
+@real_gpu
 def test_a_step_of_the_optimizer_waits_for_nothing() -> None:
     opt, _ = two_groups("cuda")
     opt.step()
@@ -347,6 +427,7 @@ def test_a_step_of_the_optimizer_waits_for_nothing() -> None:
         torch.cuda.set_sync_debug_mode(previous)
 
 
+@real_gpu
 def test_kernels_run_on_the_current_stream_in_order() -> None:
     n = 1 << 24
     source = torch.randn(n, device="cuda")
@@ -364,6 +445,7 @@ def test_kernels_run_on_the_current_stream_in_order() -> None:
     assert_same_bits(out, ops.perturbed(source.cpu(), generator("cpu"), 0, STD))
 
 
+@real_gpu
 def test_nothing_waits_for_the_gpu() -> None:
     weights, grads = [torch.randn(1000, device="cuda")], [torch.randn(1000, device="cuda")]
     params = [torch.empty_like(weights[0])]
@@ -378,28 +460,32 @@ def test_nothing_waits_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode(previous)
 
 
+@real_gpu
 def test_numbers_on_another_device_are_refused() -> None:
     weights, grads = [torch.ones(8, device="cuda")], [torch.ones(8, device="cuda")]
     with pytest.raises(Exception, match="different devices"):
         ops.update_(weights, grads, [], *sgd(), lr_tensor=torch.ones(1))
 
 
+@pytest.mark.no_launch
 def test_sparse_gradients_are_refused() -> None:
     weights = [torch.ones(8, device="cuda")]
     with pytest.raises(Exception, match=r"grads\[0\] is sparse; expected a dense"):
         ops.update_(weights, [torch.ones(8, device="cuda").to_sparse()], [], *sgd())
 
 
+@pytest.mark.no_launch
 def test_shards_are_refused() -> None:
     for operator, lists in (("perturb_", 2), ("perturb_from_clean_", 2), ("update_and_perturb_", 3)):
         tensors = [[torch.ones(2, 3, device="cuda")] for _ in range(lists)]
-        update = ([], generator(), [0], 0.1, 0.0, 0.0, 0.0, False, False, False, 0.1)
+        update = ([], *sgd(), generator(), [0], 0.1)
         rest = update if lists == 3 else (generator(), [0], 0.1)
         with pytest.raises(Exception, match="no CUDA kernels"):
             getattr(ops, operator)(*tensors, *rest, shards=[4, 3, 2, 0])
         assert all(bool((t == 1).all()) for (t,) in tensors)
 
 
+@real_gpu
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_step_that_amp_skips_moves_nothing_and_one_it_takes_unscales(kept: bool) -> None:
     model = torch.nn.Linear(64, 64, device="cuda")
@@ -444,6 +530,7 @@ def test_training_on_the_gpu_ends_in_the_cpus_bits_for_equal_gradients() -> None
         assert_same_bits(a, b)
 
 
+@real_gpu
 def test_another_device_than_the_current_one_is_used() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("NOT TESTED here: one GPU only")
@@ -465,6 +552,7 @@ def need_memory(gigabytes: int) -> None:
         pytest.skip(f"NOT TESTED here: less than {gigabytes} GiB of free GPU memory")
 
 
+@real_gpu
 def test_elements_beyond_two_to_the_thirty_one_are_perturbed() -> None:
     need_memory(10)
     weights = torch.zeros(BEYOND, dtype=torch.bfloat16, device="cuda")
@@ -474,6 +562,7 @@ def test_elements_beyond_two_to_the_thirty_one_are_perturbed() -> None:
     assert_same_bits(out[tail], _noise_from(BEYOND - 8192, 8192).mul_(STD).bfloat16())
 
 
+@real_gpu
 @pytest.mark.parametrize("shift", [0, 1])
 def test_elements_beyond_two_to_the_thirty_one_are_updated(shift: int) -> None:
     need_memory(15)
@@ -487,6 +576,7 @@ def test_elements_beyond_two_to_the_thirty_one_are_updated(shift: int) -> None:
     assert_same_bits(params[tail], _noise_from(BEYOND - 8192, 8192).mul_(STD).add_(1.0).bfloat16())
 
 
+@real_gpu
 @pytest.mark.parametrize("features", [4096, 4099])
 def test_rows_beyond_two_to_the_thirty_one_are_multiplied(features: int) -> None:
     need_memory(20)
