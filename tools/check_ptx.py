@@ -2,10 +2,12 @@
 
 `make ptx` calls it. It fails on a register spill, a stack frame, more than 64 registers and, in the kernels
 of the aligned path, on any access to the tensors that is not as wide as csrc/ops/cuda/grid.h says: 16 bytes,
-but 8 for the 16-bit operands of the fused update and of scaled noise. It counts the PTX (what we asked for) and, where a
+but 8 for the 16-bit operands of the fused update and of scaled noise. It fails on an instruction whose result may be
+another than the host's: approximations, flushed denormals, other roundings than to nearest, min and max of floats (whose
+NaN and signed zeros are not C++'s), atomics (whose order is nobody's). It counts the PTX (what we asked for) and, where a
 disassembler is found, the machine code, and writes docs/cuda_kernels.md: registers, bytes moved and
 instructions an element against the memory bound. --sources and --architectures choose a part, which is
-checked and not written.
+checked and not written. That the PTX computes the host's bits: tests/ptx.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class Kernel:
     spills: int
     accesses: Counter[tuple[str, int, bool]]  # (ld, st or generic, bytes, vector) in the PTX
     instructions: Counter[str]  # of the machine code; empty without a disassembler
+    unlike_host: Counter[str] = dataclasses.field(default_factory=Counter)  # opcodes of the PTX
 
     def vectors(self, kind: str) -> Counter[int]:
         """Width to number of vector accesses."""
@@ -177,6 +180,12 @@ def find_disassembler() -> str | None:
 ACCESS = re.compile(r"\b(ld|st)\.(?:(?:relaxed|volatile|weak|nc|gpu)\.)*global([.\w:]*?)\.[bufs](\d+)\s")
 GENERIC = re.compile(r"\b(?:ld|st)\.(?:v\d\.)?[bufs]\d+\s")  # no address space: not known to be global
 ENTRY = re.compile(r"\.entry (\w+)\(.*?\)\n(.*?)\n}\n", re.S)
+OPCODE = re.compile(r"^\s+(?:@!?%p\d+ )?\{?\s*([a-z][a-z0-9]*(?:\.[\w:]+)*)", re.M)
+# Of floats, add, sub, mul, div, fma and sqrt must say that they round to nearest; conversions whatever rounding they say.
+UNLIKE_HOST = re.compile(
+    r"(?:atom|red)\..*|.*\.(?:approx|full|ftz|sat|rz|rm|rp|rna|rs|rni|rzi|rmi|rpi)(?:\..*)?"
+    r"|(?:min|max)\.(?:.*\.)?(?:b?f16|b?f16x2|f32|f64)|(?:add|sub|mul|div|fma|mad|sqrt|rcp|rsqrt)\.(?!rn\.)(?:.*\.)?f(?:16|32|64).*"
+)
 REPORT = re.compile(
     r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers"
@@ -190,6 +199,11 @@ def global_accesses(ptx: str) -> Counter[tuple[str, int, bool]]:
         found[kind, (int(vector[1]) if vector else 1) * int(width) // 8, vector is not None] += 1
     found["generic", 0, False] += len(GENERIC.findall(ptx))
     return found
+
+
+def unlike_host(ptx: str) -> Counter[str]:
+    """The opcodes whose results may part from the host's."""
+    return Counter(opcode for opcode in OPCODE.findall(ptx) if UNLIKE_HOST.fullmatch(opcode))
 
 
 def machine_code(cubin: Path) -> dict[str, Counter[str]]:
@@ -216,13 +230,17 @@ def compile_one(nvcc: str, source: str, arch: int, include: Path, folder: Path) 
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     reports = REPORT.findall(done.stdout + done.stderr)
-    accesses = {
-        name: global_accesses(body) for name, body in ENTRY.findall(next(keep.glob("*.ptx")).read_text())
-    }
+    bodies = dict(ENTRY.findall(next(keep.glob("*.ptx")).read_text()))
     code = machine_code(cubin)
     return [
         Kernel(
-            name, int(registers), int(stack), int(stores) + int(loads), accesses[m], code.get(m, Counter())
+            name,
+            int(registers),
+            int(stack),
+            int(stores) + int(loads),
+            global_accesses(bodies[m]),
+            code.get(m, Counter()),
+            unlike_host(bodies[m]),
         )
         for name, (m, stack, stores, loads, registers) in zip(
             demangle([r[0] for r in reports]), reports, strict=True
@@ -250,6 +268,8 @@ def problems(arch: int, kernel: Kernel) -> list[str]:
         out.append(f"{kernel.stack} bytes of stack frame, {kernel.spills} bytes spilled")
     if local := [op for op in kernel.instructions if op.startswith(("LDL", "STL"))]:
         out.append(f"local memory in the machine code: {local}")
+    if kernel.unlike_host:
+        out.append(f"instructions that may part from the host: {dict(kernel.unlike_host)}")
     if kernel.scalars("generic"):
         out.append("accesses that are not known to be global")
     if is_aligned(kernel.name):

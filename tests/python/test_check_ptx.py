@@ -64,6 +64,7 @@ def test_a_good_kernel_has_no_problems(check_ptx: Any) -> None:
             "scalar accesses",
         ),
         ({"accesses": GOOD["accesses"] + Counter({("generic", 0, False): 1})}, "not known to be global"),
+        ({"unlike_host": Counter({"sqrt.approx.f32": 2})}, "may part from the host: {'sqrt.approx.f32': 2}"),
     ],
 )
 def test_what_is_not_as_it_should_be_is_named(check_ptx: Any, changed: dict[str, Any], message: str) -> None:
@@ -150,6 +151,52 @@ def test_accesses_are_read_from_ptx(check_ptx: Any) -> None:
         ("st", 2, False): 1,
         ("generic", 0, False): 1,
     }
+
+
+UNLIKE_HOST = (
+    "sqrt.approx.f32 %f1, %f2;",
+    "rcp.approx.ftz.f32 %f1, %f2;",
+    "div.full.f32 %f1, %f2, %f3;",
+    "@%p1 add.rn.ftz.f32 %f1, %f2, %f3;",
+    "add.f32 %f1, %f2, %f3;",
+    "mul.rz.f64 %fd1, %fd2, %fd3;",
+    "fma.rm.f32 %f1, %f2, %f3, %f4;",
+    "mad.f32 %f1, %f2, %f3, %f4;",
+    "add.rn.sat.f32 %f1, %f2, %f3;",
+    "cvt.rzi.s32.f32 %r1, %f1;",
+    "cvt.rni.f32.f32 %f1, %f1;",
+    "cvt.rz.f32.f64 %f1, %fd1;",
+    "min.f32 %f1, %f2, %f3;",
+    "@!%p12 max.NaN.f64 %fd1, %fd2, %fd3;",
+    "atom.global.add.f32 %f1, [%rd1], %f2;",
+    "red.global.add.u32 [%rd1], 1;",
+)
+LIKE_HOST = (
+    "add.rn.f32 %f1, %f2, %f3;",
+    "@%p1 fma.rn.f64 %fd1, %fd2, %fd3, %fd4;",
+    "sqrt.rn.f32 %f1, %f2;",
+    "div.rn.f64 %fd1, %fd2, %fd3;",
+    "cvt.rn.f32.f64 %f1, %fd1;",
+    "cvt.f64.f32 %fd1, %f1;",
+    "max.s64 %rd1, %rd2, %rd3;",
+    "add.s32 %r1, %r2, %r3;",
+    "mad.lo.s32 %r1, %r2, %r3, %r4;",
+    "abs.f32 %f1, %f2;",
+    "setp.gt.f32 %p1, %f1, %f2;",
+    "ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];",
+    "$L__BB0_1:",
+)
+
+
+@pytest.mark.parametrize("line", UNLIKE_HOST)
+def test_an_instruction_that_may_part_from_the_host_is_found(check_ptx: Any, line: str) -> None:
+    ptx = "\n".join(f"\t{text}" for text in (*LIKE_HOST, line))
+    opcode = next(word for word in line.split() if not word.startswith("@"))
+    assert check_ptx.unlike_host(ptx) == {opcode: 1}
+
+
+def test_what_the_kernels_compute_with_is_as_on_the_host(check_ptx: Any) -> None:
+    assert check_ptx.unlike_host("\n".join(f"\t{text}" for text in LIKE_HOST)) == {}
 
 
 @pytest.mark.slow
