@@ -26,7 +26,7 @@ void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   backend_of(generator).perturb({std::move(param_views), std::move(clean_views), std::move(noise), save});
 }
 
-void perturb_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+void perturb_(const TensorList& params, const TensorList& clean, const Tensor& generator,
               const std::vector<int64_t>& places, double noise_std, StringArgument distribution, int64_t sample,
               bool negate, int64_t draw_offset, StringArgument scale, const OptionalTensors& row_scales,
               const OptionalInts& shards) {
@@ -35,7 +35,7 @@ void perturb_(const std::vector<Tensor>& params, const std::vector<Tensor>& clea
   perturb_list(params, clean, generator, places, options, row_scales, shards, /*save=*/true);
 }
 
-void perturb_from_clean_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
+void perturb_from_clean_(const TensorList& params, const TensorList& clean, const Tensor& generator,
                          const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
                          int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
                          const OptionalTensors& row_scales, const OptionalInts& shards) {
@@ -62,7 +62,7 @@ Tensor perturbed(const Tensor& weights, const Tensor& generator, int64_t place, 
   return output;
 }
 
-void restore_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean) {
+void restore_(const TensorList& params, const TensorList& clean) {
   TensorViews param_views = view_parameters(params, "params", Use::writes);
   TensorViews clean_views = view_parameters(clean, "clean", Use::reads);
   check_matches(clean_views, "clean", param_views, "params", /*any_dtype=*/true);
@@ -73,7 +73,7 @@ void restore_(const std::vector<Tensor>& params, const std::vector<Tensor>& clea
   backend_of(params[0]).restore({std::move(param_views), std::move(clean_views), params[0]});
 }
 
-void follow_(const std::vector<Tensor>& clean, const std::vector<Tensor>& params) {
+void follow_(const TensorList& clean, const TensorList& params) {
   TensorViews clean_views = view_parameters(clean, "clean", Use::writes);
   TensorViews param_views = view_parameters(params, "params", Use::reads);
   check_matches(param_views, "params", clean_views, "clean", /*any_dtype=*/true);

@@ -47,8 +47,8 @@ namespace {
 
 constexpr Named<math::RowScale> kKinds[] = {{"norm", math::RowScale::norm}, {"absmax", math::RowScale::absmax}};
 
-void row_scales_(const std::vector<Tensor>& row_scales, const std::vector<Tensor>& weights,
-                 const std::vector<Tensor>& fisher, double fisher_factor, StringArgument kind_name) {
+void row_scales_(const TensorList& row_scales, const TensorList& weights, const TensorList& fisher,
+                 double fisher_factor, StringArgument kind_name) {
   const math::RowScale kind = find_named(take(kind_name), "kind", kKinds);
   check_finite_nonnegative(fisher_factor, "fisher_factor");
   TensorViews views = view_parameters(weights, "weights", Use::reads);
@@ -68,7 +68,7 @@ void row_scales_(const std::vector<Tensor>& row_scales, const std::vector<Tensor
       .row_scales({std::move(views), std::move(scales), std::move(sums), fisher_factor, kind, weights[0]});
 }
 
-void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& grads, double decay) {
+void row_fisher_(const TensorList& fisher, const TensorList& grads, double decay) {
   TORCH_SSAM_CHECK(decay >= 0.0 && decay <= 1.0, "decay is ", decay, "; expected 0 to 1.");
   TensorViews views = view_parameters(grads, "grads", Use::reads);
   RowViews sums = view_rows(fisher, "fisher", views, "grads");
@@ -78,7 +78,7 @@ void row_fisher_(const std::vector<Tensor>& fisher, const std::vector<Tensor>& g
   backend_of(grads[0]).row_fisher({std::move(views), std::move(sums), decay, grads[0]});
 }
 
-void clip_rows_(const std::vector<Tensor>& weights, double weight_clip) {
+void clip_rows_(const TensorList& weights, double weight_clip) {
   TORCH_SSAM_CHECK(std::isfinite(weight_clip) && weight_clip > 1.0, "weight_clip is ", weight_clip,
                    "; expected a finite number > 1: clipped to its root mean square or less, a row would shrink at "
                    "every step.");

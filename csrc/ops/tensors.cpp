@@ -4,7 +4,37 @@
 #include <algorithm>
 #include <limits>
 
+// Of the Python that this process may be: where it is none, they are null.
+extern "C" {
+__attribute__((weak)) int Py_IsInitialized();
+__attribute__((weak)) void* PyGILState_GetThisThreadState();
+__attribute__((weak)) int PyGILState_Ensure();
+__attribute__((weak)) void PyGILState_Release(int);
+}
+
 namespace torch_ssam {
+namespace {
+
+// Python's lock, on a thread that came from Python: one that did not may be what a holder of the lock waits for.
+class PythonLock {
+ public:
+  PythonLock() {
+    if (PyGILState_Release != nullptr && PyGILState_Ensure != nullptr && PyGILState_GetThisThreadState != nullptr &&
+        Py_IsInitialized != nullptr && Py_IsInitialized() && PyGILState_GetThisThreadState() != nullptr) {
+      before_ = PyGILState_Ensure();
+    }
+  }
+  ~PythonLock() {
+    if (before_) PyGILState_Release(*before_);
+  }
+  PythonLock(const PythonLock&) = delete;
+  PythonLock& operator=(const PythonLock&) = delete;
+
+ private:
+  std::optional<int> before_;
+};
+
+}  // namespace
 
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -196,6 +226,12 @@ void check_finite_nonnegative(double value, const char* name) {
   // Kernels compute in float for every dtype but float64.
   TORCH_SSAM_CHECK(value >= 0.0 && value <= static_cast<double>(std::numeric_limits<float>::max()), name, " is ", value,
                    "; expected a finite number >= 0 (and within float32's range).");
+}
+
+TensorList::~TensorList() {
+  if (empty()) return;
+  const PythonLock lock;
+  clear();
 }
 
 std::string take(StringArgument argument) {

@@ -84,6 +84,16 @@ void check_number(const std::optional<Tensor>& number, const char* name, const s
                   const char* beside_name);
 void check_finite_nonnegative(double value, const char* name);
 
+// A `Tensor[]` argument of an operator. PyTorch takes Python's lock to let go of a tensor that only Python holds
+// besides, which costs more than all checks of the tensor; here the lock is taken once for the list.
+class TensorList : public std::vector<Tensor> {
+ public:
+  explicit TensorList(std::vector<Tensor> tensors) : std::vector<Tensor>(std::move(tensors)) {}
+  TensorList(TensorList&&) = default;
+  TensorList& operator=(TensorList&&) = default;
+  ~TensorList();
+};
+
 // A `str` argument of an operator as the dispatcher hands it over, to be taken exactly once, before any check may
 // refuse the call. Declared as std::string, it would go through a conversion that leaks a string a call in PyTorch 2.10
 // to 2.13 (pytorch issue 191340).
@@ -112,3 +122,10 @@ Value find_named(const std::string& name, const char* what, const Named<Value> (
 }
 
 }  // namespace torch_ssam
+
+template <>
+struct torch::stable::detail::ToImpl<torch_ssam::TensorList> {
+  static torch_ssam::TensorList call(StableIValue value, uint64_t build_version, bool is_internal) {
+    return torch_ssam::TensorList(ToImpl<std::vector<Tensor>>::call(value, build_version, is_internal));
+  }
+};

@@ -76,20 +76,19 @@ UpdateCall check_update(const std::vector<Tensor>& weights, const std::vector<Te
   return call;
 }
 
-void update_(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads, const std::vector<Tensor>& buffers,
-             StringArgument rule, const std::vector<double>& numbers, const std::optional<Tensor>& lr_tensor,
-             const OptionalInts& steps) {
+void update_(const TensorList& weights, const TensorList& grads, const TensorList& buffers, StringArgument rule,
+             const std::vector<double>& numbers, const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
   const UpdateRule checked = check_rule(take(rule), numbers);
   const UpdateCall call = check_update(weights, grads, buffers, nullptr, checked, lr_tensor, steps);
   if (!weights.empty()) backend_of(weights[0]).update(call);
 }
 
-void update_and_perturb_(const std::vector<Tensor>& params, const std::vector<Tensor>& clean,
-                         const std::vector<Tensor>& grads, const std::vector<Tensor>& buffers, StringArgument rule,
-                         const std::vector<double>& numbers, const Tensor& generator,
-                         const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
-                         int64_t draw_offset, StringArgument scale, const std::optional<Tensor>& lr_tensor,
-                         const OptionalInts& steps, const OptionalInts& shards) {
+void update_and_perturb_(const TensorList& params, const TensorList& clean, const TensorList& grads,
+                         const TensorList& buffers, StringArgument rule, const std::vector<double>& numbers,
+                         const Tensor& generator, const std::vector<int64_t>& places, double noise_std,
+                         StringArgument distribution, int64_t draw_offset, StringArgument scale,
+                         const std::optional<Tensor>& lr_tensor, const OptionalInts& steps,
+                         const OptionalInts& shards) {
   const std::string names[] = {take(rule), take(distribution), take(scale)};
   TORCH_SSAM_CHECK(names[2] != "rows",
                    "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
@@ -101,7 +100,7 @@ void update_and_perturb_(const std::vector<Tensor>& params, const std::vector<Te
   if (!params.empty()) backend_of(generator).update(call);
 }
 
-void project_(const std::vector<Tensor>& weights, double radius) {
+void project_(const TensorList& weights, double radius) {
   TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
   TensorViews views = view_parameters(weights, "weights", Use::writes);
   if (weights.empty()) return;

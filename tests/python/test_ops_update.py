@@ -5,6 +5,9 @@ against torch.optim.SGD within 2 ulp a step, and one pass (update_and_perturb_) 
 
 from __future__ import annotations
 
+import sys
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -320,3 +323,27 @@ def test_projection_of_weights_that_are_not_finite_zeroes_nothing() -> None:
         weights = [torch.full((4,), value, dtype=torch.float64), torch.ones(3)]
         ops.project_(weights, 1.0)
         assert bool((weights[0] != 0).all()), value
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_an_operator_holds_no_tensor_after_its_call(refused: bool, in_thread: bool) -> None:
+    lists = [[torch.ones(3) for _ in range(4)] for _ in range(4)]
+    numbers = [0.1, 0.9, 0.0, 0.0, 0.0, 0.0]
+    generator = torch.zeros(2, dtype=torch.int64)
+    places = list(range(3 if refused else 4))
+    before = [[sys.getrefcount(tensor) for tensor in tensors] for tensors in lists]
+
+    def call() -> None:
+        refusal = pytest.raises(ValueError, match="places has 3 entries for 4") if refused else nullcontext()
+        with refusal:
+            ops.update_and_perturb_(*lists, "sgd", numbers, generator, places, 0.1)
+
+    if in_thread:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    else:
+        call()
+    assert torch.equal(lists[0][0], torch.ones(3)) == refused
+    assert [[sys.getrefcount(tensor) for tensor in tensors] for tensors in lists] == before

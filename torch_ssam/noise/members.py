@@ -7,7 +7,8 @@ since a tensor's own hash runs Python. Tests: test_weight_noise.py, test_written
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,11 @@ def members_of(params: list[Tensor], first: int = 0) -> Members:
     return Members(list(params), list(range(first, first + len(params))), list(map(id, params)))
 
 
+def are_same(tensors: Collection[Tensor], others: Collection[Tensor]) -> bool:
+    """Whether these are the same tensors in the same order: `==` would compare their elements."""
+    return len(tensors) == len(others) and all(map(is_, tensors, others))
+
+
 class Placement:
     """The members of each group. Made anew only where a group's tensors are others than last time."""
 
@@ -76,7 +82,7 @@ class Placement:
         for i, group in enumerate(groups):
             params = group["params"]
             members = None if changed else known[i]
-            if members is None or members.keys != list(map(id, params)):
+            if members is None or not are_same(members.params, params):
                 changed = True  # and with it the places of the groups after this one
                 members = members_of(params, first)
             first += len(params)

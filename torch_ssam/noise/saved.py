@@ -95,13 +95,14 @@ class WrittenTogether:
     it is empty, and only `changed_at` may be asked. `copies` are their clean weights, where all have a copy.
     """
 
-    __slots__ = ("_addresses", "_params", "_sharded", "_versions", "copies", "keys")
+    __slots__ = ("_addresses", "_params", "_sharded", "_versions", "copies", "keys", "on_cpu")
 
     def __init__(self, saved: Sequence[Saved]) -> None:
         self._params = [one.param for one in saved]
         self._sharded = any([one.sharded for one in saved])
         self._versions: list[int] | None = None  # none while whatever is found is ours
         self._addresses: list[int] | None = None
+        self.on_cpu = False  # whether all tensors are, while their addresses are those that `note` has read
         copies = [one.copy for one in saved if one.copy is not None]
         self.copies = copies if len(copies) == len(saved) else None
         self.keys: list[int] = []
@@ -125,7 +126,12 @@ class WrittenTogether:
         """Remembers the tensors as they are."""
         if self._addresses is None:
             self._addresses = self._read_addresses()
+            self.on_cpu = all([p.is_cpu for p in self._params])
         self._versions = self._read_versions()
+
+    def trainable(self) -> bool:
+        """Whether all tensors require gradients."""
+        return all([p.requires_grad for p in self._params])
 
     def changed(self) -> bool:
         """Whether somebody else may have written to one of the tensors since; `changed_at` tells which."""

@@ -88,6 +88,13 @@ class SavedWeights:
         found = {key in applied for key in keys}
         return found.pop() if len(found) == 1 else None
 
+    def all_on_cpu(self, members: Members) -> bool:
+        """Whether these tensors, which are perturbed now, are on the CPU: known, where they were last written together."""
+        together = self._together(members.keys)
+        if together is not None and together.noted:
+            return together.on_cpu
+        return all([p.is_cpu for p in members.params])
+
     def clean_of(self, param: Tensor) -> Tensor:
         """The clean weights: what was saved while perturbed, else the tensor itself."""
         saved = self._applied.get(id(param))
@@ -157,7 +164,7 @@ class SavedWeights:
         """What is known of these tensors, by id, if they were last written together."""
         saved = (self._applied.get(keys[0]) or self.masters.saved.get(keys[0])) if keys else None
         together = None if saved is None else saved.together
-        return together if together is not None and together.keys == keys else None
+        return together if together is not None and (together.keys is keys or together.keys == keys) else None
 
     def written(self, members: Members) -> None:
         """Tells autograd that these tensors changed, and remembers them as we left them.
@@ -170,6 +177,8 @@ class SavedWeights:
             applied = self._applied if not self.masters.saved else {**self.masters.saved, **self._applied}
             ours = [saved for saved in map(applied.get, keys) if saved is not None]
             together = WrittenTogether(ours) if ours else None
+            if together is not None and len(ours) == len(keys):
+                together.keys = keys  # the same numbers, and known as such without a look at each
         if together is None:
             tell_torch(members.params)
             return
@@ -189,6 +198,14 @@ class SavedWeights:
         Raises PerturbedWeightsChanged, after putting all clean weights back, if someone else wrote to
         perturbed tensors.
         """
+        together = self._together(list(self._applied))  # nearly always one call has written all of them
+        if (
+            together is not None
+            and together.copies is not None
+            and not together.changed()
+            and together.trainable()
+        ):
+            return
         saved = self._applied.values()
         written = {one.together for one in saved}
         changed = any([together is not None and together.changed() for together in written])

@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch_ssam._checks import defaults_of, number
 from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
-from torch_ssam.noise.members import Members
+from torch_ssam.noise.members import Members, are_same
 from torch_ssam.noise.options import NOISE_DEFAULTS, ROW_SCALES
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
@@ -212,10 +212,12 @@ class FusedOptimizer(NoiseDriver):
 
     def _whole(self, group: dict[str, Any], members: Members) -> _Part | None:
         """All members as one part where nothing sets them apart: nearly always, and cheaper than one by one."""
-        params = members.params
+        noise, params = self._noise, members.params
         grads: list[Any] = [p.grad for p in params]
-        perturbed = self._noise.all_or_none_applied(members)
-        if perturbed is None or not all([grad is not None and grad.is_cpu for grad in grads]):
+        perturbed = noise.all_or_none_applied(members)
+        if perturbed is None or not all([grad is not None for grad in grads]):
+            return None
+        if not (noise.all_on_cpu(members) if perturbed else all([grad.is_cpu for grad in grads])):
             return None
         kept: list[Any] = []
         entries: list[Any] = []
@@ -223,10 +225,15 @@ class FusedOptimizer(NoiseDriver):
         if names:
             # In the order of params it serves without the tensors' hashes, which run Python.
             state = self.state
-            in_order = list(map(id, state)) == members.keys
+            in_order = are_same(state, params)
             entries = list(state.values()) if in_order else [state.get(p) for p in params]
+            if not all(entries):
+                return None
             for name in names:
-                values = [entry.get(name) if entry else None for entry in entries]
+                try:
+                    values = [entry[name] for entry in entries]
+                except KeyError:
+                    return None
                 if not all([value is not None for value in values]):
                     return None
                 kept.append(values)
@@ -247,7 +254,9 @@ class FusedOptimizer(NoiseDriver):
             clean, noise_std = noise.masters_of(group, members), 0.0  # then the tensors get the rounding
         device = members.params[0].device
         numbers, lr_tensor = self._numbers(group, device)
-        state = [value for values in part.state for value in values]
+        state = (
+            part.state[0] if len(part.state) == 1 else [value for values in part.state for value in values]
+        )
         update = (clean, part.grads, state, self._rule, numbers)
         # An argument costs half a microsecond, the schema's defaults nothing.
         others: dict[str, Any] = {}
