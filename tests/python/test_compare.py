@@ -49,8 +49,8 @@ from torch_ssam.compare import (
 from torch_ssam.compare import __main__ as cli
 from torch_ssam.compare._records import Store, describe
 from torch_ssam.compare._stepper import Stepper
-from torch_ssam.compare._tables import direction, verdict
 from torch_ssam.compare._training import Run, load, step_seconds, train
+from torch_ssam.compare._verdict import advice, direction, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -667,16 +667,26 @@ def test_the_verdict_is_computed_from_the_numbers(
 ) -> None:
     _, found = whole
     scores = {"sgd": {0: 80.0, 1: 81.0}, "sam": {0: 82.0, 1: 84.0}}
-    for gain, words in ((1.5, "is reached"), (0.5, "not reached")):
+    scores |= {"adamw": {0: 70.0, 1: 71.0}, "adamw-noise": {0: 70.0, 1: 71.0}}
+    monkeypatch.setattr(
+        found, "validation_score", lambda m, by="": {"ssam": 3.0, "sgd": 2.0}.get(m.name, 1.0)
+    )
+    for gain, words in (
+        (1.5, "Use SSAM(params, lr="),
+        (0.0, "Stay with SGD(params, lr="),
+        (-1.0, "is worse, -1.00 ± 0.00"),
+    ):
 
         def values(method, measure, arm="gradients", gain=gain):
             return scores.get(method.name, {0: 80.0 + gain, 1: 81.0 + gain})
 
         monkeypatch.setattr(found, "values", values)
         lines = verdict(found)
+        assert lines[0] == advice(found)
         assert f"{gain:+.2f} ± 0.00" in lines[0]
         assert words in lines[0]
-        assert "no difference shown" in lines[1] or "below" in lines[1]
+        assert f"{gain:+.2f} ± 0.00" in lines[1]
+        assert "no difference shown" in lines[2] or "below" in lines[2]
 
 
 # -- the user's own ----------------------------------------------------------------------------------------------

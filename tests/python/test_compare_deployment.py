@@ -19,7 +19,18 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
 from torch_ssam import compare, robustness
-from torch_ssam.compare import METHODS, SAM, SETTINGS, Comparison, Data, Method, Setting, _deployment, _tables
+from torch_ssam.compare import (
+    METHODS,
+    SAM,
+    SETTINGS,
+    Comparison,
+    Data,
+    Method,
+    Setting,
+    _deployment,
+    _tables,
+    _verdict,
+)
 from torch_ssam.compare._gptq import _columns, gptq, gptq_rows
 from torch_ssam.compare._models import make_model
 from torch_ssam.compare._qat import LearnedSteps
@@ -301,7 +312,8 @@ def test_tables_plot_and_verdict_have_the_numbers(whole: Comparison, tmp_path: P
     table = _tables.deployment_table(whole, "target")
     row = next(row for row in table.rows if row[0] == method.title)
     assert row[4].startswith(f"{mean:.1f} ±")
-    lines = _tables.deployment_verdict(whole)
+    lines = _verdict.deployment_verdict(whole)
+    assert lines[0].startswith(("Use SSAM(params, lr=", "Stay with S"))
     assert any(line.startswith("2 bits: ") for line in lines)
     assert any("trained for them" in line for line in lines)
     path = compare.write_report([whole], tmp_path)

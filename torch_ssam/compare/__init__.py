@@ -20,7 +20,8 @@ from torch_ssam._common.images import DataError
 
 from ._compare import STAGES, Comparison, compare
 from ._data import Data, wrong_labels
-from ._methods import DEFAULT_METHODS, METHODS, Method
+from ._method import Method
+from ._methods import DEFAULT_METHODS, METHODS
 from ._models import plain_cnn
 from ._plots import deployment_figure
 from ._report import write_report

@@ -26,7 +26,8 @@ from ._models import MODELS
 from ._records import Store
 from ._report import write_report
 from ._settings import SETTINGS, Setting
-from ._tables import deployment_table, main_table, overview_table, time_table, verdict
+from ._tables import deployment_table, main_table, overview_table, time_table
+from ._verdict import verdict
 
 #: Options that replace a field of every setting named.
 FIELDS = (

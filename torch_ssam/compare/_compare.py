@@ -7,6 +7,7 @@ tests/python/test_compare.py.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch_ssam._common.workers import Workers, cores
 
 from ._data import Data
 from ._deployment import STATISTICS, STEPS, key
-from ._methods import Method
-from ._records import Job, Store, execute
+from ._method import Method
+from ._records import ROUNDS, Job, Store, execute
 from ._settings import SETTINGS, Setting
 from ._statistics import Estimate, estimate, paired
 from ._training import Run, load
@@ -83,9 +84,11 @@ class Comparison:
         return max(_score(result, by) for _, result in self.grid(method))
 
     def time_ratio(self, method: Method) -> float | None:
-        """The time of the method's step over that of SGD's, measured in turns; None if not measured."""
-        seconds = self.store.timing(self.setting)
-        return None if seconds is None else seconds[method.name] / seconds["sgd"]
+        """The time of the method's step over that of SGD's, measured in turns: the median over rounds; None before all."""
+        rounds = self.store.timings(self.setting)
+        if len(rounds) < ROUNDS:
+            return None
+        return statistics.median(seconds[method.name] / seconds["sgd"] for seconds in rounds)
 
     def epochs(self, method: Method, arm: str = "gradients") -> int | None:
         """Epochs of an arm; None where the time is not measured, or the method has a larger budget anyway."""
@@ -132,10 +135,10 @@ class Comparison:
 
     def jobs(self, stage: str) -> list[Job]:
         """The stage's jobs that are not recorded yet; a seed is complete for all methods before the next begins."""
-        setting, runs = self.setting, list[Run | None]()
-        jobs = []
+        setting, runs, timings = self.setting, list[Run | None](), list[Job]()
         if stage == "tuning":
-            jobs = [Job(setting, self.store.folder, None)] if "time" in setting.arms else []
+            timed = range(ROUNDS) if "time" in setting.arms else ()
+            timings = [Job(setting, self.store.folder, None, number) for number in timed]
             runs += [run for method in self.methods for run in self.tuning_runs(method)]
         elif stage == "test":
             for arm in setting.arms:
@@ -147,14 +150,16 @@ class Comparison:
                 for seed in range(setting.robustness_seeds)
                 for method in self.methods
             ]
-        jobs += [Job(setting, self.store.folder, run) for run in runs if run is not None]
+        jobs = [Job(setting, self.store.folder, run) for run in runs if run is not None]
         unique = {
-            (job.run.method.name, str(job.run.options), job.run.seed, job.run.epochs)
-            if job.run
-            else None: job
+            (job.run.method.name, str(job.run.options), job.run.seed, job.run.epochs): job
             for job in jobs
+            if job.run
         }
-        return [job for job in unique.values() if not job.done()]
+        spread = list(unique.values())
+        for i, timing in enumerate(timings):  # at different times, since what else the machine does changes
+            spread.insert(round(i * len(unique) / ROUNDS) + i, timing)
+        return [job for job in spread if not job.done()]
 
     # -- what they found -------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch_ssam._common.extras import need
 
 from . import _deployment
 from ._compare import Comparison
-from ._methods import Method
+from ._method import Method
 from ._statistics import Estimate
 from ._tables import measure_of, score_name
 

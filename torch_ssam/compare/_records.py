@@ -28,6 +28,8 @@ from ._settings import Setting
 from ._training import Run, load, step_seconds, train
 
 FORMAT = 1
+#: How often the time of a step is measured, at different times of a comparison.
+ROUNDS = 3
 
 
 @lru_cache(maxsize=64)
@@ -125,10 +127,10 @@ class Store:
         """The result of a run, if it was made."""
         return self.read(label_of(run), describe(run))
 
-    def timing(self, setting: Setting) -> dict[str, float] | None:
-        """Seconds of a step of each method, if they were measured."""
-        found = self.read("timing", describe_timing(setting))
-        return None if found is None else found["seconds"]
+    def timings(self, setting: Setting) -> list[dict[str, float]]:
+        """Seconds of a step of each method, for every round in which they were measured."""
+        rounds = (self.read(_timing_label(i), describe_timing(setting, i)) for i in range(ROUNDS))
+        return [found["seconds"] for found in rounds if found is not None]
 
 
 def label_of(run: Run) -> str:
@@ -136,26 +138,35 @@ def label_of(run: Run) -> str:
     return f"{run.purpose}-{run.method.name}-seed{run.seed}-epochs{run.epochs}"
 
 
-def describe_timing(setting: Setting) -> dict[str, Any]:
-    """What decides the measured cost of a step, but for the machine."""
+def _timing_label(number: int) -> str:
+    return "timing" if number == 0 else f"timing-{number}"
+
+
+def describe_timing(setting: Setting, number: int = 0) -> dict[str, Any]:
+    """What decides the measured cost of a step, but for the machine and what else it does: so there are several rounds."""
     methods = {method.name: method.identity() for method in setting.chosen_methods()}
     found = {"format": FORMAT, "purpose": "timing", **identity(setting), "methods": methods}
+    if number > 0:
+        found["round"] = number
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker does: a run, or the timing of a setting (run None); its record goes to the folder."""
+    """What a worker does: a run, or a round of timing a setting (run None); its record goes to the folder."""
 
     setting: Setting
     folder: Path
     run: Run | None
+    round: int = 0
 
     def done(self) -> bool:
         """Whether its record is there."""
         store = Store(self.folder)
         if self.run is None:
-            return store.timing(self.setting) is not None
+            return (
+                store.read(_timing_label(self.round), describe_timing(self.setting, self.round)) is not None
+            )
         return store.result(self.run) is not None
 
 
@@ -163,6 +174,7 @@ def execute(job: Job) -> None:
     """Does a job and records it."""
     store = Store(job.folder)
     if job.run is None:
-        store.write("timing", describe_timing(job.setting), {"seconds": step_seconds(job.setting)})
+        found = {"seconds": step_seconds(job.setting)}
+        store.write(_timing_label(job.round), describe_timing(job.setting, job.round), found)
     else:
         store.write(label_of(job.run), describe(job.run), train(job.run))

@@ -15,7 +15,8 @@ from torch_ssam._common.html_page import Table, image, page, png
 
 from ._compare import Comparison
 from ._plots import all_plots
-from ._tables import all_tables, options_text, overview_table, verdict
+from ._tables import all_tables, options_text, overview_table
+from ._verdict import verdict
 
 _PROTOCOL = """<p>Each method is tuned over a grid of the same size by its score on a validation split, in a run with a seed
 of its own; then the chosen options are run with fresh seeds and looked at on the test split. A seed decides first weights,

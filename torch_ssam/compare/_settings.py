@@ -15,7 +15,8 @@ from typing import Any
 from torch_ssam import _checks
 
 from ._data import DATA, DataFactory
-from ._methods import DEFAULT_METHODS, METHODS, Method
+from ._method import Method
+from ._methods import DEFAULT_METHODS, METHODS
 from ._models import MODELS, ModelFactory
 
 

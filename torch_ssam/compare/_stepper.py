@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import torch_ssam
 
-from ._methods import Method
+from ._method import Method
 from ._qat import LearnedSteps
 from ._sam import SAM
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -10,11 +9,7 @@ from torch_ssam._common.html_page import Table
 
 from . import _deployment
 from ._compare import Comparison
-from ._methods import Method
-from ._statistics import Estimate, paired
-
-#: What issue and report ask: S-SAM at least this many points above SGD.
-GOAL = 1.0
+from ._method import Method
 
 
 def score_name(comparison: Comparison) -> str:
@@ -221,101 +216,6 @@ def grid_table(comparison: Comparison) -> Table:
     )
 
 
-def verdict(comparison: Comparison) -> list[str]:
-    """What was asked, answered from the numbers: S-SAM against SGD at equal gradients, against SAM at equal time.
-
-    The form of S-SAM is the one with the best validation score, so that no choice was made on the test split.
-    """
-    if comparison.setting.deployment:
-        return deployment_verdict(comparison)
-    form = comparison.best_ssam()
-    if form is None or not comparison.results(form) or not comparison.results(comparison.method("sgd")):
-        return ["Not finished: no form of S-SAM has test results yet."]
-    gap = comparison.difference(form, comparison.method("sgd"))
-    reached = gap.mean >= GOAL and gap.low > 0
-    lines = [
-        f"S-SAM as chosen on the validation split ({form.title}) minus SGD, equal gradients: {gap.text(2, sign=True)} "
-        f"points over {gap.n} seeds: {direction(gap)}. The goal, {GOAL:g} point with an interval above zero, is "
-        f"{'reached' if reached else 'not reached'}."
-    ]
-    names = [method.name for method in comparison.methods]
-    if "sam" in names:
-        gap = comparison.difference(form, comparison.method("sam"), arm="time")
-        lines.append(
-            f"Minus SAM, equal time: {gap.text(2, sign=True)} points: {direction(gap)}."
-            if gap.n
-            else "Minus SAM, equal time: not run yet."
-        )
-    if "sgd-split" in names and form.split:
-        gap = comparison.difference(form, comparison.method("sgd-split"))
-        lines.append(
-            f"Minus SGD whose batches are split alike, without noise: {gap.text(2, sign=True)} points: {direction(gap)}. "
-            "Only this difference is due to the noise; the rest of the gain is BatchNorm's on smaller batches."
-            if gap.n
-            else "Minus SGD whose batches are split alike, without noise: not run yet."
-        )
-    forms = [m for m in comparison.methods if m.is_ssam and m.budget == 1 and comparison.results(m)]
-    above = [m.title for m in forms if comparison.difference(m, comparison.method("sgd")).low > 0]
-    below = [m.title for m in forms if comparison.difference(m, comparison.method("sgd")).high < 0]
-    lines.append(
-        f"Of {len(forms)} forms of S-SAM the interval of the difference from SGD is above zero for {_list(above)}, below "
-        f"zero for {_list(below)}."
-    )
-    return lines
-
-
-def deployment_verdict(comparison: Comparison) -> list[str]:
-    """S-SAM against the best method without noise, each as chosen on the validation split under disturbances."""
-    ours = [m for m in comparison.methods if m.knob in ("noise_std", "target")]
-    others = [m for m in comparison.methods if m not in ours and not m.quantized_bits]
-    trained = [m for m in comparison.methods if m.quantized_bits]
-
-    def best(methods: list[Method], arm: str) -> Method | None:
-        by = "target score" if arm == "target" else "validation score"
-        done = [m for m in methods if comparison.chosen(m, arm) is not None and comparison.results(m, arm)]
-        return max(done, key=lambda m: comparison.validation_score(m, by)) if done else None
-
-    lines = []
-    form, plain = best(ours, "target"), best(others, "target")
-    if form is None or plain is None:
-        return ["Not finished: no form of S-SAM, or no method without noise, has test results yet."]
-    lines.append(
-        f"Chosen on the validation split under disturbances: {form.title}; of the methods without noise, {plain.title}. "
-        "Differences by seed, in points:"
-    )
-    for kind, level in (("score", 0.0), *_deployment.TARGET):
-        measure = "score" if kind == "score" else measure_of((kind, level))
-        gap = comparison.difference(form, plain, measure, "target")
-        where = "Clean" if kind == "score" else f"{level:g} bits" if kind == "bits" else f"Noise {level:g}"
-        lines.append(f"{where}: {gap.text(2, sign=True)}: {direction(gap)}.")
-    tuned = best(trained, "target")
-    if tuned is not None:
-        gap = comparison.difference(form, tuned, "bits 2", "target")
-        lines.append(
-            f"At {tuned.quantized_bits} bits, minus {tuned.title}, which was trained for them: {gap.text(2, sign=True)}: "
-            f"{direction(gap)}."
-        )
-    clean = best(others + ours, "gradients")
-    if clean is not None:
-        gap = paired_over_arms(comparison, form, clean)
-        lines.append(
-            f"Clean, minus the best clean one of all ({clean.title}): {gap.text(2, sign=True)}: {direction(gap)}."
-        )
-    return lines
-
-
-def paired_over_arms(comparison: Comparison, form: Method, clean: Method) -> Estimate:
-    """Clean scores of a method as chosen under disturbances, minus those of one as chosen clean."""
-    return paired(comparison.values(form, "score", "target"), comparison.values(clean, "score", "gradients"))
-
-
-def direction(gap: Estimate) -> str:
-    """Which side of zero a difference is on, as far as its interval says."""
-    if not math.isfinite(gap.half_width):
-        return "one seed, no interval"
-    return "above" if gap.low > 0 else "below" if gap.high < 0 else "no difference shown"
-
-
 def overview_table(comparisons: list[Comparison]) -> Table:
     """One row a setting."""
     rows = []
@@ -366,7 +266,3 @@ def _number(result: dict[str, Any] | None, score: float | None) -> str:
 
 def _shown(comparison: Comparison, method: Method, measure: str, digits: int) -> str:
     return comparison.estimate(method, measure).text(digits)
-
-
-def _list(names: list[str]) -> str:
-    return "; ".join(names) or "none"

@@ -20,7 +20,7 @@ from torch import Tensor
 from ._data import DATA, Data
 from ._deployment import survival, target_score
 from ._measures import evaluate, finite, measure_sharpness, refresh_statistics, rounded_score
-from ._methods import Method
+from ._method import Method
 from ._models import make_model
 from ._settings import Setting
 from ._stepper import Stepper
