@@ -12,12 +12,13 @@ import torch
 import torch_ssam
 from torch_ssam._checks import Option
 from torch_ssam.noise.options import NOISE_OPTIONS
-from torch_ssam.optim.options import FUSED_OPTIONS, SGD_OPTIONS
+from torch_ssam.optim.options import ADAMW_OPTIONS, FUSED_OPTIONS, SGD_OPTIONS
 
 # What is no option of a group.
 OF_THE_WHOLE = {"params", "base_optimizer", "seed", "noise_per_rank"}
 FRONTS: dict[str, tuple[Callable[..., Any], dict[str, Option]]] = {
     "SSAM": (torch_ssam.SSAM, {**SGD_OPTIONS, **FUSED_OPTIONS, **NOISE_OPTIONS}),
+    "SSAMAdamW": (torch_ssam.SSAMAdamW, {**ADAMW_OPTIONS, **FUSED_OPTIONS, **NOISE_OPTIONS}),
     "wrap": (torch_ssam.wrap, NOISE_OPTIONS),
 }
 

@@ -1,7 +1,7 @@
 """The options of the noise of one parameter group: their defaults, ranges and what goes together.
 
-They serve SSAM, wrap and WeightNoise; with them stands weight_clip, which goes with any optimizer's update. Tests:
-tests/python/test_bad_input.py.
+They serve SSAM, SSAMAdamW and wrap, and some of them WeightNoise; with them stands weight_clip, which goes with any
+optimizer's update. Tests: tests/python/test_options.py, test_bad_input.py.
 """
 
 from __future__ import annotations

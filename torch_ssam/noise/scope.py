@@ -3,7 +3,7 @@
 Python looks for signals on entry to every Python function, so Ctrl-C may strike in an ordinary `__exit__`
 before its first line; `self` then lives on in the traceback and the block stays open while the caller's
 handler runs. Here the `with` statement gets an exit callable that alone owns a guard, so that unwinding it
-ends the block before any handler. Tests: tests/python/test_exceptions.py.
+ends the block before any handler. Tests: tests/python/test_signals.py, test_exceptions.py.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Each operator gets a rule for DTensor (`torch.library.register_torch_dispatch`), so that fronts treat all parameters
 alike and plain ones pay nothing. A rule takes the local tensors, says where each lies in its whole tensor (the
 operators' `shards`, csrc/ops/shards.h) and calls the operator on them. A rank makes the noise of its own elements
-only, and nothing is communicated; but norms of rows that several ranks hold parts of are those of the gathered tensor,
-one tensor at a time, so that they have the bits of one process. Tests: test_sharded.py.
+only, and nothing is communicated; but norms of rows that several ranks hold parts of, and the clipping by them, are those of
+the gathered tensor, one tensor at a time, so that they have the bits of one process. Tests: test_sharded.py.
 """
 
 from __future__ import annotations

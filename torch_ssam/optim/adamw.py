@@ -42,7 +42,8 @@ class SSAMAdamW(FusedOptimizer):
         amsgrad: divide by the largest v so far, which is kept as a third buffer.
         maximize: ascend instead of descend.
         noise_std: standard deviation of the noise, as for `SSAM`. So are distribution, scale, fisher_decay, fisher_factor,
-            samples, antithetic, clean_weight, radius, keep_perturbed, memory, seed and noise_per_rank.
+            samples, antithetic, clean_weight, radius, weight_clip, channel_dim, keep_perturbed, memory, seed and
+            noise_per_rank.
         master_dtype: as for `SSAM`; both averages are kept in it too, and the largest.
 
     Steps are counted for each parameter, from 1, in `state[p]["step"]`: an int there, a float32 tensor in a state_dict,
