@@ -10,7 +10,7 @@ CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.c
 export FORCE_CUDA ?= $(shell $(PY) -c "import torch; print(int(torch.version.cuda is not None))" 2>/dev/null || echo 0)
 TORCH_DIR = $$($(PY) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 
-.PHONY: all help check demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx ptx-run docs wheel clean build bootstrap cuda
+.PHONY: all help check demo test test-cpp test-python consumer stress lint format bench sanitize asan tsan valgrind coverage pre-commit trial ptx ptx-run ptx-run-long docs wheel clean build bootstrap cuda
 
 all: build
 
@@ -148,6 +148,12 @@ ptx-run: build need-tests   ## the CUDA kernels' PTX on the CPU, bit for bit: ev
 	@rm -f build-cpp.log
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) -L ptx
 	TORCH_SSAM_EMULATED_CUDA=$(EMULATED_CUDA) $(PY) -m pytest -q -n $(JOBS) tests/python/test_cuda.py tests/python/test_ptx_translator.py
+
+ptx-run-long: ptx-run       ## more calls and orders, sm_90 and sm_100, special values, junk, shadow memory, mutants: half an hour
+	@cmake -S . -B build/cpp -DTORCH_SSAM_PTX_LONG=ON > /dev/null
+	@cmake --build build/cpp --parallel $(JOBS) --target ptx_walks_90 ptx_walks_100 ptx_walks_shadow > build-cpp.log 2>&1 || { tail -60 build-cpp.log; exit 1; }
+	@rm -f build-cpp.log
+	PYTHON=$(CURDIR)/$(PY) tests/ptx/run_long.sh build/cpp $(JOBS)
 
 cuda: build                 ## tests and benchmark on a GPU; fails where there is none
 	FAIL_WITHOUT_CUDA=1 $(PY) -m pytest -q tests/python/test_cuda.py tests/python/test_cuda_registration.py

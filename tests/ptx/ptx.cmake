@@ -101,7 +101,8 @@ set(walks "")
 foreach(name ${TORCH_SSAM_PTX_WALKS})
   list(APPEND walks tests/cpp/${name}.cpp)
 endforeach()
-add_library(ptx_walk_objects OBJECT ${walks} tests/ptx/test_random_launches.cpp tests/ptx/walks_main.cpp)
+add_library(ptx_walk_objects OBJECT ${walks} tests/ptx/test_random_launches.cpp
+                                    tests/ptx/test_random_reductions.cpp tests/ptx/walks_main.cpp)
 target_include_directories(ptx_walk_objects PRIVATE csrc tests/cpp)
 target_compile_definitions(ptx_walk_objects PRIVATE TORCH_SSAM_PTX)
 if("avx2" IN_LIST TORCH_SSAM_VARIANTS)
@@ -149,3 +150,21 @@ target_compile_definitions(ptx_cuda PRIVATE USE_CUDA)
 target_link_libraries(ptx_cuda PRIVATE torch_ssam_flags torch_ssam_libtorch torch_ssam_ops "-Wl,-Bsymbolic")
 set_target_properties(ptx_cuda PROPERTIES OUTPUT_NAME torch_ssam_cuda LIBRARY_OUTPUT_DIRECTORY "${ptx_build}"
                                           SKIP_BUILD_RPATH ON)
+
+# --- The long form (run_long.sh): the PTX of the other architectures, shadow memory, and mutants of what the walks ran.
+option(TORCH_SSAM_PTX_LONG "Also the programs of make ptx-run-long" OFF)
+set(TORCH_SSAM_PTX_MUTANTS 1 CACHE STRING "The seed that chooses an instruction of each kernel")
+if(TORCH_SSAM_PTX_LONG)
+  foreach(arch 90 100)
+    torch_ssam_ptx(${arch})
+    list(TRANSFORM TORCH_SSAM_CUDA_SOURCES REPLACE "(.+)" "${ptx_build}/\\1.${arch}.ptx" OUTPUT_VARIABLE ptx_other)
+    torch_ssam_translate(ptx_kernels_${arch} PTX ${ptx_other})
+    torch_ssam_ptx_program(ptx_walks_${arch} ptx_kernels_${arch} SOURCES ${ptx_walk_sources})
+  endforeach()
+  torch_ssam_translate(ptx_kernels_shadow PTX ${ptx_80} DEFINITIONS TORCH_SSAM_PTX_SHADOW)
+  torch_ssam_ptx_program(ptx_walks_shadow ptx_kernels_shadow SOURCES ${ptx_walk_sources}
+                         DEFINITIONS TORCH_SSAM_PTX_SHADOW)
+  torch_ssam_translate(ptx_mutants PTX ${ptx_80} OPTIONS --mutants ${TORCH_SSAM_PTX_MUTANTS} --ran ${ptx_logs})
+  torch_ssam_ptx_program(ptx_walks_mutants ptx_mutants SOURCES ${ptx_walk_sources})
+  set_target_properties(ptx_mutants ptx_walks_mutants PROPERTIES EXCLUDE_FROM_ALL ON)  # after the walks have run
+endif()
