@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torch_ssam
-from torch_ssam import pac_bayes, schedules, sharpness, theory
+from torch_ssam import pac_bayes, robustness, schedules, sharpness, theory
 from torch_ssam.noise.options import DISTRIBUTIONS, MEMORIES, SCALES
 
 
@@ -95,6 +95,11 @@ CHOICES: list[tuple[Any, str, tuple[str, ...]]] = [
     (theory.gradient_variance, "distribution", DISTRIBUTIONS),
     (theory.pac_bayes_bound, "kind", pac_bayes.KINDS),
     (pac_bayes.certify, "kind", pac_bayes.KINDS),
+    *((front, "grid", ("narrow", "full", "affine")) for front in (robustness.quantized, robustness.measure)),
+    *((front, "step", ("absmax", "mse")) for front in (robustness.bit_flips, robustness.measure)),
+    (robustness.noisy, "kind", ("programming", "read")),
+    (robustness.measure, "statistics", ("as_trained", "anew", "both")),
+    (robustness.measure, "first_and_last", ("in", "out", "both")),
     (schedules.LayerwiseNoise, "order", ("cyclic", "random")),
 ]
 
@@ -112,7 +117,9 @@ def test_a_name_with_few_values_is_a_literal(front: Any, name: str, choices: tup
 # -- dir() and help() ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["torch_ssam", "schedules", "theory", "pac_bayes"])
+@pytest.mark.parametrize(
+    "name", ["torch_ssam", "schedules", "theory", "pac_bayes", "robustness", "sharpness", "presets"]
+)
 def test_dir_holds_what_is_public_and_nothing_else(name: str) -> None:
     module: Any = torch_ssam if name == "torch_ssam" else getattr(torch_ssam, name)
     assert dir(module) == sorted(module.__all__)

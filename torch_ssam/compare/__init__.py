@@ -52,3 +52,7 @@ __all__ = [
     "write_report",
     "wrong_labels",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

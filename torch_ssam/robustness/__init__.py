@@ -38,3 +38,7 @@ __all__ = [
     "quantized_activations",
     "report",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

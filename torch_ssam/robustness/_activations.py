@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torch_ssam.noise.scope import Scope
 
-from ._quantizers import Quantizer, check_bits
+from ._quantizers import Grid, Quantizer, check_bits
 from ._weights import Skip, check_model, chosen_weights
 
 
@@ -52,7 +52,9 @@ class _Activations(Scope):
         self._hooks = None
 
 
-def quantized_activations(model: nn.Module, bits: int = 8, *, grid: str = "narrow", skip: Skip = ()) -> Scope:
+def quantized_activations(
+    model: nn.Module, bits: int = 8, *, grid: Grid = "narrow", skip: Skip = ()
+) -> Scope:
     """Context in which the layers that hold weights get inputs rounded to `bits` bits each.
 
     x <- (clamp(round(x / s) + z, low, high) - z) s with one step s and zero point z for each tensor, from the range of that

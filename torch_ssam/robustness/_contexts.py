@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from torch_ssam.noise.saved_model import SavedTensor, in_turn
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
 
-from ._quantizers import Quantizer
+from ._quantizers import Grid, Quantizer, Step
 from ._weights import ChannelDim, Skip, Weight, check_per, chosen_weights, rows_of
 
-KINDS = ("programming", "read")
+Kind = Literal["programming", "read"]
+RelativeTo = Literal["filter", "tensor"] | None
+KINDS: tuple[str, ...] = get_args(Kind)
 RELATIVE_TO = ("filter", "tensor", None)
 
 Change = Callable[[Weight, Tensor], Tensor]  # a weight and its clean values to disturbed ones
@@ -102,8 +104,8 @@ def quantized(
     bits: int,
     *,
     per: str | int = "filter",
-    grid: str = "narrow",
-    step: str = "absmax",
+    grid: Grid = "narrow",
+    step: Step = "absmax",
     skip: Skip = (),
     channel_dim: ChannelDim = None,
 ) -> Scope:
@@ -160,9 +162,9 @@ def rounding(bits: Any, per: Any, grid: str, step: str) -> Change:
 def noisy(
     model: nn.Module,
     std: float,
-    relative_to: str | None = "filter",
+    relative_to: RelativeTo = "filter",
     *,
-    kind: str = "programming",
+    kind: Kind = "programming",
     seed: int | None = 0,
     draw: int = 0,
     skip: Skip = (),
@@ -256,8 +258,8 @@ def bit_flips(
     seed: int | None = 0,
     draw: int = 0,
     per: str | int = "filter",
-    grid: str = "narrow",
-    step: str = "absmax",
+    grid: Grid = "narrow",
+    step: Step = "absmax",
     skip: Skip = (),
     channel_dim: ChannelDim = None,
 ) -> Scope:

@@ -23,11 +23,11 @@ from torch_ssam.noise import seeds
 from torch_ssam.sharpness._estimate import Floats, Plan
 
 from ._activations import quantized_activations
-from ._contexts import Disturbed, flipping, noise_on, rounding
+from ._contexts import Disturbed, Kind, RelativeTo, flipping, noise_on, rounding
 from ._evaluate import Evaluation, Metric, Order, Statistics, accuracy, has_statistics
 from ._fold import fold_batchnorm
-from ._points import FIRST_AND_LAST, STATISTICS, Point
-from ._quantizers import Quantizer, check_bits
+from ._points import FIRST_AND_LAST, STATISTICS, FirstAndLast, Point, StatisticsAsked
+from ._quantizers import Grid, Quantizer, Step, check_bits
 from ._result import Robustness
 from ._weights import ChannelDim, Skip, Weight, check_model, check_per, chosen_weights
 
@@ -53,10 +53,10 @@ class _Ways:
 
     model: nn.Module
     per: str | int
-    grid: str
-    step: str
-    relative_to: str | None
-    kind: str
+    grid: Grid
+    step: Step
+    relative_to: RelativeTo
+    kind: Kind
     flip_bits: int
     activation_bits: int | None
     skip: Skip
@@ -106,15 +106,15 @@ def measure(
     precision: float | None = None,
     confidence: float = 0.95,
     per: str | int = "filter",
-    grid: str = "narrow",
-    step: str = "absmax",
-    relative_to: str | None = "filter",
-    kind: str = "programming",
+    grid: Grid = "narrow",
+    step: Step = "absmax",
+    relative_to: RelativeTo = "filter",
+    kind: Kind = "programming",
     flip_bits: int = 8,
     activation_bits: int | None = None,
-    statistics: str = "as_trained",
+    statistics: StatisticsAsked = "as_trained",
     calibration: Any = None,
-    first_and_last: str = "in",
+    first_and_last: FirstAndLast = "in",
     skip: Skip = (),
     channel_dim: ChannelDim = None,
     fold: bool = False,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 KINDS = ("clean", "bits", "noise", "flips")
 STATISTICS = ("as_trained", "anew")
 FIRST_AND_LAST = ("in", "out")
+StatisticsAsked = Literal["as_trained", "anew", "both"]
+FirstAndLast = Literal["in", "out", "both"]
 
 Variant = tuple[str, str]  # statistics, first and last layer
 

@@ -9,15 +9,17 @@ Tests: tests/python/test_robustness_quantizers.py, test_robustness_torchao.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from torch_ssam import _checks
 
-GRIDS = ("narrow", "full", "affine")
-STEPS = ("absmax", "mse")
+Grid = Literal["narrow", "full", "affine"]
+Step = Literal["absmax", "mse"]
+GRIDS: tuple[str, ...] = get_args(Grid)
+STEPS: tuple[str, ...] = get_args(Step)
 
 #: The search of step="mse": so many factors a round, over (0, 1], then on both sides of the best one.
 COARSE, FINE = 64, 8
