@@ -50,7 +50,8 @@ INTEGER = ("IADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "VIADD", "IABS"
 # readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead; the norms of
 # rows write one sum a piece.
 LOOPS = {"SquaresBody": (0, 0), "MultiplyBody": (0, 0), "ReadoutBody": (0, 1), "RowsBody": (4, 0)}
-LOOPS |= {"RowPiecesBody": (0, 1)}
+# Clipping reads a limit for each row.
+LOOPS |= {"RowPiecesBody": (0, 1), "ClipPiecesBody": (1, 0)}
 
 
 @dataclasses.dataclass

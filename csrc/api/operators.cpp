@@ -60,6 +60,7 @@ std::optional<TensorList> row_scales_of(const Noise& noise) {
 }
 
 const at::OptionalIntArrayRef kWhole;  // shards: none
+constexpr std::int64_t kFirst = 0;     // channel_dim
 constexpr std::string_view kGaussian = "gaussian";
 
 // The noise arguments of the operators that perturb, after the generator and places.
@@ -69,7 +70,7 @@ Return call_with_noise(const Noise& noise, const Before& before, const After&...
       [&](const auto&... first) {
         return call<kName, Return>(first..., noise.noise_std, std::string_view(noise.distribution), noise.sample,
                                    noise.negate, noise.draw_offset, std::string_view(noise.scale), row_scales_of(noise),
-                                   kWhole, after...);
+                                   kWhole, kFirst, after...);
       },
       before);
 }

@@ -26,7 +26,8 @@ NoiseOptions check_noise_options(double noise_std, const std::string& distributi
 }
 
 Noise check_noise(const NoiseOptions& options, const Tensor& generator, const std::vector<int64_t>& places,
-                  const TensorViews& params, const OptionalTensors& row_scales, const OptionalInts& shards) {
+                  const TensorViews& params, const OptionalTensors& row_scales, const OptionalInts& shards,
+                  int64_t channel_dim) {
   check_places(places, params.size());
   check_generator(generator);
   Noise noise{options, generator, places, {}, check_shards(shards, params)};
@@ -37,7 +38,7 @@ Noise check_noise(const NoiseOptions& options, const Tensor& generator, const st
   TORCH_SSAM_CHECK(by_rows == row_scales.has_value(), "scale is ", by_rows ? "" : "not ", "'rows' and row_scales are ",
                    by_rows ? "missing" : "given", "; expected them with 'rows' and with nothing else.");
   if (by_rows) {
-    noise.row_scales = view_rows(*row_scales, "row_scales", params, "params");
+    noise.row_scales = view_rows(*row_scales, "row_scales", params, "params", channel_dim);
     check_one_device(*row_scales, "row_scales", generator, "generator");
   }
   return noise;

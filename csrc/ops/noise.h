@@ -41,6 +41,7 @@ using OptionalInts = std::optional<std::vector<int64_t>>;
 
 // `params` are what gets the noise; that they are on the generator's device is for the caller to check.
 Noise check_noise(const NoiseOptions& options, const Tensor& generator, const std::vector<int64_t>& places,
-                  const TensorViews& params, const OptionalTensors& row_scales, const OptionalInts& shards);
+                  const TensorViews& params, const OptionalTensors& row_scales, const OptionalInts& shards,
+                  int64_t channel_dim = 0);
 
 }  // namespace torch_ssam

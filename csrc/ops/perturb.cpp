@@ -14,11 +14,11 @@ namespace {
 // With `save` the parameters hold the clean weights and `clean` receives them; then the dtypes agree.
 void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
                   const std::vector<int64_t>& places, const NoiseOptions& options, const OptionalTensors& row_scales,
-                  const OptionalInts& shards, bool save) {
+                  const OptionalInts& shards, int64_t channel_dim, bool save) {
   TensorViews param_views = view_parameters(params, "params", Use::writes);
   TensorViews clean_views = view_parameters(clean, "clean", save ? Use::writes : Use::reads);
   check_matches(clean_views, "clean", param_views, "params", /*any_dtype=*/!save);
-  Noise noise = check_noise(options, generator, places, param_views, row_scales, shards);
+  Noise noise = check_noise(options, generator, places, param_views, row_scales, shards, channel_dim);
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
   check_pairs(clean_views, param_views, "parameters");
@@ -29,24 +29,24 @@ void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& 
 void perturb_(const TensorList& params, const TensorList& clean, const Tensor& generator,
               const std::vector<int64_t>& places, double noise_std, StringArgument distribution, int64_t sample,
               bool negate, int64_t draw_offset, StringArgument scale, const OptionalTensors& row_scales,
-              const OptionalInts& shards) {
+              const OptionalInts& shards, int64_t channel_dim) {
   const std::string names[] = {take(distribution), take(scale)};
   const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
-  perturb_list(params, clean, generator, places, options, row_scales, shards, /*save=*/true);
+  perturb_list(params, clean, generator, places, options, row_scales, shards, channel_dim, /*save=*/true);
 }
 
 void perturb_from_clean_(const TensorList& params, const TensorList& clean, const Tensor& generator,
                          const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
                          int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                         const OptionalTensors& row_scales, const OptionalInts& shards) {
+                         const OptionalTensors& row_scales, const OptionalInts& shards, int64_t channel_dim) {
   const std::string names[] = {take(distribution), take(scale)};
   const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
-  perturb_list(params, clean, generator, places, options, row_scales, shards, /*save=*/false);
+  perturb_list(params, clean, generator, places, options, row_scales, shards, channel_dim, /*save=*/false);
 }
 
 Tensor perturbed(const Tensor& weights, const Tensor& generator, int64_t place, double noise_std,
                  StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                 const OptionalTensors& row_scales, const OptionalInts& shards, bool noise_only) {
+                 const OptionalTensors& row_scales, const OptionalInts& shards, int64_t channel_dim, bool noise_only) {
   const std::string names[] = {take(distribution), take(scale)};
   NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
   check_strided(weights, "weights");
@@ -58,7 +58,7 @@ Tensor perturbed(const Tensor& weights, const Tensor& generator, int64_t place, 
     source = torch::stable::empty_like(weights);
     torch::stable::zero_(source);
   }
-  perturb_list({output}, {source}, generator, {place}, options, row_scales, shards, /*save=*/false);
+  perturb_list({output}, {source}, generator, {place}, options, row_scales, shards, channel_dim, /*save=*/false);
   return output;
 }
 
@@ -93,7 +93,7 @@ void advance_(const Tensor& generator, int64_t draws) {
 
 #define TORCH_SSAM_NOISE                                                                               \
   "float noise_std, str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, " \
-  "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None"
+  "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None, int channel_dim=0"
 
 TORCH_SSAM_OPERATOR(perturb_,
                     "(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, " TORCH_SSAM_NOISE

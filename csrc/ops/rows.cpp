@@ -13,9 +13,11 @@
 
 namespace torch_ssam {
 
-RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name) {
+RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name,
+                   int64_t channel_dim) {
   TORCH_SSAM_CHECK(rows.size() == like.size(), name, " has ", rows.size(), " tensors and ", like_name, " has ",
                    like.size(), "; expected one for each.");
+  TORCH_SSAM_CHECK(channel_dim >= 0, "channel_dim is ", channel_dim, "; expected 0 or more.");
   RowViews views;
   views.reserve(rows.size());
   for (size_t t = 0; t < rows.size(); ++t) {
@@ -23,12 +25,14 @@ RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const Tens
     TORCH_SSAM_CHECK(view.dtype == ScalarType::Float && view.contiguous, name, "[", t, "] has dtype ",
                      dtype_name(view.dtype), view.contiguous ? "" : " and is not contiguous",
                      "; expected a contiguous float32 tensor.");
-    const int64_t filters = like[t].dim == 0 ? 1 : like[t].sizes[0];
+    const int64_t filters = channel_dim < like[t].dim ? like[t].sizes[channel_dim] : 1;
     TORCH_SSAM_CHECK(view.numel == 1 || view.numel == filters, name, "[", t, "] has ", view.numel, " elements and ",
                      like_name, "[", t, "] has shape ", shape_of(like[t]), "; expected 1 or ", filters,
                      ", one for each row.");
-    const int64_t length = view.numel == 0 ? 1 : like[t].numel / view.numel;
-    views.push_back({static_cast<float*>(view.data), view.numel, length});
+    int64_t before = 1;  // how often the rows come
+    for (int64_t d = 0; view.numel != 1 && d < channel_dim; ++d) before *= like[t].sizes[d];
+    const int64_t length = before * view.numel == 0 ? 1 : like[t].numel / (before * view.numel);
+    views.push_back({static_cast<float*>(view.data), view.numel, length, before > 1});
   }
   return views;
 }
@@ -86,10 +90,7 @@ void clip_rows_(const TensorList& weights, double weight_clip) {
   if (weights.empty()) return;
   check_one_device(weights, "weights", weights[0], "weights[0]");
   RowViews rows = rows_of(views);
-  const Backend& backend = backend_of(weights[0]);
-  TORCH_SSAM_CHECK(backend.clip_rows != nullptr,
-                   "clip_rows_ has no kernel for this device; expected weights on the CPU.");
-  backend.clip_rows({std::move(views), std::move(rows), weight_clip, weights[0]});
+  backend_of(weights[0]).clip_rows({std::move(views), std::move(rows), weight_clip, weights[0]});
 }
 
 }  // namespace

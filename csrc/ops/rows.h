@@ -10,12 +10,15 @@ struct RowView {
   float* data;
   int64_t rows;
   int64_t length;
+  bool repeat = false;  // after the last row comes the first again: element i is in row i / length % rows
 };
 
 using RowViews = std::vector<RowView>;
 
-// One contiguous float32 tensor for each of `like`, with as many elements as rows.
-RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name);
+// One contiguous float32 tensor for each of `like`, with as many elements as rows: one, or one for each index of the
+// dimension `channel_dim`.
+RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name,
+                   int64_t channel_dim = 0);
 
 // The rows of tensors, without numbers: one for each index of dimension 0.
 RowViews rows_of(const TensorViews& views);

@@ -60,6 +60,28 @@ TYPED_TEST(CudaScaleOnHost, PerturbByRowsMatchesTheCpuAtEverySizeRowLengthAndAli
   }
 }
 
+TYPED_TEST(CudaScaleOnHost, RowsAlongAnotherDimensionComeAgainAsOnTheCpu) {
+  using master_t = typename TypeParam::master_t;
+  using model_t = typename TypeParam::model_t;
+  for (const int64_t length : {int64_t{1}, int64_t{3}, int64_t{9}, int64_t{64}, int64_t{100}}) {
+    for (const int64_t rows : {int64_t{1}, int64_t{2}, int64_t{5}, int64_t{64}, int64_t{300}}) {
+      const int64_t n = 3 * rows * length;
+      std::vector<float> scales = scales_of_rows(rows, 1);
+      cpu::NoiseArgs args = by_rows(kDistributions[rows % 2], scales, length);
+      args.rows = rows;
+      for (const int shift : {0, 1}) {
+        Memory<master_t> clean(n, 1, shift);
+        Memory<model_t> got(n, 2, shift), expected(n, 2);
+        cpu::kernels().perturb[TypeParam::pair](args, {0, n}, clean.data(), nullptr, expected.data());
+        walk_list<PerturbOf<TypeParam, false, Scale::rows>::template With, kPerturbLanes<model_t, Scale::rows>>(
+            std::vector{contiguous<2, RowScales>(n, {got.data(), clean.data()}, kPlace, {scales.data(), length, rows})},
+            PerturbSettings{noise_settings(args.distribution)});
+        ASSERT_TRUE(same_bits(got, expected)) << rows << " rows of " << length << " shift " << shift;
+      }
+    }
+  }
+}
+
 TYPED_TEST(CudaScaleOnHost, PerturbByElementMatchesTheCpuAndSoDoesItsNoiseAlone) {
   using master_t = typename TypeParam::master_t;
   using model_t = typename TypeParam::model_t;
@@ -382,6 +404,63 @@ TYPED_TEST(CudaScaleOnHost, NormsOfStridedRowsFollowTheLogicalOrder) {
   EXPECT_EQ(launches.aligned, 0);
   EXPECT_TRUE(std::equal(tensor.result.begin(), tensor.result.end(), tensor.expected.begin(), tensor.expected.end(),
                          same_value<float>));
+}
+
+// What clip_rows of rows.cu does.
+template <typename scalar_t>
+Launches walk_clip(std::vector<ListTensor<1, RowLength>> list, const std::vector<int64_t>& rows, double weight_clip) {
+  std::vector<ListTensor<2, RowLength>> results;
+  std::vector<ListTensor<1, RowLength>> clipped = list;
+  int64_t pieces = 0, first = 0, count = 0;
+  for (const int64_t n : rows) count += n;
+  std::vector<double> limits(static_cast<size_t>(count), std::nan(""));
+  for (size_t t = 0; t < list.size(); ++t) {
+    list[t].number = static_cast<uint32_t>(pieces);
+    clipped[t].number = static_cast<uint32_t>(first);
+    list[t].numel = clipped[t].numel = rows[t] * math::norm_pieces(list[t].row_length);
+    results.push_back(contiguous<2, RowLength>(rows[t], {limits.data() + first, static_cast<double*>(nullptr)}, pieces,
+                                               {list[t].row_length}));
+    pieces += list[t].numel;
+    first += rows[t];
+  }
+  std::vector<double> values(static_cast<size_t>(pieces), std::nan(""));
+  walk_list<RowPiecesFor<math::SumOfSquares, scalar_t>::template With, kVector<scalar_t>>(
+      list, RowPiecesSettings{values.data()});
+  walk_table<RowResultBody<RowResult::limit>>(results, RowResultSettings{values.data(), weight_clip});
+  return walk_list<ClipPiecesFor<scalar_t>::template With, kVector<scalar_t>>(clipped, ClipSettings{limits.data()});
+}
+
+TYPED_TEST(CudaScaleOnHost, ClippedRowsHaveTheCpusBits) {
+  using scalar_t = typename TypeParam::model_t;
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {
+      {1, 1},    {1, 7},    {5, 1},    {300, 1},  {3, 7},    {70, 9},   {64, 27}, {33, 64}, {17, 65},
+      {2, 4095}, {3, 4096}, {3, 4097}, {1, 8192}, {2, 8193}, {129, 16}, {0, 1},   {257, 8}, {5, 12288}};
+  for (const int shift : {0, 1}) {
+    std::vector<Memory<scalar_t>> got, expected;
+    std::vector<ListTensor<1, RowLength>> list;
+    std::vector<int64_t> rows;
+    bool any = false;
+    for (const auto& [count, length] : shapes) {
+      const int64_t n = count * length;
+      got.emplace_back(n, static_cast<uint32_t>(n), shift);
+      expected.emplace_back(n, static_cast<uint32_t>(n));
+      rows.push_back(count);
+      list.push_back(contiguous<1, RowLength>(n, {got.back().data()}, 0, {length}));
+      for (int64_t row = 0; row < count; ++row) {
+        scalar_t* values = expected.back().data() + row * length;
+        const double sum = cpu_row<math::SumOfSquares, TypeParam::model>(values, length);
+        cpu::kernels().clip[TypeParam::model](math::row_limit(sum, length, 1.1), values, length);
+      }
+      any |= !same_bits(got.back(), expected.back());
+    }
+    ASSERT_TRUE(any) << "nothing to clip";
+    const Launches launches = walk_clip<scalar_t>(list, rows, 1.1);
+    EXPECT_EQ(launches.aligned, shift == 0 ? 1 : 0);
+    for (size_t t = 0; t < got.size(); ++t) {
+      ASSERT_TRUE(same_bits(got[t], expected[t]))
+          << shapes[t].first << " rows of " << shapes[t].second << " shift " << shift;
+    }
+  }
 }
 
 }  // namespace

@@ -113,7 +113,10 @@ class ReferenceSSAM:
                         group["distribution"],
                         sample,
                     )
-                    scale = scales(group["scale"], w, self.fisher.get(i), group["fisher_factor"])
+                    dim = group["channel_dim"] if w.dim() > 1 else 0
+                    first = w.movedim(dim, 0) if w.dim() > 1 else w
+                    scale = scales(group["scale"], first, self.fisher.get(i), group["fisher_factor"])
+                    scale = scale.movedim(0, dim) if scale.dim() > 1 else scale
                     result[i] = (w + sign * group["noise_std"] * scale * z).to(w.dtype)
         return result
 
@@ -151,7 +154,9 @@ class ReferenceSSAM:
                     continue
                 w = self.weights[i]
                 if group["scale"] == "fisher":
-                    self.fisher[i] = group["fisher_decay"] * self.fisher.get(i, 0.0) + per_filter(g)
+                    self.fisher[i] = group["fisher_decay"] * self.fisher.get(i, 0.0) + per_filter(
+                        g.movedim(group["channel_dim"], 0) if g.dim() > 1 else g
+                    )
                 g = -g if group["maximize"] else g
                 g = g + group["weight_decay"] * w
                 if group["momentum"] != 0.0:

@@ -215,8 +215,10 @@ def noise_of_every_layout() -> None:
             parts = [distribute_tensor(w, mesh, placements).requires_grad_() for w in tensors]
             plain = [w.clone().requires_grad_() for w in tensors]
             for distribution in ("gaussian", "rademacher"):
-                for scale in ("isotropic", "element", "filter", "tensor"):
+                for scale in ("isotropic", "element", "filter", "tensor", "columns"):
                     how: dict[str, Any] = {"distribution": distribution, "scale": scale, "seed": 5}
+                    if scale == "columns":
+                        how |= {"scale": "absmax", "channel_dim": 1}
                     ours, theirs = (
                         torch_ssam.WeightNoise(parts, 0.3, **how),
                         torch_ssam.WeightNoise(plain, 0.3, **how),

@@ -247,6 +247,28 @@ def test_norms_ranges_and_fisher_sums_of_rows_have_the_cpus_bits(
             assert_same_bits(a, b)
 
 
+@pytest.mark.parametrize("channel_dim", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned])
+def test_clipped_rows_and_noise_along_another_dimension_have_the_cpus_bits(
+    dtype: Any, channel_dim: int, placed: Any
+) -> None:
+    shapes = [(64, 27), (33, 64), (3, 12289), (2, 4096), (4, 0), (70, 8, 9)]
+    weights = [random(shape, dtype, i) for i, shape in enumerate(shapes)]
+    gpu = placed(weights)
+    ops.clip_rows_([w.movedim(channel_dim, 0) for w in weights], 1.1)
+    ops.clip_rows_([w.movedim(channel_dim, 0) for w in gpu], 1.1)
+    for a, b in zip(gpu, weights, strict=True):
+        assert_same_bits(a, b)
+    rows = [torch.rand(w.shape[channel_dim]) for w in weights]
+    params, gpu_params = [torch.empty_like(w) for w in weights], [torch.empty_like(w) for w in gpu]
+    how = (list(range(len(weights))), STD, "gaussian", 0, False, 0, "rows")
+    ops.perturb_from_clean_(params, weights, generator("cpu"), *how, rows, None, channel_dim)
+    ops.perturb_from_clean_(gpu_params, gpu, generator(), *how, on_gpu(rows), None, channel_dim)
+    for a, b in zip(gpu_params, params, strict=True):
+        assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize("scale", ["tensor", "filter", "element"])
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("placed", [on_gpu, misaligned])

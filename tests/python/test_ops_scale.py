@@ -244,3 +244,62 @@ def test_zero_rows_and_rows_without_elements() -> None:
     assert bool((noisy[1] != 1.0).all())
     assert torch.equal(row_scales_of(torch.empty(4, 0), 4), torch.zeros(4))
     ops.row_scales_([torch.empty(0)], [torch.empty(0, 3)], [])
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"),
+    [
+        ((5, 7), 1),
+        ((70, 1), 1),
+        ((1, 70), 1),
+        ((33, 300), 1),
+        ((4, 6, 3, 3), 1),
+        ((4, 6, 3, 3), 3),
+        ((2, 65, 64), 1),
+        ((301, 233), 1),
+    ],
+    ids=str,
+)
+def test_rows_along_another_dimension_have_their_own_scales(
+    shape: tuple[int, ...], channel_dim: int, pair: tuple[torch.dtype, torch.dtype], distribution: str
+) -> None:
+    master, model = pair
+    clean = random(shape, master, seed=11)
+    numbers = torch.arange(1, shape[channel_dim] + 1).float() / 8
+    alike = [-1 if d == channel_dim else 1 for d in range(len(shape))]
+    z = reference.noise(clean.numel(), seed=SEED, draw=DRAW, place=3, distribution=distribution)
+    scaled = torch.from_numpy(z).reshape(shape) * numbers.view(alike)
+    expected = reference.perturbed(clean, STD, scaled.reshape(-1).numpy(), model)
+    for layout in (clean, clean.transpose(0, 1).contiguous().transpose(0, 1)):
+        params = torch.zeros(shape, dtype=model)
+        ops.perturb_from_clean_(
+            [params],
+            [layout],
+            generator_of(SEED, DRAW),
+            [3],
+            STD,
+            distribution,
+            0,
+            False,
+            0,
+            "rows",
+            [numbers],
+            None,
+            channel_dim,
+        )
+        assert same_bits(params, expected)
+    if shape[channel_dim] != 1:
+        with pytest.raises(ValueError, match=r"row_scales\[0\] has .* elements and params\[0\] has shape"):
+            ops.perturbed(
+                clean,
+                generator_of(),
+                0,
+                STD,
+                scale="rows",
+                row_scales=[torch.ones(99)],
+                channel_dim=channel_dim,
+            )
+    with pytest.raises(ValueError, match="channel_dim is -1; expected 0 or more"):
+        ops.perturbed(clean, generator_of(), 0, STD, scale="rows", row_scales=[torch.ones(1)], channel_dim=-1)

@@ -86,11 +86,6 @@ def check_noise(group: dict[str, Any]) -> None:
             "expected False. To differentiate through training steps use torch.func on a function of the weights, with "
             "torch_ssam.WeightNoise.noise for the noise."
         )
-    if group["channel_dim"] != 0 and not ROW_SCALES.get(scale, ("", True))[1]:
-        raise ValueError(
-            f"channel_dim={group['channel_dim']} with scale={scale!r}, which takes filters along dimension 0; expected "
-            "channel_dim=0, or a scale that is not by filter."
-        )
     if scale != "isotropic" and group["memory"] == "regenerate":
         raise ValueError(
             f'memory="regenerate" with scale={scale!r}: the clean weights that the scale depends on are gone '

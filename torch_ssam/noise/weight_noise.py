@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_ssam import _checks
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise import parameters, seeds
-from torch_ssam.noise.options import NOISE_DEFAULTS, Distribution, Memory, Scale
+from torch_ssam.noise.options import NEWER_OPTIONS, NOISE_DEFAULTS, Distribution, Memory, Scale
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.state import NoiseState
 from torch_ssam.ops import dtensor
@@ -63,6 +63,7 @@ class WeightNoise:
         distribution: "gaussian" or "rademacher".
         scale: "isotropic", "tensor", "filter", "absmax", "tensor_absmax" or "element" (see `SSAM`;
             "fisher" needs the gradients of an optimizer's steps).
+        channel_dim: the dimension that counts filters in tensors of two dimensions and more.
         memory: "copy", or "regenerate" to hold no copy of the clean weights (see `SSAM`).
         seed: a 64-bit int, or None to take one from torch's default generator.
 
@@ -84,6 +85,7 @@ class WeightNoise:
         *,
         distribution: Distribution = "gaussian",
         scale: Scale = "isotropic",
+        channel_dim: int = 0,
         memory: Memory = "copy",
         seed: int | None = None,
     ) -> None:
@@ -92,6 +94,7 @@ class WeightNoise:
             "noise_std": noise_std,
             "distribution": distribution,
             "scale": scale,
+            "channel_dim": channel_dim,
             "memory": memory,
         }
         given = parameters.parameter_list(params)
@@ -114,6 +117,7 @@ class WeightNoise:
                 )
             if whole["memory"] == "regenerate":
                 parameters.check_regenerated(unique)
+            parameters.check_channel_dim(unique, whole["channel_dim"])
             dtensor.check_options(unique, whole, noise_per_rank=False)
             self.param_groups.append(whole)
         self._state = NoiseState(lambda: self.param_groups, seeds.resolve_seed(seed))
@@ -177,4 +181,7 @@ class WeightNoise:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        for group in self.param_groups:  # pickles of older versions have not all options
+            for name in NEWER_OPTIONS:
+                group.setdefault(name, NOISE_DEFAULTS[name])
         self._state.bind(lambda: self.param_groups)

@@ -188,7 +188,10 @@ def _on_locals(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: d
         if "row_scales" in names:
             scales = names.index("row_scales")
             rows = args[scales] if len(args) > scales else named.pop("row_scales", None)
-            parts = rows and [_rows_here(values, tensor) for values, tensor in zip(rows, first, strict=True)]
+            dim = named.get("channel_dim", 0)
+            parts = rows and [
+                _rows_here(values, tensor, dim) for values, tensor in zip(rows, first, strict=True)
+            ]
             args, named["row_scales"] = args[:scales], parts
     written: list[Tensor] = []
     locals_: list[Any] = []
@@ -231,12 +234,12 @@ def _drop_gathered() -> None:
             module.reshard()
 
 
-def _rows_here(rows: Tensor, tensor: Tensor) -> Tensor:
-    """Of numbers for the rows of a whole tensor, those of the rows that this rank's part is in."""
+def _rows_here(rows: Tensor, tensor: Tensor, channel_dim: int = 0) -> Tensor:
+    """Of numbers for the rows of a whole tensor, along a dimension, those of the rows that this rank's part is in."""
     if rows.numel() == 1 or not is_split(tensor):
         return rows
-    start = shard_of(tensor)[tensor.dim()]
-    return rows.narrow(0, start, local_of(tensor).size(0))
+    start = shard_of(tensor)[tensor.dim() + channel_dim]
+    return rows.narrow(0, start, local_of(tensor).size(channel_dim))
 
 
 def _on_rows(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:

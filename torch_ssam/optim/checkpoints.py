@@ -248,8 +248,8 @@ class NoiseOptimizer(Optimizer):
         state, clean, fisher, masters = dict(state_dict["state"]), {}, {}, {}
         ours = self._names_in_state
         params = ((group, p) for group in self.param_groups for p in group["params"])
-        keys = (key for group in state_dict["param_groups"] for key in group["params"])
-        for key, (group, p) in zip(keys, params, strict=True):
+        keys = ((saved, key) for saved in state_dict["param_groups"] for key in saved["params"])
+        for (saved, key), (group, p) in zip(keys, params, strict=True):
             entry = state.get(key)
             if entry is None:
                 continue
@@ -269,10 +269,11 @@ class NoiseOptimizer(Optimizer):
                 masters[p] = master.detach().to(dtype=group["master_dtype"], device=p.device).clone()
             sums = entry.get("fisher")
             if sums is not None:
-                if sums.numel() != rows_of(p):
+                rows = rows_of(p, int(saved.get("channel_dim", group.get("channel_dim", 0))))
+                if sums.numel() != rows:
                     raise ValueError(
                         f"load_state_dict() got {sums.numel()} Fisher sums for parameter {key} of shape "
-                        f"{tuple(p.shape)}; expected {rows_of(p)}, one for each filter."
+                        f"{tuple(p.shape)}; expected {rows}, one for each filter."
                     )
                 fisher[p] = sums.detach().to(dtype=torch.float32, device=p.device).reshape(-1).clone()
             state[key] = {name: value for name, value in entry.items() if name not in ours}

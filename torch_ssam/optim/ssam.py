@@ -42,7 +42,7 @@ class SSAM(FusedOptimizer):
         distribution: "gaussian", or "rademacher" (+-eta with one random bit a weight; the same mean and
             variance).
         scale: what noise_std is multiplied by. "isotropic": 1. "filter": the filter's norm |w_f|, f along
-            dimension 0, a tensor of less than two dimensions being one filter (LPF-SGD, arXiv 2201.08025, and
+            channel_dim, a tensor of less than two dimensions being one filter (LPF-SGD, arXiv 2201.08025, and
             RWP). "tensor": the norm of the whole tensor. "element": |w| + 0.01 of each weight (ASAM's operator,
             arXiv 2102.11600). "fisher": |w_f| / sqrt(1 + s F_f) with F_f <- beta F_f + the sum of g^2 over the
             filter, g the gradient of each step (ARWP, arXiv 2404.00357). "absmax": the filter's largest |w|, so that
@@ -62,9 +62,9 @@ class SSAM(FusedOptimizer):
             (`group["weight_clip"]` is read at every step). aihwkit-lightning clips at c times the centred standard
             deviation; this is c times the root mean square, which for weights of mean 0 is the same. None for no
             clipping.
-        channel_dim: the dimension that counts filters in tensors of two dimensions and more: 0 for nn.Linear and
-            nn.Conv, 1 for nn.ConvTranspose and the Conv1D of transformers, whose weights are (in, out). For weight_clip;
-            a scale by filter takes dimension 0 only.
+        channel_dim: the dimension that counts filters in tensors of two dimensions and more, for scale and weight_clip:
+            0 for nn.Linear and nn.Conv, 1 for nn.ConvTranspose and the Conv1D of transformers, whose weights are (in,
+            out).
         radius: after each step the group's stacked parameters are projected onto the ball of this radius > 0
             (Theorem 4.4 of the paper); None for no projection.
         keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw,

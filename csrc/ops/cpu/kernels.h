@@ -23,9 +23,11 @@ struct NoiseArgs {
   math::Distribution distribution;
   double noise_std;  // negative for the second half of an antithetic pair
   math::Scale scale = math::Scale::isotropic;
-  // Of the whole tensor, or of the whole shard: element i belongs to row i / row_length.
+  // Of the whole tensor, or of the whole shard: element i belongs to row i / row_length, modulo `rows` where that is
+  // not 0.
   const float* row_scales = nullptr;
   int64_t row_length = 1;
+  int64_t rows = 0;
   // Of a shard: where its first element lies in the whole tensor, or, if it is not one run, the map to it.
   int64_t origin = 0;
   const math::Shard* shard = nullptr;

@@ -41,6 +41,7 @@ inline NoiseArgs noise_args(const Noise& noise, const GeneratorState& state, siz
   if (!noise.row_scales.empty()) {
     args.row_scales = noise.row_scales[t].data;
     args.row_length = noise.row_scales[t].length;
+    args.rows = noise.row_scales[t].repeat ? noise.row_scales[t].rows : 0;
   }
   if (!noise.shards.empty()) {
     const math::Shard& shard = noise.shards[t];

@@ -13,6 +13,7 @@ void update(const UpdateCall& call);
 void project(const ProjectCall& call);
 void row_scales(const RowScalesCall& call);
 void row_fisher(const RowFisherCall& call);
+void clip_rows(const ClipRowsCall& call);
 void diagonal(const DiagonalCall& call, const Tensor& output);
 void diagonal_backward(const DiagonalBackwardCall& call, const Tensor& grad_input, const Tensor& grad_weight);
 

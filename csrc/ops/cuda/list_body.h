@@ -62,10 +62,14 @@ struct RowPosition {
   int64_t row, inside;
 };
 
-TORCH_SSAM_BODY RowPosition row_position(int64_t row_length, int64_t element) {
-  return {element / row_length, element % row_length};
+TORCH_SSAM_BODY RowPosition row_position(const RowScales& rows, int64_t element) {
+  const int64_t length = RowScales::length(rows);
+  const int64_t count = RowScales::rows(rows);
+  const int64_t row = element / length;
+  return {count == 0 ? row : row % count, element % length};
 }
 
+// Not yet back at the first row after the last.
 TORCH_SSAM_BODY int64_t row_of(const RowPosition& first, int64_t row_length, int distance) {
   const int64_t at = first.inside + distance;
   if (at < row_length) return first.row;
@@ -73,16 +77,23 @@ TORCH_SSAM_BODY int64_t row_of(const RowPosition& first, int64_t row_length, int
   return first.row + static_cast<uint32_t>(at) / static_cast<uint32_t>(row_length);
 }
 
+TORCH_SSAM_BODY float row_scale_at(const RowScales& rows, int64_t row) {
+  const int64_t count = RowScales::rows(rows);
+  if (count != 0 && row >= count) row = static_cast<uint32_t>(row) % static_cast<uint32_t>(count);
+  return rows.row_scales[row];
+}
+
 // Multiplies the noise of the elements `distance`, ..., distance + kCount - 1 after the first by their rows' scales.
 template <int kCount>
 TORCH_SSAM_BODY void scale_by_rows(const RowScales& rows, const RowPosition& first, int distance,
                                    uint32_t (&noise)[kCount]) {
-  const int64_t row = row_of(first, rows.row_length, distance);
-  const float scale = rows.row_scales[row];
-  const bool one_row = kCount == 1 || row_of(first, rows.row_length, distance + kCount - 1) == row;
+  const int64_t length = RowScales::length(rows);
+  const int64_t row = row_of(first, length, distance);
+  const float scale = row_scale_at(rows, row);
+  const bool one_row = kCount == 1 || row_of(first, length, distance + kCount - 1) == row;
   TORCH_SSAM_UNROLL
   for (int l = 0; l < kCount; ++l) {
-    const float own = one_row ? scale : rows.row_scales[row_of(first, rows.row_length, distance + l)];
+    const float own = one_row ? scale : row_scale_at(rows, row_of(first, length, distance + l));
     noise[l] = math::float_to_bits(math::scale_noise(math::bits_to_float(noise[l]), own));
   }
 }
@@ -162,7 +173,7 @@ struct ListBody {
     const int begin = kCount == 1 ? within_block(entry.begin - first) : 0;
 
     [[maybe_unused]] RowPosition position;
-    if constexpr (kByRows) position = row_position(entry.row_length, first);
+    if constexpr (kByRows) position = row_position(entry, first);
     OwnedNoise<kCount> noise;
     TORCH_SSAM_UNROLL
     for (int j = 0; j < 4; j += kAhead) {

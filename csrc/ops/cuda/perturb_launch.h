@@ -16,7 +16,13 @@ void launch_perturb(const PerturbCall& call) {
   const PerturbSettings settings{noise_settings(noise.options, noise.generator)};
   std::vector<More> more(call.params.size());
   if constexpr (kScale == math::Scale::rows) {
-    for (size_t t = 0; t < more.size(); ++t) more[t] = {noise.row_scales[t].data, noise.row_scales[t].length};
+    for (size_t t = 0; t < more.size(); ++t) {
+      const RowView& row = noise.row_scales[t];
+      TORCH_SSAM_CHECK(!row.repeat || row.rows < RowScales::kMostRows, "row_scales[", t, "] has ", row.rows,
+                       " rows along another dimension than 0; expected fewer than ", RowScales::kMostRows,
+                       " on a GPU.");
+      more[t] = {row.data, row.length, row.repeat ? row.rows : 0};
+    }
   }
   for_each_pair(call.clean, call.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
     const auto tensors = list_tensors<2, More>({&call.params, &call.clean}, chosen, &noise.places, &more);

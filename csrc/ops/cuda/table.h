@@ -17,10 +17,19 @@ namespace torch_ssam::cuda {
 
 struct Nothing {};
 
-// The scales of a tensor's rows: element i, counted in row-major order, is in row i / row_length.
+// The scales of a tensor's rows: element i, counted in row-major order, is in row i / row_length, or, where the rows
+// come again and again, in row i / row_length % rows. Two numbers in one word, so that as many entries fit as without.
 struct RowScales {
-  const float* row_scales;
-  int64_t row_length;
+  static constexpr int kLengthBits = 40;
+  static constexpr int64_t kMostRows = int64_t{1} << (63 - kLengthBits);  // where they come again
+  const float* row_scales = nullptr;
+  int64_t packed = 0;
+
+  RowScales() = default;
+  RowScales(const float* scales, int64_t row_length, int64_t rows = 0)
+      : row_scales(scales), packed(row_length | rows << kLengthBits) {}
+  TORCH_SSAM_BODY int64_t length(const RowScales& r) { return r.packed & ((int64_t{1} << kLengthBits) - 1); }
+  TORCH_SSAM_BODY int64_t rows(const RowScales& r) { return r.packed >> kLengthBits; }  // 0: each comes once
 };
 
 template <int kOperands, typename More = Nothing>

@@ -96,13 +96,25 @@ inline __attribute__((always_inline)) void with_noise_of(const NoiseArgs& args, 
 // The noise of the elements element, element + 1, ..., each times the scale of its row.
 void scale_by_rows(const NoiseArgs& args, int64_t element, const float* noise, int64_t n, float* scaled) {
   int64_t row = element / args.row_length;
+  if (args.rows != 0) row %= args.rows;
+  if (args.row_length == 1) {  // neighbours in memory, until the rows come again
+    for (int64_t i = 0; i < n; row = 0) {
+      const int64_t end = args.rows == 0 ? n : smaller(n, i + args.rows - row);
+      const float* scales = args.row_scales + row;
+      TORCH_SSAM_INDEPENDENT
+      for (int64_t k = i; k < end; ++k) scaled[k] = math::scale_noise(noise[k], scales[k - i]);
+      i = end;
+    }
+    return;
+  }
   int64_t left = args.row_length - element % args.row_length;  // in this row
-  for (int64_t i = 0; i < n; ++row, left = args.row_length) {
+  for (int64_t i = 0; i < n; left = args.row_length) {
     const float scale = args.row_scales[row];
     const int64_t end = smaller(n, i + left);
     TORCH_SSAM_INDEPENDENT
     for (int64_t k = i; k < end; ++k) scaled[k] = math::scale_noise(noise[k], scale);
     i = end;
+    row = row + 1 == args.rows ? 0 : row + 1;
   }
 }
 
