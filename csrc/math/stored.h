@@ -5,6 +5,7 @@
 #pragma once
 
 #include "noise.h"
+#include "reduce.h"
 #include "rules.h"
 #include "scale.h"
 #include "storage.h"
@@ -15,6 +16,14 @@ namespace torch_ssam::math {
 template <typename model_t, typename master_t>
 TORCH_SSAM_BODY model_t round_stored(master_t clean) {
   return Store<model_t>::from(load_scalar(clean));
+}
+
+// The largest magnitude of a row once it is clipped: what is clipped is rounded as it is stored.
+template <typename master_t>
+TORCH_SSAM_BODY double clipped_largest(double largest, double limit) {
+  using math_t = opmath_t<master_t>;
+  const math_t clipped = clip_element(static_cast<math_t>(largest), static_cast<math_t>(limit));
+  return static_cast<double>(load_scalar(Store<master_t>::from(clipped)));
 }
 
 // The clean weight of a parameter that others may have written to: as it was, where the parameter still holds its

@@ -49,6 +49,14 @@ struct UpdateCall {
   int64_t step_of(size_t tensor) const { return steps.empty() ? 0 : steps[tensor]; }
 };
 
+// The same with clipping and numbers of rows in between: clean <- its update, clipped; row_scales <- the rows' numbers;
+// params <- clean + noise. The update has noise, and of that row_scales, or none.
+struct UpdateRowsCall {
+  UpdateCall update;
+  math::RowScale kind;
+  double weight_clip;  // of the rows of tensors with two dimensions and more; 0 for none
+};
+
 struct ProjectCall {
   TensorViews weights;
   double radius;
@@ -107,6 +115,7 @@ struct Backend {
   void (*follow)(const FollowCall&);
   void (*advance)(const AdvanceCall&);
   void (*update)(const UpdateCall&);
+  bool (*update_rows)(const UpdateRowsCall&);  // false, and nothing written, where it is no faster in one
   void (*project)(const ProjectCall&);
   void (*row_scales)(const RowScalesCall&);
   void (*row_fisher)(const RowFisherCall&);

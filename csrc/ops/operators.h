@@ -17,6 +17,7 @@
   X(advance_)                       \
   X(update_)                        \
   X(update_and_perturb_)            \
+  X(update_rows_and_perturb_)       \
   X(project_)                       \
   X(row_scales_)                    \
   X(row_fisher_)                    \

@@ -47,13 +47,22 @@ RowViews rows_of(const TensorViews& views) {
   return rows;
 }
 
-namespace {
+math::RowScale check_row_scale(const std::string& kind) {
+  constexpr Named<math::RowScale> kKinds[] = {{"norm", math::RowScale::norm}, {"absmax", math::RowScale::absmax}};
+  return find_named(kind, "kind", kKinds);
+}
 
-constexpr Named<math::RowScale> kKinds[] = {{"norm", math::RowScale::norm}, {"absmax", math::RowScale::absmax}};
+void check_weight_clip(double weight_clip) {
+  TORCH_SSAM_CHECK(std::isfinite(weight_clip) && weight_clip > 1.0, "weight_clip is ", weight_clip,
+                   "; expected a finite number > 1: clipped to its root mean square or less, a row would shrink at "
+                   "every step.");
+}
+
+namespace {
 
 void row_scales_(const TensorList& row_scales, const TensorList& weights, const TensorList& fisher,
                  double fisher_factor, StringArgument kind_name) {
-  const math::RowScale kind = find_named(take(kind_name), "kind", kKinds);
+  const math::RowScale kind = check_row_scale(take(kind_name));
   check_finite_nonnegative(fisher_factor, "fisher_factor");
   TensorViews views = view_parameters(weights, "weights", Use::reads);
   RowViews scales = view_rows(row_scales, "row_scales", views, "weights");
@@ -83,9 +92,7 @@ void row_fisher_(const TensorList& fisher, const TensorList& grads, double decay
 }
 
 void clip_rows_(const TensorList& weights, double weight_clip) {
-  TORCH_SSAM_CHECK(std::isfinite(weight_clip) && weight_clip > 1.0, "weight_clip is ", weight_clip,
-                   "; expected a finite number > 1: clipped to its root mean square or less, a row would shrink at "
-                   "every step.");
+  check_weight_clip(weight_clip);
   TensorViews views = view_parameters(weights, "weights", Use::writes);
   if (weights.empty()) return;
   check_one_device(weights, "weights", weights[0], "weights[0]");

@@ -2,6 +2,7 @@
 // dimension 0; element i of it, in row-major order, is in row i / length. Tests: test_ops_scale.py, test_ops_errors.py.
 #pragma once
 
+#include "../math/scale.h"
 #include "tensors.h"
 
 namespace torch_ssam {
@@ -19,6 +20,9 @@ using RowViews = std::vector<RowView>;
 // dimension `channel_dim`.
 RowViews view_rows(const std::vector<Tensor>& rows, const char* name, const TensorViews& like, const char* like_name,
                    int64_t channel_dim = 0);
+
+math::RowScale check_row_scale(const std::string& kind);
+void check_weight_clip(double weight_clip);
 
 // The rows of tensors, without numbers: one for each index of dimension 0.
 RowViews rows_of(const TensorViews& views);

@@ -2,6 +2,10 @@
 //   update_             weights <- update(weights, grads, buffers)
 //   update_and_perturb_ clean <- update(clean, grads, buffers); params <- clean + noise, one pass over memory.
 //                       With noise_std 0 no noise is made: params <- clean, rounded to their dtype
+//   update_rows_and_perturb_  clean <- update(clean, grads, buffers), clipped by rows as clip_rows_ does; row_scales <-
+//   as
+//                       row_scales_ makes them, without a Fisher sum; params <- clean + noise: one pass over memory for
+//                       rows that fit a cache, two for longer ones, and the bits of the four operators
 //   project_            scales the stacked weights onto the Euclidean ball of a radius ([CLS] Theorem 4.4)
 // The update is that of a rule of csrc/math/rules.h, which `rule` names; `numbers` are its numbers in the order that it
 // lists them. `buffers` are what it keeps: the first buffer of every tensor, then the second of every tensor, and so
@@ -100,6 +104,52 @@ void update_and_perturb_(const TensorList& params, const TensorList& clean, cons
   if (!params.empty()) backend_of(generator).update(call);
 }
 
+// One operator after another, where a backend does not join them.
+void update_rows_apart(const UpdateRowsCall& call, const Backend& backend) {
+  const UpdateCall& whole = call.update;
+  const Noise& noise = *whole.noise;
+  UpdateCall update = whole;
+  update.params.clear();
+  update.noise.reset();
+  backend.update(update);
+  if (call.weight_clip != 0.0) {
+    TensorViews clipped;
+    for (const TensorView& view : whole.weights) {
+      if (view.dim >= 2) clipped.push_back(view);
+    }
+    RowViews rows = rows_of(clipped);
+    if (!clipped.empty()) {
+      backend.clip_rows({std::move(clipped), std::move(rows), call.weight_clip, *whole.on_device});
+    }
+  }
+  if (!noise.row_scales.empty()) {
+    backend.row_scales({whole.weights, noise.row_scales, {}, 0.0, call.kind, *whole.on_device});
+  }
+  backend.perturb({whole.params, whole.weights, noise, /*save=*/false});
+}
+
+void update_rows_and_perturb_(const TensorList& params, const TensorList& clean, const TensorList& grads,
+                              const TensorList& buffers, StringArgument rule, const std::vector<double>& numbers,
+                              const Tensor& generator, const std::vector<int64_t>& places, double noise_std,
+                              double weight_clip, const TensorList& row_scales, StringArgument kind_name,
+                              StringArgument distribution, int64_t draw_offset, StringArgument scale,
+                              const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
+  const std::string names[] = {take(rule), take(distribution), take(scale), take(kind_name)};
+  const NoiseOptions options = check_noise_options(noise_std, names[1], names[2], draw_offset);
+  if (weight_clip != 0.0) check_weight_clip(weight_clip);
+  const math::RowScale kind = check_row_scale(names[3]);
+  UpdateCall update = check_update(clean, grads, buffers, &params, check_rule(names[0], numbers), lr_tensor, steps);
+  const bool by_rows = options.scale == math::Scale::rows;
+  update.noise.emplace(check_noise(options, generator, places, update.params,
+                                   by_rows || !row_scales.empty() ? OptionalTensors(row_scales) : OptionalTensors(),
+                                   {}));
+  check_one_device(params, "params", generator, "generator");
+  if (params.empty()) return;
+  const Backend& backend = backend_of(generator);
+  const UpdateRowsCall call{std::move(update), kind, weight_clip};
+  if (backend.update_rows == nullptr || !backend.update_rows(call)) update_rows_apart(call, backend);
+}
+
 void project_(const TensorList& weights, double radius) {
   TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
   TensorViews views = view_parameters(weights, "weights", Use::writes);
@@ -119,6 +169,11 @@ TORCH_SSAM_OPERATOR(
     "(Tensor(a!)[] params, Tensor(b!)[] clean, " TORCH_SSAM_UPDATE
     ", Tensor generator, int[] places, float noise_std, str distribution='gaussian', int draw_offset=0, "
     "str scale='isotropic', " TORCH_SSAM_UPDATE_MORE ", int[]? shards=None) -> ()");
+TORCH_SSAM_OPERATOR(
+    update_rows_and_perturb_,
+    "(Tensor(a!)[] params, Tensor(b!)[] clean, " TORCH_SSAM_UPDATE
+    ", Tensor generator, int[] places, float noise_std, float weight_clip, Tensor(d!)[] row_scales, str kind='norm', "
+    "str distribution='gaussian', int draw_offset=0, str scale='isotropic', " TORCH_SSAM_UPDATE_MORE ") -> ()");
 TORCH_SSAM_OPERATOR(project_, "(Tensor(a!)[] weights, float radius) -> ()");
 
 }  // namespace torch_ssam

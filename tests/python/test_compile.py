@@ -133,6 +133,10 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
         lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 0.3, "gaussian", 1,
         "isotropic", None, [1, 1, 2],
     ),
+    "update_rows_and_perturb_": lambda: (
+        lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 0.3, 1.2,
+        [torch.ones(2), torch.ones(1), torch.ones(1)], "absmax", "gaussian", 1, "rows",
+    ),
     "project_": lambda: (lists(), 1.0),
     "row_scales_": lambda: ([torch.ones(2), torch.ones(1), torch.ones(1)], lists(), [], 0.0),
     "row_fisher_": lambda: ([torch.ones(2), torch.ones(7), torch.ones(1)], lists(), 0.9),

@@ -43,6 +43,7 @@ def arguments(operator: str) -> dict[str, Any]:
             **update,
         },
         "update_and_perturb_": {**lists, **noise, **update},
+        "update_rows_and_perturb_": {**lists, **noise, **update, "weight_clip": 1.5, "row_scales": []},
         "project_": {"weights": lists["params"], "radius": 0.1},
         "row_scales_": {
             "row_scales": [torch.ones(3), torch.ones(1)],
@@ -89,8 +90,8 @@ def with_number(name: str, bad: float) -> list[float]:
 
 OVERLAPPING = torch.zeros(20).as_strided((5,), (0,))
 PARTLY_OVERLAPPING = torch.zeros(20).as_strided((3, 4), (3, 1))
-PERTURB = ("perturb_", "perturb_from_clean_", "update_and_perturb_")
-UPDATE = ("update_", "update_and_perturb_")
+PERTURB = ("perturb_", "perturb_from_clean_", "update_and_perturb_", "update_rows_and_perturb_")
+UPDATE = ("update_", "update_and_perturb_", "update_rows_and_perturb_")
 
 # (operators, argument, its bad value or a function of the good one, what the message must say)
 Case = tuple[tuple[str, ...], str, Any, str]
@@ -155,6 +156,15 @@ CASES: list[Case] = [
     *(
         (("clip_rows_",), "weight_clip", bad, r"weight_clip is .*; expected a finite number > 1")
         for bad in (1.0, 0.5, -2.0, NAN, INF)
+    ),
+    (("update_rows_and_perturb_",), "weight_clip", 1.0, r"weight_clip is 1; expected a finite number > 1"),
+    (("update_rows_and_perturb_",), "kind", "range", "kind is 'range'; expected 'norm' or 'absmax'"),
+    (("update_rows_and_perturb_",), "scale", "rows", r"row_scales has 0 tensors and params has 2"),
+    (
+        ("update_rows_and_perturb_",),
+        "row_scales",
+        [torch.ones(3), torch.ones(1)],
+        "not 'rows' and row_scales are given",
     ),
     # dtypes
     (

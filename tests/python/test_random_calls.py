@@ -49,6 +49,7 @@ def sound_arguments(name: str) -> list[Any]:
         "distribution": lambda: "gaussian",
         "scale": lambda: "isotropic",
         "radius": lambda: 1.5,
+        "kind": lambda: "norm",
         "weight_clip": lambda: 1.5,
         "draws": lambda: 2,
         "rule": lambda: "sgd",
@@ -59,7 +60,13 @@ def sound_arguments(name: str) -> list[Any]:
         "grad_output": lambda: torch.ones(2, 6),
         "needs_input": lambda: True,
         "needs_weight": lambda: True,
-        "row_scales": lambda: [torch.ones(4), torch.ones(1)] if name == "row_scales_" else None,
+        "row_scales": lambda: (
+            [torch.ones(4), torch.ones(1)]
+            if name == "row_scales_"
+            else []
+            if name == "update_rows_and_perturb_"
+            else None
+        ),
         "fisher": lambda: [torch.ones(4), torch.ones(1)],
         "name": lambda: "plain",
     }

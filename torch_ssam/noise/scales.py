@@ -56,6 +56,21 @@ class Scales:
     def __init__(self) -> None:
         self._fisher: dict[int, tuple[Tensor, Tensor]] = {}  # tensors and their F, one number for each filter
 
+    def memory_of(self, group: Group, saved: list[Saved]) -> list[Tensor]:
+        """Memory for the numbers of the group's rows, one number a row."""
+        whole = ROW_SCALES[group["scale"]][1]
+        channel_dim = int(group["channel_dim"])
+        row_scales = []
+        for one in saved:
+            rows = 1 if whole else rows_of(one.param, channel_dim)
+            known = one.row_scales
+            if known is None or known.numel() != rows:
+                with torch.inference_mode(False):
+                    known = torch.empty(rows, dtype=torch.float32, device=one.param.device)
+                one.row_scales = known
+            row_scales.append(known)
+        return row_scales
+
     def of(self, group: Group, saved: list[Saved], clean: list[Tensor]) -> ScaleArguments:
         """What the operators are told of the group's scale; row scales are computed from the clean weights."""
         scale = group["scale"]
@@ -66,15 +81,7 @@ class Scales:
         if channel_dim != 0:
             check_channel_dim([one.param for one in saved], channel_dim)
             clean = [filters_first(weights, channel_dim) for weights in clean]
-        row_scales = []
-        for one in saved:
-            rows = 1 if whole else rows_of(one.param, channel_dim)
-            known = one.row_scales
-            if known is None or known.numel() != rows:
-                with torch.inference_mode(False):
-                    known = torch.empty(rows, dtype=torch.float32, device=one.param.device)
-                one.row_scales = known
-            row_scales.append(known)
+        row_scales = self.memory_of(group, saved)
         if scale == "fisher":
             fisher = [self._fisher_of(one.param, channel_dim) for one in saved]
             ops.row_scales_(row_scales, clean, fisher, float(group["fisher_factor"]))

@@ -108,6 +108,10 @@ class SavedWeights:
         applied = self._applied
         return [applied[key].clean for key in members.keys]
 
+    def all_saved_of(self, members: Members) -> list[Saved]:
+        """What is kept of tensors that are perturbed now."""
+        return [self._applied[key] for key in members.keys]
+
     def applied_clean(self) -> dict[Tensor, Tensor]:
         """The clean weights of all tensors that are perturbed now."""
         return {saved.param: saved.clean for saved in self._applied.values()}

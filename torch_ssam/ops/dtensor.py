@@ -40,6 +40,11 @@ def is_sharded(tensor: Any) -> bool:
     return True
 
 
+def any_sharded(tensors: list[Tensor]) -> bool:
+    """Whether there is a DTensor among them; nearly always nobody has imported it."""
+    return _dtensor() is not None and any([is_sharded(tensor) for tensor in tensors])
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor; any other tensor itself."""
     local: Tensor = getattr(tensor, "_local_tensor", tensor)

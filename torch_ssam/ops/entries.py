@@ -39,6 +39,7 @@ class _Ops:
     advance_: Callable[..., None]
     update_: Callable[..., None]
     update_and_perturb_: Callable[..., None]
+    update_rows_and_perturb_: Callable[..., None]
     project_: Callable[..., None]
     row_scales_: Callable[..., None]
     row_fisher_: Callable[..., None]

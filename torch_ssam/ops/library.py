@@ -58,6 +58,7 @@ WRITERS = (
     "advance_",
     "update_",
     "update_and_perturb_",
+    "update_rows_and_perturb_",
     "project_",
     "row_scales_",
     "row_fisher_",

@@ -39,9 +39,13 @@ class Clipping:
         self.share: float | None = None  # none before that step
         self._first: list[_Clipped] = []
 
+    def clips(self, group: Group) -> bool:
+        """Whether a step of the group clips."""
+        return group["weight_clip"] is not None and trains(group)
+
     def chosen(self, group: Group, members: Members) -> Members:
         """Those that a step of the group clips: it updates them, and they have filters."""
-        if group["weight_clip"] is None or not trains(group):
+        if not self.clips(group):
             return Members([], [], [])
         NOISE_OPTIONS["weight_clip"].check("weight_clip", group["weight_clip"])
         check_channel_dim(members.params, group["channel_dim"])

@@ -20,6 +20,7 @@ from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members, are_same
 from torch_ssam.noise.options import NOISE_DEFAULTS, ROW_SCALES
+from torch_ssam.ops.dtensor import any_sharded
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
 from torch_ssam.optim.options import FUSED_OPTIONS, check_fused
@@ -40,8 +41,8 @@ class _Part(NamedTuple):
     mastered: bool
 
 
-def _in_one_call(group: dict[str, Any]) -> bool:
-    """Whether an operator call makes all of a step. Clipping, a projection and norms come between update and noise."""
+def _is_plain(group: dict[str, Any]) -> bool:
+    """Whether nothing but noise follows the update: no clipping, no projection, no numbers of rows."""
     return group["radius"] is None and group["weight_clip"] is None and group["scale"] not in ROW_SCALES
 
 
@@ -272,11 +273,15 @@ class FusedOptimizer(NoiseDriver):
                 others["draw_offset"] = draw + 1
                 if group["distribution"] != "gaussian":
                     others["distribution"] = group["distribution"]
-                if group["scale"] != "isotropic" and noise_std != 0.0:
-                    others["scale"] = group["scale"]
-                ops.update_and_perturb_(
-                    members.params, *update, generator, members.places, noise_std, **others
-                )
+                where = members.params, *update, generator, members.places, noise_std
+                if _is_plain(group) or noise_std == 0.0:
+                    if group["scale"] != "isotropic" and noise_std != 0.0:
+                        others["scale"] = group["scale"]
+                    ops.update_and_perturb_(*where, **others)
+                else:
+                    ops.update_rows_and_perturb_(
+                        *where, *self._row_arguments(group, members, others), **others
+                    )
         except ValueError:  # refused before anything was written
             if not self._follow_dtype(part):
                 raise
@@ -285,6 +290,34 @@ class FusedOptimizer(NoiseDriver):
         self._keep_state(group, part)  # only now: an operator that refuses must leave no state behind
         if noise_std is not None or not part.perturbed:
             noise.written(members)
+
+    def _joins_rows(self, group: dict[str, Any], members: Members) -> bool:
+        """Whether one operator call makes a step with clipping or numbers of rows.
+
+        Not with what it does not know (a projection, Fisher sums, other dimensions, DTensors), nor while the clipped are
+        counted.
+        """
+        return (
+            group["radius"] is None
+            and group["scale"] != "fisher"
+            and group["channel_dim"] == 0
+            and (group["weight_clip"] is None or self._clipping.share is not None)
+            and not _is_plain(group)
+            and not any_sharded(members.params)
+        )
+
+    def _row_arguments(
+        self, group: dict[str, Any], members: Members, others: dict[str, Any]
+    ) -> tuple[float, list[Tensor]]:
+        """What update_rows_and_perturb_ is told beside."""
+        weight_clip = float(group["weight_clip"]) if self._clipping.clips(group) else 0.0
+        scale = group["scale"]
+        if scale not in ROW_SCALES:
+            others["scale"] = scale
+            return weight_clip, []
+        others["scale"], others["kind"] = "rows", ROW_SCALES[scale][0]
+        noise = self._noise
+        return weight_clip, noise.scales.memory_of(group, noise.all_saved_of(members))
 
     def _keep_state(self, group: dict[str, Any], part: _Part) -> None:
         if self._counts_steps:
@@ -326,7 +359,7 @@ class FusedOptimizer(NoiseDriver):
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
-        if len(placed) == 1 and _in_one_call(placed[0][0]):
+        if len(placed) == 1 and _is_plain(placed[0][0]):
             return
         for group, members in placed:
             noise_options.check_noise(group)
@@ -363,8 +396,9 @@ class FusedOptimizer(NoiseDriver):
         noise.size.look(placed, noise.clean_of)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
-            one_pass = noise_std != 0.0 and _in_one_call(group)
-            parts = self._parts(group, everything) if one_pass else []
+            one_pass = noise_std != 0.0 and _is_plain(group)
+            by_rows = noise_std != 0.0 and self._joins_rows(group, everything)
+            parts = self._parts(group, everything) if one_pass or by_rows else []
             if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):
                 self._update_part(group, parts[0], noise_std)  # nearly always
                 continue

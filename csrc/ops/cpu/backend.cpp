@@ -5,9 +5,9 @@
 namespace torch_ssam {
 namespace {
 
-constexpr Backend kBackend{cpu::perturb,           cpu::restore,    cpu::follow,     cpu::advance,   cpu::update,
-                           cpu::project,           cpu::row_scales, cpu::row_fisher, cpu::clip_rows, cpu::diagonal,
-                           cpu::diagonal_backward,
+constexpr Backend kBackend{cpu::perturb,       cpu::restore,     cpu::follow,   cpu::advance,
+                           cpu::update,        cpu::update_rows, cpu::project,  cpu::row_scales,
+                           cpu::row_fisher,    cpu::clip_rows,   cpu::diagonal, cpu::diagonal_backward,
                            /*has_shards=*/true};
 
 }  // namespace

@@ -32,9 +32,11 @@ struct NoiseArgs {
   int64_t origin = 0;
   const math::Shard* shard = nullptr;
   bool alone = false;  // by element: writes what it would add to the weights
-  // Saved copies, and parameters that an update leaves perturbed, go past the caches (stream.h): a matter of speed
-  // alone, and followed where noise is plain.
+  // Saved copies of plain noise, and parameters that are made from clean weights beside them, go past the caches
+  // (stream.h): a matter of speed alone.
   bool streams = false;
+  // What will be read after this call, from as many elements on; fetched while noise is made. Null for nothing.
+  const void* next[6] = {};
 };
 
 // Elements [begin, begin + count) of one tensor; every pointer already points at element `begin`.

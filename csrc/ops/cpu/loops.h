@@ -11,12 +11,19 @@ void restore(const RestoreCall& call);
 void follow(const FollowCall& call);
 void advance(const AdvanceCall& call);
 void update(const UpdateCall& call);
+bool update_rows(const UpdateRowsCall& call);
 void project(const ProjectCall& call);
 void row_scales(const RowScalesCall& call);
 void row_fisher(const RowFisherCall& call);
 void clip_rows(const ClipRowsCall& call);
 void diagonal(const DiagonalCall& call, const Tensor& output);
 void diagonal_backward(const DiagonalBackwardCall& call, const Tensor& grad_input, const Tensor& grad_weight);
+
+inline double read_number(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double
+             ? *static_cast<const double*>(tensor.data_ptr())
+             : static_cast<double>(*static_cast<const float*>(tensor.data_ptr()));
+}
 
 struct GeneratorState {
   int64_t seed;

@@ -5,12 +5,6 @@
 namespace torch_ssam::cpu {
 namespace {
 
-double read_number(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double
-             ? *static_cast<const double*>(tensor.data_ptr())
-             : static_cast<double>(*static_cast<const float*>(tensor.data_ptr()));
-}
-
 // Operands: weights, gradients, the buffers that a rule may have, and the parameters that get the noise.
 template <typename Rule>
 constexpr size_t kUpdateOperands = 3 + math::kMostBuffers<Rule>;

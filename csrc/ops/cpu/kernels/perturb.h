@@ -54,15 +54,21 @@ void stream_copy(void* target_, const void* source_, int64_t bytes) {
 // Whether the noise is that of whole tensors, or of one run in them, without scales: what most calls ask for.
 bool is_plain(const NoiseArgs& args) { return args.scale == math::Scale::isotropic && args.shard == nullptr; }
 
-// perturb for all other noise: a loop of its own, so that the plain one stays as it is.
+// perturb for all other noise, and beside updates: a loop of its own, so that the plain one stays as it is.
 template <typename master_t, typename model_t>
 void perturb_any(const NoiseArgs& args, Span span, const master_t* weights, master_t* saved, model_t* perturbed) {
   const auto noise_std = static_cast<opmath_t<master_t>>(args.noise_std);
   const math::Scale scale = args.scale;
   const bool alone = args.alone;
+  const bool streams = args.streams && saved == nullptr;
   with_noise_of(args, span, [=, &args](const float* noise, int64_t offset, int64_t n) {
     const master_t* clean = weights + offset;
-    model_t* target = perturbed + offset;
+    alignas(64) model_t values[kGaussianBlock];
+    const bool past = streams && n == kGaussianBlock && can_stream(perturbed + offset);
+    model_t* target = past ? values : perturbed + offset;
+    for (const void* const* next = args.next; *next != nullptr; ++next) {
+      fetch<kBytes<master_t>>(static_cast<const master_t*>(*next) + offset);
+    }
     for (int64_t i = 0; saved != nullptr && i < n; ++i) saved[offset + i] = clean[i];
     if (scale == math::Scale::isotropic) {
       TORCH_SSAM_INDEPENDENT
@@ -78,7 +84,9 @@ void perturb_any(const NoiseArgs& args, Span span, const master_t* weights, mast
         target[i] = math::perturb_stored_by_element<model_t>(clean[i], noise_std, noise[i], alone);
       }
     }
+    if (past) stream_block<kBytes<model_t>>(perturbed + offset, values);
   });
+  if (streams) end_of_stream();
 }
 
 template <typename master_t, typename model_t>
@@ -89,7 +97,7 @@ void perturb(const NoiseArgs& args, Span span, const void* weights_, void* saved
   auto* perturbed = static_cast<model_t*>(perturbed_);
   const auto noise_std = static_cast<math_t>(args.noise_std);
   const Span of_whole{args.origin + span.begin, span.count};
-  if (!is_plain(args)) {
+  if (!is_plain(args) || (args.streams && saved == nullptr)) {
     perturb_any(args, span, weights, saved, perturbed);
   } else if (saved != nullptr) {
     const bool streams = args.streams;

@@ -52,6 +52,15 @@ inline __attribute__((always_inline)) void stream_block(void* target, const void
   }
 }
 
+// Asks for memory, for the second-level cache; beyond its end nothing happens.
+template <int64_t kBytes>
+inline __attribute__((always_inline)) void fetch(const void* memory) {
+  TORCH_SSAM_UNROLL
+  for (int64_t at = 0; at < kBytes; at += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(memory) + at), 0, 2);
+  }
+}
+
 // Asks for what lies 1 KiB on; beyond the end of memory nothing happens.
 template <int64_t kBytes>
 inline __attribute__((always_inline)) void fetch_ahead(const void* memory) {
