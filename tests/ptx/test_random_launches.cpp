@@ -65,9 +65,13 @@ void random_perturb(Random& random) {
     cpu::NoiseArgs args = noise.of(place, kScale);
     if constexpr (kScale == Scale::rows) {
       const int64_t length = 1 + random.below(random.coin() ? 70 : n);
-      for (int64_t row = 0; row * length < n; ++row) scales[t].push_back(0.1F + 0.01F * float(random.below(200)));
-      list[t].row_scales = args.row_scales = scales[t].data();
-      list[t].row_length = args.row_length = length;
+      args.rows = random.coin() ? 1 + random.below(70) : 0;  // where they come again
+      for (int64_t row = 0; args.rows != 0 ? row < args.rows : row * length < n; ++row) {
+        scales[t].push_back(0.1F + 0.01F * float(random.below(200)));
+      }
+      args.row_scales = scales[t].data();
+      args.row_length = length;
+      static_cast<RowScales&>(list[t]) = RowScales(args.row_scales, length, args.rows);
     }
     expected[t] = params[t].values();
     saved[t] = clean[t].values();
@@ -250,8 +254,7 @@ void check_far_row(int64_t row, int64_t inner, bool many_dimensions) {
   const int64_t nine_strides[] = {0, 0, 0, 7, 7, 7, 7, 7, 1};
   ListTensor<2, More> tensor = contiguous<2, More>(begin + inner, {got.data(), clean.data()});
   if constexpr (kScale == Scale::rows) {
-    tensor.row_scales = scales;
-    tensor.row_length = inner;
+    static_cast<RowScales&>(tensor) = RowScales(scales, inner);
   }
   tensor.sizes = many_dimensions ? nine : two;
   tensor.dim = many_dimensions ? 9 : 2;
