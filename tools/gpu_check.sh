@@ -43,8 +43,6 @@ describe() {
   nvcc --version 2> /dev/null | tail -n 2 | head -n 1 || echo "no nvcc"
   "$python" -c "import torch; print('device', torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none')"
 }
-part describe 60 describe
-
 # Theory and simulator for this Python, with the pybind11 that torch carries: one plain variant, no CMake, no network.
 build_c() {
   "$python" - > "$out/flags" << 'END'
@@ -60,6 +58,7 @@ END
 importable() { "$python" -c "import torch_ssam, torch; from torch_ssam.ops import library; assert not library.cuda_load_error, library.cuda_load_error"; }
 export -f describe build_c importable
 export python out
+part describe 120 describe
 if ! part import 60 importable && [ ! -f "torch_ssam/_C$("$python" -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")" ]; then
   part build_C 300 build_c && part import 60 importable
 fi

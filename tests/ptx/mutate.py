@@ -3,8 +3,9 @@
     mutate.py PROGRAM --tests TESTS.LOG --sources TRANSLATED.cpp... [--jobs N] [--out FILE]
 
 PROGRAM is ptx_walks over kernels translated with --mutants; TESTS.LOG says which tests launch which kernel
-(TORCH_SSAM_PTX_TESTS). Of a kernel only these run, the shortest first, until one fails. A mutant that ends the process or
-does not end is noticed too. Survivors are printed with their instruction; docs/cuda_on_cpu.md explains them.
+(TORCH_SSAM_PTX_TESTS). Of a kernel only these run, the shortest first, until one fails; then, of a mutant that is still
+there, the random calls, more of them and over special values. A mutant that ends the process or does not end is noticed
+too. Survivors are printed with their instruction; docs/cuda_on_cpu.md explains them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pathlib import Path
 
 MUTANT = re.compile(r'^Kernel kernel\{"(\w+)",.*&mutated, "([^"]*)"\};$', re.M)
 SECONDS = 60  # a mutant of a loop's end may not end
+MORE = (  # settings for the random calls of what survived the walks
+    {"TORCH_SSAM_PTX_CALLS": "40", "TORCH_SSAM_PTX_SEED": "2"},
+    {"TORCH_SSAM_PTX_CALLS": "40", "TORCH_SSAM_PTX_VALUES": "special"},
+)
 
 
 def tests_of(log: Path) -> dict[str, list[str]]:
@@ -31,9 +36,11 @@ def tests_of(log: Path) -> dict[str, list[str]]:
 
 
 def outcome(program: Path, kernel: str, tests: list[str]) -> str:
-    environment = {**os.environ, "TORCH_SSAM_PTX_MUTANT": kernel}
-    for test in tests:
-        command = [str(program), f"--gtest_filter={test}", "--gtest_brief=1"]
+    runs: list[tuple[str, dict[str, str]]] = [(test, {}) for test in tests]
+    runs += [(test, more) for more in MORE for test in tests if test.startswith("Random")]
+    for test, settings in runs:
+        command = [str(program.resolve()), f"--gtest_filter={test}", "--gtest_brief=1"]
+        environment = {**os.environ, **settings, "TORCH_SSAM_PTX_MUTANT": kernel}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
