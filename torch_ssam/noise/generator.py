@@ -14,6 +14,8 @@ from torch import Tensor
 from torch_ssam.ops import library
 from torch_ssam.ops.entries import ops
 
+_CPU = torch.device("cpu")
+
 
 class NoiseArguments(NamedTuple):
     """How one perturbation is made: the arguments that follow generator and place in every operator that makes noise."""
@@ -56,7 +58,7 @@ class Generator:
 
     def on(self, device: torch.device) -> tuple[Tensor, int]:
         """(seed, draw) on a device, and what to add to this draw."""
-        on_cpu = device.type == "cpu"
+        on_cpu = device == _CPU or device.type == "cpu"  # making the name takes as long as a tensor's checks
         key = "cpu" if on_cpu else device  # a string's hash costs less
         tensor = self._tensors.get(key)
         if tensor is None:

@@ -88,13 +88,6 @@ class SavedWeights:
         found = {key in applied for key in keys}
         return found.pop() if len(found) == 1 else None
 
-    def all_on_cpu(self, members: Members) -> bool:
-        """Whether these tensors, which are perturbed now, are on the CPU: known, where they were last written together."""
-        together = self._together(members.keys)
-        if together is not None and together.noted:
-            return together.on_cpu
-        return all([p.is_cpu for p in members.params])
-
     def clean_of(self, param: Tensor) -> Tensor:
         """The clean weights: what was saved while perturbed, else the tensor itself."""
         saved = self._applied.get(id(param))
@@ -196,8 +189,10 @@ class SavedWeights:
 
     # -- noise off -------------------------------------------------------------------------------------------
 
-    def ready_to_update(self) -> None:
+    def ready_to_update(self) -> WrittenTogether | None:
         """Restores what an update in the same pass cannot serve: tensors frozen since, and those without a copy.
+
+        Returns what is known of all perturbed tensors, where one call wrote them and they are as it left them.
 
         Raises PerturbedWeightsChanged, after putting all clean weights back, if someone else wrote to
         perturbed tensors.
@@ -209,7 +204,7 @@ class SavedWeights:
             and not together.changed()
             and together.trainable()
         ):
-            return
+            return together
         saved = self._applied.values()
         written = {one.together for one in saved}
         changed = any([together is not None and together.changed() for together in written])
@@ -218,6 +213,7 @@ class SavedWeights:
         special = [one.param for one in saved if one.recipe is not None or not one.param.requires_grad]
         if special:
             self.restore(special)
+        return None
 
     def restore_surely(self) -> None:
         """Restores all, also if a signal strikes meanwhile (then raises what the signal's handler raised)."""

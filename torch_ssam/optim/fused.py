@@ -20,6 +20,7 @@ from torch_ssam.noise import masters, parameters
 from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members, are_same
 from torch_ssam.noise.options import NOISE_DEFAULTS, ROW_SCALES
+from torch_ssam.noise.saved import WrittenTogether
 from torch_ssam.ops.dtensor import any_sharded
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
@@ -39,6 +40,7 @@ class _Part(NamedTuple):
     steps: list[int]  # which step each tensor is at, where the call says so
     perturbed: bool
     mastered: bool
+    clean: list[Tensor] | None = None  # the clean weights of perturbed tensors, where they are at hand
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
@@ -158,9 +160,18 @@ class FusedOptimizer(NoiseDriver):
 
     # -- the plan of a step ----------------------------------------------------------------------------------
 
-    def _parts(self, group: dict[str, Any], members: Members) -> list[_Part]:
-        """Members with a gradient, split by device, first step or later, perturbed or not, master or not: a call each."""
+    def _parts(
+        self, group: dict[str, Any], members: Members, known: WrittenTogether | None = None
+    ) -> list[_Part]:
+        """Members with a gradient, split by device, first step or later, perturbed or not, master or not: a call each.
+
+        `known` is of all perturbed tensors, and says that they are as the last step left them.
+        """
         if group["master_dtype"] is None:
+            if known is not None and known.keys is members.keys and known.on_cpu:
+                whole = self._whole(group, members, known)
+                if whole is not None:
+                    return [whole]
             self._noise.forget_masters(members)
             parts = self._split(group, members)
         else:
@@ -211,15 +222,18 @@ class FusedOptimizer(NoiseDriver):
             part.entries.append(entry)
         return list(parts.values())
 
-    def _whole(self, group: dict[str, Any], members: Members) -> _Part | None:
+    def _whole(
+        self, group: dict[str, Any], members: Members, known: WrittenTogether | None = None
+    ) -> _Part | None:
         """All members as one part where nothing sets them apart: nearly always, and cheaper than one by one."""
-        noise, params = self._noise, members.params
+        params = members.params
         grads: list[Any] = [p.grad for p in params]
-        perturbed = noise.all_or_none_applied(members)
-        if perturbed is None or not all([grad is not None for grad in grads]):
+        if not all([grad is not None for grad in grads]):
             return None
-        if not (noise.all_on_cpu(members) if perturbed else all([grad.is_cpu for grad in grads])):
+        perturbed = known is not None or self._noise.all_or_none_applied(members)
+        if perturbed is None or (known is None and not all([grad.is_cpu for grad in grads])):
             return None
+        clean = None if known is None else known.copies
         kept: list[Any] = []
         entries: list[Any] = []
         names = self._state_names(group)
@@ -239,7 +253,7 @@ class FusedOptimizer(NoiseDriver):
                     return None
                 kept.append(values)
         steps = [entry["step"] + 1 for entry in entries] if self._counts_steps else []
-        return _Part(members, grads, entries, kept, [], steps, perturbed, False)
+        return _Part(members, grads, entries, kept, [], steps, perturbed, False, clean)
 
     # -- the call --------------------------------------------------------------------------------------------
 
@@ -250,7 +264,7 @@ class FusedOptimizer(NoiseDriver):
         """
         noise = self._noise
         members = part.members
-        clean = noise.all_clean_of(members) if part.perturbed else members.params
+        clean = part.clean or (noise.all_clean_of(members) if part.perturbed else members.params)
         if part.mastered and not part.perturbed:
             clean, noise_std = noise.masters_of(group, members), 0.0  # then the tensors get the rounding
         device = members.params[0].device
@@ -390,7 +404,7 @@ class FusedOptimizer(NoiseDriver):
     def _update_and_perturb(self) -> None:
         self._check_capture()
         noise = self._noise
-        noise.ready_to_update()
+        known = noise.ready_to_update()
         placed = noise.placed(frozen=True)
         self._check_before(placed)
         noise.size.look(placed, noise.clean_of)
@@ -398,7 +412,7 @@ class FusedOptimizer(NoiseDriver):
             noise_std = float(group["noise_std"])
             one_pass = noise_std != 0.0 and _is_plain(group)
             by_rows = noise_std != 0.0 and self._joins_rows(group, everything)
-            parts = self._parts(group, everything) if one_pass or by_rows else []
+            parts = self._parts(group, everything, known) if one_pass or by_rows else []
             if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):
                 self._update_part(group, parts[0], noise_std)  # nearly always
                 continue
