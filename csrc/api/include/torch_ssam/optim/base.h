@@ -8,6 +8,8 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <utility>
 
 namespace torch_ssam {
 
@@ -52,7 +54,10 @@ class NoiseDriver : public NoiseOptimizer {
 
  private:
   friend struct detail::Loop;
+  friend class AdaptiveNoiseStd;
 
+  // What the function returns at the clean weights, and at those of the next pass: optim/outputs.cpp.
+  std::pair<at::Tensor, at::Tensor> clean_and_noisy(const std::function<at::Tensor()>& outputs);
   void begin_pass();
   void watch_gradients();
   void apply_noise(std::int64_t sample, bool negate);
