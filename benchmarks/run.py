@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints their tables and writes docs/benchmarks.md. `make bench` calls it.
 
-python benchmarks/run.py [--rounds N] [--only step,adamw,diagonal,training] [--no-write]
+python benchmarks/run.py [--rounds N] [--only step,rows,adamw,diagonal,training] [--no-write]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import adamw, diagonal, harness, step, training  # noqa: E402
+from benchmarks import adamw, diagonal, harness, rows, step, training  # noqa: E402
 
 
 def section(name: str, rounds: int, capability: str) -> list[str]:
@@ -29,18 +29,24 @@ def section(name: str, rounds: int, capability: str) -> list[str]:
             "",
             *adamw.table(list(step.CASES), rounds),
         ]
+    if name == "rows":
+        return [
+            f"## Clipped filters and noise by their range ({capability} kernels)",
+            "",
+            *rows.table(rounds),
+        ]
     if name == "diagonal":
         return ["## DiagonalLinear, forward and backward", "", *diagonal.table(rounds)]
     if name == "training":
         return ["## Whole training steps", "", *training.table(rounds)]
-    raise SystemExit(f"unknown benchmark {name!r}; expected step, adamw, diagonal or training")
+    raise SystemExit(f"unknown benchmark {name!r}; expected step, rows, adamw, diagonal or training")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="measurements, each of all in turns")
     parser.add_argument(
-        "--only", default="step,adamw,diagonal,training", help="parts, with commas between them"
+        "--only", default="step,rows,adamw,diagonal,training", help="parts, with commas between them"
     )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
