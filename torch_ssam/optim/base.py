@@ -1,4 +1,4 @@
-"""How a noise optimizer is driven, shared by SSAM and wrap: perturb, perturbations, step, train and eval.
+"""How a noise optimizer is driven, shared by SSAM, SSAMAdamW and wrap: perturb, perturbations, step, train and eval.
 
 A subclass says how clean weights are updated (`_update`) and, for keep_perturbed, how they are updated and
 perturbed again (`_update_and_perturb`). Everything about order, draws and accumulation is here, once. Tests:
@@ -14,29 +14,24 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from torch_ssam.noise.options import count_passes, lr_is_zero
-from torch_ssam.noise.scope import Scope
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
-from torch_ssam.optim import attached
-from torch_ssam.optim.checkpoints import NoiseOptimizer
-from torch_ssam.optim.clean_weights import CleanWeights, check_model
 from torch_ssam.optim.counted import GradientWatch, Witness
 from torch_ssam.optim.hooks import hooked_step
-from torch_ssam.optim.metrics import all_metrics
 from torch_ssam.optim.passes import (
     HALF,
     HeldGradients,
-    Pass,
     bounds_of,
     examples_in,
     part_of,
     passes_of,
     weights_of,
 )
+from torch_ssam.optim.perturbation import Perturbation
+from torch_ssam.optim.reading import ReadableOptimizer
 
 WAYS = (
     "Drive it in one of these ways: (1) `with opt.perturb(): loss.backward()` and then `opt.step()`; "
@@ -49,66 +44,10 @@ EMPTY_PASS = (
     "gradients that are computed otherwise are assigned inside. "
 )
 
-FIRST = Pass(0, False, False)
 
-
-class Perturbation(Scope):
-    """One pass: inside, the parameters hold clean + noise; leaving puts the exact clean bits back.
-
-    `perturb()` makes one that moves on to the next draw when it ends; the passes of one step share theirs
-    (`last=False`), and the pass at clean weights moves nothing.
-    """
-
-    def __init__(
-        self, owner: NoiseDriver, one: Pass = FIRST, last: bool = True, by_closure: bool = False
-    ) -> None:
-        self._owner = owner
-        self._pass = one
-        self._last = last
-        self._by_closure = by_closure
-        self._watch: GradientWatch | None = None
-
-    def _check(self) -> None:
-        self._owner._check_pass()
-
-    def _begin(self) -> None:
-        owner = self._owner
-        owner._inside_pass = True
-        owner._watched = not (self._by_closure or self._pass.clean)
-        if owner._watched and not owner._fresh:
-            owner._watch = GradientWatch(owner.param_groups, owner._emptied, owner._witness)
-        owner._emptied = False
-        if not self._pass.clean:
-            owner._noise.apply(self._pass.sample, self._pass.negate)
-
-    def _end(self) -> None:
-        owner = self._owner
-        self._watch, owner._watch = owner._watch, None
-        owner._watched = owner._emptied = False
-        try:
-            owner._noise.restore()
-        finally:
-            if owner._inside_pass:
-                if self._last:
-                    owner._noise.generator.advance()
-                owner._inside_pass = False
-
-    def _completed(self) -> None:
-        owner, watch = self._owner, self._watch
-        if self._by_closure:
-            owner._fresh = True
-        elif watch is not None:
-            if watch.changed(owner.param_groups):
-                owner._fresh = True
-            else:  # counts for nothing, and takes nothing from the passes before it
-                owner._pass_without_gradient = True
-            owner._witness = watch.witness
-
-
-class NoiseDriver(NoiseOptimizer):
+class NoiseDriver(ReadableOptimizer):
     """Base of the optimizers of this package: an Optimizer whose gradients are taken at perturbed weights."""
 
-    _noticed_eval = False  # whether an attached model in eval mode was warned of
     _cleared = False  # whether gradients were filled with zeros since the last step
     _emptied = False  # whether zero_grad took all gradients away since the last pass
     _watched = False  # whether a pass is open whose gradients decide if it counts
@@ -297,23 +236,6 @@ class NoiseDriver(NoiseOptimizer):
         self._fresh = self._cleared = self._emptied = self._pass_without_gradient = False
         return loss
 
-    @property
-    def clipped_share(self) -> float | None:
-        """The share of weights that the first step with weight_clip clipped, among those of the tensors that it clips.
-
-        None before that step. Of DTensors this rank's parts count.
-
-        Example:
-            >>> import torch, torch_ssam
-            >>> w = torch.nn.Parameter(torch.tensor([[1.0] * 199 + [5.0]]))
-            >>> opt = torch_ssam.SSAM([w], lr=0.1, noise_std=0.0, weight_clip=1.5)
-            >>> w.grad = torch.zeros(1, 200)
-            >>> opt.step()
-            >>> round(w[0, -1].item(), 4), opt.clipped_share
-            (1.5875, 0.005)
-        """
-        return self._clipping.share
-
     def _idle(self) -> bool:
         """Whether every lr is 0: a step then trains nothing (checkpoint tools make one to create state)."""
         return all(map(lr_is_zero, self.param_groups))
@@ -446,41 +368,6 @@ class NoiseDriver(NoiseOptimizer):
             self._training = False
             self._noise.restore_surely()
 
-    # -- looking ---------------------------------------------------------------------------------------------
-
-    @untraced
-    def metrics(self, loss: Callable[[], Any] | None = None) -> dict[str, float]:
-        """What the noise does now, to be logged every so many steps; it leaves no trace.
-
-        Costs a draw of noise and about four reads of the weights, a tensor at a time, and waiting for the result; with a
-        loss two forwards besides.
-
-        Args:
-            loss: function without arguments that gives the loss on a batch, such as `lambda: criterion(model(x), y)`. It is
-                called at the clean and at the noisy weights, without gradients, with the same random numbers.
-
-        Returns:
-            "noise_std": the largest of all groups. "noise_to_weight": norm of the noise over norm of the clean weights, over
-            all tensors that get noise, of the next pass (or of the present one). "noise_rounded_away": the share of those
-            weights that the noise leaves where they are, in their dtype. With a loss, "clean_loss", "noisy_loss" and
-            "loss_rise", their difference; of this rank's batch. All 0 where there is no noise but the losses.
-
-        Raises:
-            RuntimeError: with a loss, inside `perturb()`; while a CUDA graph is captured.
-            TypeError: the loss is no number.
-
-        Example:
-            >>> import torch, torch_ssam
-            >>> w = torch.nn.Parameter(torch.ones(1000))
-            >>> opt = torch_ssam.SSAM([w], noise_std=0.1, distribution="rademacher")
-            >>> found = opt.metrics(lambda: w.square().mean())
-            >>> round(found["noise_to_weight"], 6), found["noise_rounded_away"], found["clean_loss"]
-            (0.1, 0.0, 1.0)
-        """
-        return all_metrics(self, loss)
-
-    # -- clean weights ---------------------------------------------------------------------------------------
-
     def _modes(self) -> tuple[bool, bool]:
         """Whether the weights are kept perturbed, and whether a wrapped optimizer with modes of its own is in train."""
         return self._training, False
@@ -489,81 +376,6 @@ class NoiseDriver(NoiseOptimizer):
         """Back into these modes, from eval."""
         if training:
             self.train()
-
-    def _clean_of(self, param: Tensor) -> Tensor:
-        """The clean weights of a parameter, also those that a loaded state_dict carried."""
-        pending = self._pending_clean.get(param)
-        return self._noise.clean_of(param).to(param.dtype) if pending is None else pending
-
-    def clean_weights(self) -> Scope:
-        """Context in which the parameters hold the clean weights; leaving puts the noise of the same draw back.
-
-        Where noise_std or the set of trainable parameters changed meanwhile, it follows.
-
-        For evaluating, averaging (EMA) and saving in the middle of training with keep_perturbed; without it
-        the weights are clean outside of passes anyway, and nothing moves.
-
-        Raises:
-            RuntimeError: inside `perturb()`.
-
-        Example:
-            >>> import torch, torch_ssam
-            >>> model = torch.nn.Linear(2, 1)
-            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
-            >>> average = torch.optim.swa_utils.AveragedModel(model)
-            >>> opt.train()
-            >>> with opt.clean_weights():
-            ...     average.update_parameters(model)
-        """
-        return CleanWeights(self)
-
-    def clean_state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """model.state_dict() with clean weights, whatever the parameters hold now.
-
-        Example:
-            >>> import torch, torch_ssam
-            >>> model = torch.nn.Linear(2, 1)
-            >>> before = model.weight.detach().clone()
-            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
-            >>> opt.train()
-            >>> torch.equal(opt.clean_state_dict(model)["weight"], before)
-            True
-        """
-        check_model("clean_state_dict", model)
-        self._hands_out_clean = True
-        handles = attached.hand_out_clean(model, self)
-        try:
-            state_dict: dict[str, Any] = model.state_dict()
-        finally:
-            for handle in handles:
-                handle.remove()
-        return state_dict
-
-    def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """From now on what is saved or copied of the model has clean weights in it, also while it holds noise.
-
-        For frameworks that save, copy and evaluate at moments of their own while weights are kept perturbed:
-        `model.state_dict()`, `copy.deepcopy(model)` and `torch.save(model)`, of the model and of any part of it, are
-        clean. The first forward pass of the model in eval mode while the optimizer is in train warns; inside a region of
-        torch.compile it does not. `model.state_dict(keep_vars=True)` holds the parameters themselves. A module's own
-        `__deepcopy__` or `__reduce__` that reads weights other than by copying its parameters reads what is there.
-
-        Returns:
-            Handles; `remove()` of each detaches it.
-
-        Example:
-            >>> import torch, torch_ssam
-            >>> model = torch.nn.Linear(2, 1)
-            >>> before = model.weight.detach().clone()
-            >>> opt = torch_ssam.SSAM(model.parameters(), noise_std=0.1, keep_perturbed=True)
-            >>> _ = opt.attach(model)
-            >>> opt.train()
-            >>> torch.equal(model.state_dict()["weight"], before), torch.equal(model.weight, before)
-            (True, False)
-        """
-        check_model("attach", model)
-        self._hands_out_clean = True
-        return attached.attach(model, self)
 
     @untraced  # PyTorch 2.10's tracer cannot set an attribute of an optimizer
     def zero_grad(self, set_to_none: bool = True) -> None:
