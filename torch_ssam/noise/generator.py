@@ -74,7 +74,7 @@ class Generator:
 
 
 def _require_kernels(device: torch.device) -> None:
-    if device.type == "cpu":
+    if device.type == "cpu" or library.has_plain(device):
         return
     if device.type == "cuda":
         if library.cuda_load_error is not None:
@@ -84,4 +84,7 @@ def _require_kernels(device: torch.device) -> None:
         raise RuntimeError(
             "This build of torch_ssam has no CUDA kernels. Build it where nvcc is found, or with FORCE_CUDA=1."
         )
-    raise RuntimeError(f"torch_ssam has no kernels for device type '{device.type}'; expected cpu or cuda.")
+    raise RuntimeError(
+        f"torch_ssam has no operators for device type '{device.type}'; expected cpu, cuda, mps, xpu, hpu or a backend of "
+        "PrivateUse1."
+    )

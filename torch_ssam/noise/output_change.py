@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_ssam import _checks
+from torch_ssam.ops.plain_numbers import wide
 
 Measure = Callable[[Any, Any], Any]
 
@@ -67,10 +68,10 @@ def resolve(measure: Any) -> Measure:
 
 
 def change(measure: Measure, clean: Any, noisy: Any) -> Tensor:
-    """What the measure says, as one float64 number on its device."""
+    """What the measure says, as one number on its device, float64 where that has it."""
     found = measure(clean, noisy)
     if isinstance(found, Tensor) and found.numel() == 1:
-        return found.detach().double().reshape(())
+        return found.detach().to(wide(found.device)).reshape(())
     if isinstance(found, bool) or not isinstance(found, int | float):
         came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise TypeError(f"measure gave {came}; expected one number, larger where noise changes more.")
@@ -100,5 +101,5 @@ def _pair(name: str, clean: Any, noisy: Any) -> tuple[Tensor, Tensor]:
             f"the outputs have shape {tuple(clean.shape)} at the clean weights and {tuple(noisy.shape)} at the noisy ones; "
             "expected the same batch at both."
         )
-    wide = torch.float64 if clean.dtype == torch.float64 else torch.float32
-    return clean.to(wide), noisy.to(wide)
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    return clean.to(dtype), noisy.to(dtype)

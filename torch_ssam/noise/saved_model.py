@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,25 @@ WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 FLAGS = ("training", "track_running_stats")
 
 
+def _module(device: torch.device) -> Any:
+    """torch.cuda, torch.mps and so on; None for a device that has none."""
+    return getattr(torch, device.type, None)
+
+
 class Generators:
-    """torch's random generators, of the CPU and of the CUDA devices that the tensors are on."""
+    """torch's random generators, of the CPU and of the devices that the tensors are on."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._cuda = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+        devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
+        self._devices = [d for d in sorted(devices, key=str) if hasattr(_module(d), "get_rng_state")]
 
     def state(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
+        return [torch.get_rng_state(), *(_module(d).get_rng_state(d) for d in self._devices)]
 
     def set(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
-        for device, state in zip(self._cuda, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
+        for device, state in zip(self._devices, states[1:], strict=True):
+            _module(device).set_rng_state(state, device)
 
 
 class SavedTensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torch_ssam.noise.members import Group, Members
 from torch_ssam.ops.dtensor import local_of
+from torch_ssam.ops.plain_numbers import wide
 
 LARGE = 0.5  # noise_std over the root mean square of a tensor's weights
 
@@ -66,7 +67,7 @@ def _root_mean_squares(
         if not chosen:
             continue
         norms = torch.stack(
-            [torch.linalg.vector_norm(w, dtype=_wide(w)).double() for _, _, w in chosen]
+            [torch.linalg.vector_norm(w, dtype=_wide(w)).to(wide(w.device)) for _, _, w in chosen]
         ).tolist()
         found += [
             (p, place, norm / w.numel() ** 0.5) for (p, place, w), norm in zip(chosen, norms, strict=True)

@@ -2,7 +2,8 @@
 
 One binary on LibTorch's stable ABI serves every PyTorch >= 2.10. The CUDA kernels are a second library,
 loaded where the installed PyTorch has CUDA; where it cannot be loaded, everything on the CPU still works and
-`cuda_load_error` says why. Tests: tests/python/test_compile.py, test_cuda_registration.py.
+`cuda_load_error` says why. Devices that we have no kernels for get the plain PyTorch operators of plain.py.
+Tests: tests/python/test_compile.py, test_cuda_registration.py, test_plain_operators.py.
 """
 
 from __future__ import annotations
@@ -64,6 +65,41 @@ WRITERS = (
     "row_fisher_",
     "clip_rows_",
 )
+OPERATORS = (*WRITERS, "perturbed", "diagonal", "diagonal_backward")
+
+#: Dispatch keys of devices without kernels of ours; plain.py stands in there. Never CPU, and CUDA only where it is ROCm's
+#: name: a missing CUDA library is to be named, not hidden.
+PLAIN_KEYS = tuple(
+    key
+    for key in ("MPS", "XPU", "HPU", "PrivateUse1", *(("CUDA",) if torch.version.hip is not None else ()))
+    if hasattr(torch._C.DispatchKey, key)
+)
+
+
+def register_plain(key: str) -> torch.library.Library:
+    """The plain operators for a dispatch key, as long as the result lives. plain.py is imported at the first call."""
+
+    def kernel(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            from torch_ssam.ops import plain
+
+            return plain.run(name, args, kwargs)
+
+        return call
+
+    registered = torch.library.Library("torch_ssam", "IMPL", key)  # type: ignore[no-untyped-call]
+    for name in OPERATORS:
+        registered.impl(name, kernel(name))  # type: ignore[no-untyped-call]
+    return registered
+
+
+_plain = [register_plain(key) for key in PLAIN_KEYS]
+
+
+def has_plain(device: torch.device) -> bool:
+    """Whether the plain operators serve a device."""
+    key: str = torch._C._dispatch_key_for_device(device.type)
+    return key in PLAIN_KEYS
 
 
 def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:

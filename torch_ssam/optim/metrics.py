@@ -1,6 +1,6 @@
 """What the noise does now, as numbers to log: how large it is beside the weights, what is rounded away, what the loss rises by.
 
-Summed a tensor at a time in float64 and read once at the end. Tests: test_metrics.py.
+Summed a tensor at a time in float64 (float32 on MPS) and read once at the end. Tests: test_metrics.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam.noise.members import Group
+from torch_ssam.ops import plain_numbers
 from torch_ssam.optim.clean_weights import Owner
 from torch_ssam.optim.outputs import check_not_captured, clean_and_noisy
 
@@ -66,10 +67,11 @@ def _sums(optimizer: Owner, group: Group, param: Tensor, place: int) -> Tensor:
     noisy = noisy.to(param.dtype)
     wide = torch.float64 if clean.dtype == torch.float64 else torch.float32
     noise = noisy.to(wide) - clean.to(wide)
+    most = plain_numbers.wide(clean.device)
     parts = [
-        noise.square().sum(dtype=torch.float64),
-        clean.to(wide).square().sum(dtype=torch.float64),
-        (noisy == clean.to(param.dtype)).sum(dtype=torch.float64),
+        noise.square().sum(dtype=most),
+        clean.to(wide).square().sum(dtype=most),
+        (noisy == clean.to(param.dtype)).sum(dtype=most),
     ]
     return torch.stack([_whole(part) for part in parts])
 

@@ -1,0 +1,399 @@
+"""Every operator in plain PyTorch, for devices that have no kernels of ours: MPS, XPU, HPU, ROCm, PrivateUse1.
+
+The schemas are those of csrc/ops; so are results, but for what float32 without fused multiply-adds rounds otherwise. Slow
+(docs/devices.md has figures). Tensors are whole: shards are refused. Sums are in float64, where the device has it, else in
+float32 (MPS). `run` is what library.py registers. Tests: tests/python/test_plain_operators.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ssam.ops import plain_checks as checks
+from torch_ssam.ops.plain_checks import Noise, Tensors
+from torch_ssam.ops.plain_diagonal import diagonal, diagonal_backward
+from torch_ssam.ops.plain_noise import CHUNK, standard_noise
+from torch_ssam.ops.plain_numbers import add_noise, opmath, wide
+from torch_ssam.ops.plain_rules import Rule, check_rule
+from torch_ssam.ops.uninterrupted import Uninterrupted
+
+# -- tensors a chunk of elements at a time ------------------------------------------------------------------
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The elements in order: a view of contiguous tensors, else a copy that `_put_back` writes back."""
+    return tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+
+
+def _put_back(tensor: Tensor, flat: Tensor) -> None:
+    if not tensor.is_contiguous():
+        tensor.copy_(flat.view(tensor.shape))
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, count, CHUNK):
+        yield begin, min(begin + CHUNK, count)
+
+
+def _per_element(row_scales: Tensor, numel: int, begin: int, end: int) -> Tensor:
+    if row_scales.numel() == 1:
+        return row_scales.view(-1)
+    rows = torch.arange(begin, end, device=row_scales.device) // (numel // row_scales.numel())
+    return row_scales.view(-1)[rows]
+
+
+def _write_noisy(param: Tensor, clean: Tensor, noise: Noise, index: int, alone: bool = False) -> None:
+    """param <- clean + noise; with `alone` the noise by element without the weights."""
+    target, source = _flat(param), _flat(clean)
+    for begin, end in _chunks(param.numel()):
+        z = standard_noise(noise.streams[index], noise.distribution, begin, end, param.device)
+        weights = source[begin:end].to(opmath(clean.dtype))
+        if noise.scale == "rows":
+            z = z * _per_element(noise.row_scales[index], param.numel(), begin, end)
+        elif noise.scale == "element":
+            z = z.to(weights.dtype) * (weights.abs() + 0.01)
+        target[begin:end].copy_(add_noise(torch.zeros_like(weights) if alone else weights, noise.std, z))
+    _put_back(param, target)
+
+
+# -- noise --------------------------------------------------------------------------------------------------
+
+
+def _check_perturb(params: Tensors, clean: Tensors, save: bool, args: Any, options: Any) -> Noise:
+    checks.check_parameters(params, "params", written=True)
+    checks.check_parameters(clean, "clean", written=save)
+    checks.check_matches(clean, "clean", params, "params", any_dtype=not save)
+    names = (
+        "generator",
+        "places",
+        "noise_std",
+        "distribution",
+        "sample",
+        "negate",
+        "draw_offset",
+        "scale",
+        "row_scales",
+    )
+    given = dict(zip((*names, "shards"), args, strict=False))
+    noise = checks.check_noise(params, **given, **options)
+    checks.check_one_device(clean, "clean", given.get("generator", options.get("generator")), "generator")
+    checks.check_pairs(clean, params, "parameters")
+    return noise
+
+
+def perturb_(params: Tensors, clean: Tensors, *args: Any, **options: Any) -> None:
+    """clean <- params; params <- clean + noise. All are saved first; where a later one fails, all are as they were."""
+    noise = _check_perturb(params, clean, True, args, options)
+    for saved, param in zip(clean, params, strict=True):
+        saved.copy_(param)
+    try:
+        for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
+            _write_noisy(param, saved, noise, i)
+    except BaseException:
+        for param, saved in zip(params, clean, strict=True):
+            param.copy_(saved)
+        raise
+
+
+def perturb_from_clean_(params: Tensors, clean: Tensors, *args: Any, **options: Any) -> None:
+    """params <- clean + noise."""
+    noise = _check_perturb(params, clean, False, args, options)
+    for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
+        _write_noisy(param, saved, noise, i)
+
+
+def perturbed(
+    weights: Tensor, generator: Tensor, place: int, *args: Any, noise_only: bool = False, **options: Any
+) -> Tensor:
+    """clean + noise, or the noise alone, as a new tensor."""
+    if len(args) > 8:
+        args, noise_only = args[:8], args[8]
+    checks.check_strided(weights, "weights")
+    output = torch.empty_like(weights)
+    noise = _check_perturb([output], [weights], False, (generator, [place], *args), options)
+    alone = noise_only and noise.scale == "element"
+    _write_noisy(output, torch.zeros_like(weights) if noise_only and not alone else weights, noise, 0, alone)
+    return output
+
+
+def restore_(params: Tensors, clean: Tensors) -> None:
+    """params <- clean, rounded where the parameters have 16 bits."""
+    checks.check_parameters(params, "params", written=True)
+    checks.check_parameters(clean, "clean")
+    checks.check_matches(clean, "clean", params, "params", any_dtype=True)
+    for tensors, name in ((params, "params"), (clean, "clean")):
+        checks.check_one_device(tensors, name, params[0] if params else None, "params[0]")
+    checks.check_pairs(clean, params, "parameters")
+    for param, saved in zip(params, clean, strict=True):
+        param.copy_(saved)
+
+
+def follow_(clean: Tensors, params: Tensors) -> None:
+    """clean <- params, where a parameter is no longer the rounding of its clean weight."""
+    checks.check_parameters(clean, "clean", written=True)
+    checks.check_parameters(params, "params")
+    checks.check_matches(params, "params", clean, "clean", any_dtype=True)
+    for tensors, name in ((clean, "clean"), (params, "params")):
+        checks.check_one_device(tensors, name, clean[0] if clean else None, "clean[0]")
+    checks.check_pairs(clean, params, "parameters")
+    for saved, param in zip(clean, params, strict=True):
+        saved.copy_(torch.where(param == saved.to(param.dtype), saved, param.to(saved.dtype)))
+
+
+def advance_(generator: Tensor, draws: int) -> None:
+    """The draw moves on, and wraps at 2^64."""
+    checks.check_generator(generator)
+    generator.view(-1)[1:].add_(draws)
+
+
+# -- updates ------------------------------------------------------------------------------------------------
+
+
+def _check_update(
+    weights: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
+    params: Tensors | None,
+    rule: Rule,
+    lr: Tensor | None,
+    steps: Sequence[int] | None,
+) -> None:
+    checks.check_parameters(weights, "weights", written=True)
+    checks.check_parameters(grads, "grads")
+    checks.check_matches(grads, "grads", weights, "weights", any_dtype=True)
+    if params is not None:
+        checks.check_parameters(params, "params", written=True)
+        checks.check_matches(params, "params", weights, "weights", any_dtype=True)
+        checks.check_matches(grads, "grads", params, "params")
+    count, names = len(weights), rule.buffers()
+    checks.require(
+        len(buffers) == len(names) * count,
+        f"buffers has {len(buffers)} tensors for {count} weights; the rule '{rule.name}' with these numbers keeps "
+        f"{len(names)} for each.",
+    )
+    for b, name in enumerate(names):
+        some = buffers[b * count : (b + 1) * count]
+        checks.check_parameters(some, name, written=True)
+        checks.check_matches(some, name, weights, "weights")
+    checks.require(
+        steps is None or len(steps) == count,
+        f"steps has {len(steps or ())} entries for {count} tensors; expected one each.",
+    )
+    checks.require(
+        not rule.counts_steps or steps is not None or not weights,
+        "steps is None; the rule expects which update each tensor is at, from 1.",
+    )
+    for step in steps or ():
+        checks.require(step >= 1, f"a tensor's step is {step}; expected 1 at its first update, and so on.")
+    for tensors, name in (
+        (weights, "weights"),
+        (grads, "grads"),
+        (buffers, "buffers"),
+        (params or (), "params"),
+    ):
+        checks.check_one_device(tensors, name, weights[0] if weights else None, "weights[0]")
+    checks.check_lr(lr, weights)
+    checks.check_pairs(
+        weights, grads if params is None else params, "gradients" if params is None else "parameters"
+    )
+
+
+def _update(
+    weights: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
+    rule: Rule,
+    lr: Tensor | None,
+    steps: Sequence[int] | None,
+) -> None:
+    count = len(weights)
+    for i, weight in enumerate(weights):
+        math_dtype = opmath(weight.dtype)
+        rate = rule.of["lr"] if lr is None else lr.reshape(()).to(wide(weight.device))
+        kept = [buffers[b] for b in range(i, len(buffers), count)]
+        targets, grad = [_flat(t) for t in (weight, *kept)], _flat(grads[i])
+        for begin, end in _chunks(weight.numel()):
+            clean, *state = (t[begin:end].to(math_dtype, copy=True) for t in targets)
+            g = grad[begin:end].to(math_dtype)
+            updated = rule.update(clean, g, state, rate, steps[i] if steps else 0)
+            for target, value in zip(targets, (updated, *state), strict=True):
+                target[begin:end].copy_(value)
+        for tensor, flat in zip((weight, *kept), targets, strict=True):
+            _put_back(tensor, flat)
+
+
+def update_(
+    weights: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
+    rule: str,
+    numbers: Sequence[float],
+    lr_tensor: Tensor | None = None,
+    steps: Sequence[int] | None = None,
+) -> None:
+    """weights <- update(weights, grads, buffers)."""
+    checked = check_rule(rule, numbers)
+    _check_update(weights, grads, buffers, None, checked, lr_tensor, steps)
+    _update(weights, grads, buffers, checked, lr_tensor, steps)
+
+
+def update_and_perturb_(
+    params: Tensors,
+    clean: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
+    rule: str,
+    numbers: Sequence[float],
+    generator: Tensor,
+    places: Sequence[int],
+    noise_std: float,
+    distribution: str = "gaussian",
+    draw_offset: int = 0,
+    scale: str = "isotropic",
+    lr_tensor: Tensor | None = None,
+    steps: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+) -> None:
+    """clean <- update(clean, grads, buffers); params <- clean + noise."""
+    checks.require(
+        scale != "rows",
+        "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
+        "perturb_from_clean_: the norms are those of the updated weights.",
+    )
+    checked = check_rule(rule, numbers)
+    _check_update(clean, grads, buffers, params, checked, lr_tensor, steps)
+    noise = checks.check_noise(
+        params,
+        generator,
+        places,
+        noise_std,
+        distribution,
+        draw_offset=draw_offset,
+        scale=scale,
+        shards=shards,
+    )
+    _update(clean, grads, buffers, checked, lr_tensor, steps)
+    for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
+        if noise_std == 0.0:
+            param.copy_(saved)
+        else:
+            _write_noisy(param, saved, noise, i)
+
+
+def project_(weights: Tensors, radius: float) -> None:
+    """Scales the stacked weights onto the ball, where they are outside of it and finite."""
+    checks.check_radius(radius)
+    checks.check_parameters(weights, "weights", written=True)
+    if not weights:
+        return
+    checks.check_one_device(weights, "weights", weights[0], "weights[0]")
+    norms = [torch.linalg.vector_norm(w, dtype=wide(w.device)) for w in weights]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    outside = (norm > radius) & norm.isfinite()
+    factor = torch.where(outside, radius / norm, torch.ones_like(norm))
+    for w in weights:
+        w.copy_(w.to(opmath(w.dtype)) * factor.to(opmath(w.dtype)))
+
+
+# -- rows ---------------------------------------------------------------------------------------------------
+
+
+def _row_norms(tensor: Tensor, count: int, order: float = 2.0) -> Tensor:
+    rows = tensor.reshape(count, tensor.numel() // count if count else 1)
+    if rows.numel() == 0:
+        return torch.zeros(count, dtype=wide(tensor.device), device=tensor.device)
+    norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1, dtype=wide(tensor.device))
+    return norms
+
+
+def row_scales_(
+    row_scales: Tensors, weights: Tensors, fisher: Tensors, fisher_factor: float = 0.0, kind: str = "norm"
+) -> None:
+    """row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r), or the largest magnitude of each row."""
+    checks.check_named(kind, "kind", ("norm", "absmax"))
+    checks.check_finite_nonnegative(fisher_factor, "fisher_factor")
+    checks.check_parameters(weights, "weights")
+    checks.check_rows(row_scales, "row_scales", weights, "weights")
+    if fisher:
+        checks.check_rows(fisher, "fisher", weights, "weights")
+    for t, (sums, scales) in enumerate(zip(fisher, row_scales, strict=False)):
+        checks.require(
+            sums.numel() == scales.numel(),
+            f"fisher[{t}] has {sums.numel()} elements and row_scales[{t}] has {scales.numel()}; expected the same.",
+        )
+    checks.require(
+        kind == "norm" or not fisher, "kind is 'absmax' and fisher is given; expected it with 'norm' only."
+    )
+    for tensors, name in ((weights, "weights"), (row_scales, "row_scales"), (fisher, "fisher")):
+        checks.check_one_device(tensors, name, weights[0] if weights else None, "weights[0]")
+    for t, (scales, w) in enumerate(zip(row_scales, weights, strict=True)):
+        norms = _row_norms(w, scales.numel(), 2.0 if kind == "norm" else math.inf)
+        if fisher:
+            norms = norms / (fisher[t].view(-1).to(norms.dtype) * fisher_factor + 1.0).sqrt()
+        scales.view(-1).copy_(norms)
+
+
+def row_fisher_(fisher: Tensors, grads: Tensors, decay: float) -> None:
+    """fisher <- decay fisher + sum over the row of grad^2."""
+    checks.require(0.0 <= decay <= 1.0, f"decay is {decay:g}; expected 0 to 1.")
+    checks.check_parameters(grads, "grads")
+    checks.check_rows(fisher, "fisher", grads, "grads")
+    for tensors, name in ((grads, "grads"), (fisher, "fisher")):
+        checks.check_one_device(tensors, name, grads[0] if grads else None, "grads[0]")
+    for sums, g in zip(fisher, grads, strict=True):
+        squares = _row_norms(g, sums.numel()).square()
+        sums.view(-1).copy_(sums.view(-1).to(squares.dtype) * decay + squares)
+
+
+def clip_rows_(weights: Tensors, weight_clip: float) -> None:
+    """weights <- at most weight_clip times the root mean square of their row in size."""
+    checks.require(
+        math.isfinite(weight_clip) and weight_clip > 1.0,
+        f"weight_clip is {weight_clip:g}; expected a finite number > 1: clipped to its root mean square or less, a row would "
+        "shrink at every step.",
+    )
+    checks.check_parameters(weights, "weights", written=True)
+    checks.check_one_device(weights, "weights", weights[0] if weights else None, "weights[0]")
+    for w in weights:
+        if w.numel() == 0:
+            continue
+        count = w.shape[0] if w.dim() >= 2 else 1
+        limit = _row_norms(w, count) * weight_clip / math.sqrt(w.numel() // count)
+        limit = (
+            torch.where(limit.isnan(), math.inf, limit).to(opmath(w.dtype)).unsqueeze(1)
+        )  # NaN clips nothing
+        rows = w.reshape(count, -1).to(opmath(w.dtype))
+        w.copy_(torch.clamp(rows, -limit, limit).view(w.shape))
+
+
+#: By name; as many as csrc/ops/operators.h lists.
+OPERATORS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        perturb_,
+        perturb_from_clean_,
+        perturbed,
+        restore_,
+        follow_,
+        advance_,
+        update_,
+        update_and_perturb_,
+        project_,
+        row_scales_,
+        row_fisher_,
+        clip_rows_,
+        diagonal,
+        diagonal_backward,
+    )
+}
+
+
+def run(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operator as a kernel is run: no signal ends it midway, autograd and version counters do not see it."""
+    with Uninterrupted(), torch._C._AutoDispatchBelowADInplaceOrView():
+        return OPERATORS[name](*args, **kwargs)
