@@ -62,6 +62,37 @@ inline std::vector<Tensor> grads_of(const std::vector<Tensor>& params) {
   return result;
 }
 
+// The update rules, for what all optimizers share: TYPED_TEST_SUITE(Suite, Rules, RuleNames). `with_state` asks for all
+// the state that the rule can keep.
+struct Sgd {
+  using Optimizer = SSAM;
+  using Options = SSAMOptions;
+  static constexpr const char* kName = "Sgd";
+  static constexpr const char* kFirstBuffer = "momentum_buffer";
+  static Options with_state(Options options) { return options.momentum(0.9); }
+};
+
+struct AdamW {
+  using Optimizer = SSAMAdamW;
+  using Options = SSAMAdamWOptions;
+  static constexpr const char* kName = "AdamW";
+  static constexpr const char* kFirstBuffer = "exp_avg";
+  static Options with_state(Options options) { return options.amsgrad(true); }
+};
+
+using Rules = ::testing::Types<Sgd, AdamW>;
+template <typename Rule>
+using OptimizerOf = typename Rule::Optimizer;
+template <typename Rule>
+using OptionsOf = typename Rule::Options;
+
+struct RuleNames {
+  template <typename Rule>
+  static std::string GetName(int /*index*/) {
+    return Rule::kName;
+  }
+};
+
 // The message of the c10::Error that `call` must throw.
 template <typename Call>
 std::string error_of(const Call& call) {

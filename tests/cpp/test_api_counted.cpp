@@ -11,13 +11,20 @@ namespace {
 
 using namespace testing;
 
-SSAMOptions options(double noise_std = 0.1) { return SSAMOptions(0.05).noise_std(noise_std).seed(11); }
+template <typename Rule>
+OptionsOf<Rule> options(double noise_std = 0.1) {
+  return OptionsOf<Rule>(0.05).noise_std(noise_std).seed(11);
+}
 
 const char* const kRefused = "without a gradient at perturbed weights";
 
-TEST(CountedTest, AnEmptyPassAndAPlainBackwardAreRefusedHoweverGradientsWereCleared) {
+template <typename Rule>
+class CountedTest : public ::testing::Test {};
+TYPED_TEST_SUITE(CountedTest, Rules, RuleNames);
+
+TYPED_TEST(CountedTest, AnEmptyPassAndAPlainBackwardAreRefusedHoweverGradientsWereCleared) {
   const auto params = parameters();
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   const std::vector<std::function<void()>> clears{[] {}, [&] { opt.zero_grad(); }, [&] { opt.zero_grad(false); },
                                                   [&] {
                                                     for (const Tensor& p : params) p.mutable_grad().reset();
@@ -43,9 +50,9 @@ TEST(CountedTest, AnEmptyPassAndAPlainBackwardAreRefusedHoweverGradientsWereClea
   }
 }
 
-TEST(CountedTest, APassCountsHoweverGradientsWereClearedInsideOfIt) {
+TYPED_TEST(CountedTest, APassCountsHoweverGradientsWereClearedInsideOfIt) {
   const auto params = parameters();
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   const std::vector<std::function<void()>> clears{[] {}, [&] { opt.zero_grad(); }, [&] { opt.zero_grad(false); },
                                                   [&] {
                                                     for (const Tensor& p : params) p.mutable_grad().reset();
@@ -71,9 +78,9 @@ TEST(CountedTest, APassCountsHoweverGradientsWereClearedInsideOfIt) {
   EXPECT_MESSAGE(opt.step(), kRefused);
 }
 
-TEST(CountedTest, ZerosCountAndAPassWithoutAGradientTakesNothingFromAnEarlierOne) {
+TYPED_TEST(CountedTest, ZerosCountAndAPassWithoutAGradientTakesNothingFromAnEarlierOne) {
   const auto params = parameters();
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   for (int k = 0; k < 2; ++k) {
     {
       const auto pass = opt.perturb();
@@ -84,9 +91,9 @@ TEST(CountedTest, ZerosCountAndAPassWithoutAGradientTakesNothingFromAnEarlierOne
   }
 }
 
-TEST(CountedTest, AssignedGradientsCountInsideAndNotOutside) {
+TYPED_TEST(CountedTest, AssignedGradientsCountInsideAndNotOutside) {
   const auto params = parameters();
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   for (const bool inside : {true, false}) {
     opt.zero_grad();
     const auto assign = [&] {
@@ -105,17 +112,17 @@ TEST(CountedTest, AssignedGradientsCountInsideAndNotOutside) {
   }
 }
 
-TEST(CountedTest, ClosuresCountAsEver) {
+TYPED_TEST(CountedTest, ClosuresCountAsEver) {
   for (const int samples : {1, 2}) {
     const auto params = parameters();
-    SSAM opt(params, options().samples(samples));
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>().samples(samples));
     EXPECT_NO_THROW(opt.step([] { return Tensor(); }));
   }
 }
 
-TEST(CountedTest, GradientsThatAreClearedInsideAreFreeAtOnce) {
+TYPED_TEST(CountedTest, GradientsThatAreClearedInsideAreFreeAtOnce) {
   const Tensor w = parameter(torch::ones(3));
-  SSAM opt({w}, options());
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>());
   w.mutable_grad() = torch::ones(3);
   const c10::weak_intrusive_ptr<c10::StorageImpl> memory(w.grad().storage().getWeakStorageImpl());
   const auto pass = opt.perturb();
@@ -124,13 +131,17 @@ TEST(CountedTest, GradientsThatAreClearedInsideAreFreeAtOnce) {
   EXPECT_TRUE(memory.expired());
 }
 
+template <typename Rule>
+class CachedWeightsTest : public ::testing::Test {};
+TYPED_TEST_SUITE(CachedWeightsTest, Rules, RuleNames);
+
 // Autocast keeps its casts of weights until the cache is cleared, which programs do at the end of a block.
-TEST(CachedWeightsTest, PassesUnderAutocastSeeTheirOwnWeights) {
+TYPED_TEST(CachedWeightsTest, PassesUnderAutocastSeeTheirOwnWeights) {
   for (const std::string memory : {"copy", "regenerate"}) {
     std::vector<std::vector<Tensor>> ends;
     for (const bool cached : {true, false}) {
       const Tensor w = parameter(torch::arange(15).reshape({3, 5}).to(torch::kFloat) / 15);
-      SSAM opt({w}, options(0.5).samples(2).memory(memory));
+      OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0.5).samples(2).memory(memory));
       const Tensor x = torch::ones({2, 5});
       at::autocast::set_autocast_enabled(at::kCPU, true);
       at::autocast::set_autocast_cache_enabled(cached);

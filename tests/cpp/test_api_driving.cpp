@@ -11,13 +11,20 @@ namespace {
 
 using namespace testing;
 
-SSAMOptions options(double noise_std = 0.1) { return SSAMOptions(0.05).noise_std(noise_std).seed(11); }
+template <typename Rule>
+OptionsOf<Rule> options(double noise_std = 0.1) {
+  return OptionsOf<Rule>(0.05).noise_std(noise_std).seed(11);
+}
 
-TEST(PerturbTest, HoldsNoiseInsideAndTheExactCleanBitsAfter) {
+template <typename Rule>
+class PerturbTest : public ::testing::Test {};
+TYPED_TEST_SUITE(PerturbTest, Rules, RuleNames);
+
+TYPED_TEST(PerturbTest, HoldsNoiseInsideAndTheExactCleanBitsAfter) {
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16, torch::kHalf}) {
     const auto params = parameters(dtype);
     const auto clean = copies(params);
-    SSAM opt(params, options());
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>());
     {
       const auto perturbed = opt.perturb();
       for (std::size_t i = 0; i < params.size(); ++i) {
@@ -31,11 +38,12 @@ TEST(PerturbTest, HoldsNoiseInsideAndTheExactCleanBitsAfter) {
   }
 }
 
-TEST(PerturbTest, WithoutACopyTheWeightsComeBackWithinTwoRoundings) {
+TYPED_TEST(PerturbTest, WithoutACopyTheWeightsComeBackWithinTwoRoundings) {
   for (const auto dtype : {torch::kFloat, torch::kDouble}) {
     const auto params = parameters(dtype), copied = parameters(dtype);
     const auto clean = copies(params);
-    SSAM opt(params, options().memory("regenerate").antithetic(true).samples(2)), other(copied, options());
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>().memory("regenerate").antithetic(true).samples(2)),
+        other(copied, options<TypeParam>());
     const double unit = dtype == torch::kFloat ? std::ldexp(1.0, -24) : std::ldexp(1.0, -53);
     for (const auto pass : opt.perturbations()) {
       if (pass == 0) {
@@ -56,10 +64,10 @@ TEST(PerturbTest, WithoutACopyTheWeightsComeBackWithinTwoRoundings) {
   }
 }
 
-TEST(PerturbTest, WithoutACopyAWriteInsideIsKeptAndTheOthersComeBack) {
+TYPED_TEST(PerturbTest, WithoutACopyAWriteInsideIsKeptAndTheOthersComeBack) {
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, options().memory("regenerate"));
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>().memory("regenerate"));
   auto pass = opt.perturb();
   {
     const torch::NoGradGuard no_grad;
@@ -71,18 +79,18 @@ TEST(PerturbTest, WithoutACopyAWriteInsideIsKeptAndTheOthersComeBack) {
   EXPECT_NO_THROW({ const auto again = opt.perturb(); });
 }
 
-TEST(PerturbTest, NegativeZeroAndNanComeBack) {
+TYPED_TEST(PerturbTest, NegativeZeroAndNanComeBack) {
   const Tensor w = parameter(torch::tensor({-0.0F, std::nanf(""), 1e-42F, INFINITY}));
   const auto clean = copies({w});
-  SSAM opt({w}, options());
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>());
   { const auto perturbed = opt.perturb(); }
   EXPECT_TRUE(same_bits({w}, clean));
 }
 
-TEST(PerturbTest, AnExceptionPutsTheCleanBitsBackAndCountsForNothing) {
+TYPED_TEST(PerturbTest, AnExceptionPutsTheCleanBitsBackAndCountsForNothing) {
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   EXPECT_THROW(
       {
         const auto perturbed = opt.perturb();
@@ -94,10 +102,10 @@ TEST(PerturbTest, AnExceptionPutsTheCleanBitsBackAndCountsForNothing) {
   EXPECT_NO_THROW({ const auto again = opt.perturb(); });
 }
 
-TEST(PerturbTest, TheGuardMovesAndEndsOnce) {
+TYPED_TEST(PerturbTest, TheGuardMovesAndEndsOnce) {
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   {
     auto first = opt.perturb();
     auto second = std::move(first);
@@ -109,12 +117,12 @@ TEST(PerturbTest, TheGuardMovesAndEndsOnce) {
   EXPECT_EQ(opt.draw(), 1);
 }
 
-TEST(PerturbTest, TheGuardMayOutliveTheOptimizer) {
+TYPED_TEST(PerturbTest, TheGuardMayOutliveTheOptimizer) {
   const auto params = parameters();
   const auto clean = copies(params);
   std::optional<Perturbation> pass;
   {
-    SSAM opt(params, options());
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>());
     pass.emplace(opt.perturb());
   }
   EXPECT_FALSE(same_bits(params, clean));
@@ -122,10 +130,10 @@ TEST(PerturbTest, TheGuardMayOutliveTheOptimizer) {
   EXPECT_TRUE(same_bits(params, clean));
 }
 
-TEST(PerturbTest, AWriteInsideIsReportedKeptAndNamed) {
+TYPED_TEST(PerturbTest, AWriteInsideIsReportedKeptAndNamed) {
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   auto pass = opt.perturb();
   {
     const torch::NoGradGuard no_grad;
@@ -146,9 +154,9 @@ TEST(PerturbTest, AWriteInsideIsReportedKeptAndNamed) {
   EXPECT_TRUE(same_bits(params[0], clean[0]) && same_bits(params[5], clean[5]));
 }
 
-TEST(PerturbTest, AWriteThatOnlyTheDestructorSawStopsTheNextStep) {
+TYPED_TEST(PerturbTest, AWriteThatOnlyTheDestructorSawStopsTheNextStep) {
   const auto params = parameters();
-  SSAM opt(params, options());
+  OptimizerOf<TypeParam> opt(params, options<TypeParam>());
   {
     const auto pass = opt.perturb();
     loss_of(params).backward();
@@ -158,18 +166,18 @@ TEST(PerturbTest, AWriteThatOnlyTheDestructorSawStopsTheNextStep) {
   EXPECT_THROW(opt.step(), PerturbedWeightsChanged);
 }
 
-TEST(PerturbTest, ReplacedMemoryIsAWriteToo) {
+TYPED_TEST(PerturbTest, ReplacedMemoryIsAWriteToo) {
   const Tensor w = parameter(torch::ones(5));
-  SSAM opt({w}, options());
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>());
   auto pass = opt.perturb();
   w.set_data(torch::full({5}, 2.0));
   EXPECT_THROW(pass.restore(), PerturbedWeightsChanged);
   EXPECT_TRUE(torch::equal(w, torch::full({5}, 2.0)));
 }
 
-TEST(PerturbTest, AutogradSeesThatTheWeightsWereChanged) {
+TYPED_TEST(PerturbTest, AutogradSeesThatTheWeightsWereChanged) {
   const Tensor w = parameter(torch::ones(5));
-  SSAM opt({w}, options());
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>());
   Tensor loss;
   {
     const auto pass = opt.perturb();
@@ -178,9 +186,9 @@ TEST(PerturbTest, AutogradSeesThatTheWeightsWereChanged) {
   EXPECT_MESSAGE(loss.backward(), "modified by an inplace operation");
 }
 
-TEST(PerturbTest, GradientsAreThoseAtTheNoisyWeights) {
+TEST(SgdPerturbTest, GradientsAreThoseAtTheNoisyWeights) {
   const Tensor w = parameter(torch::tensor({1.0, -2.0, 3.0}, torch::kDouble));
-  SSAM opt({w}, options(0.5));
+  SSAM opt({w}, options<Sgd>(0.5));
   Tensor noisy;
   {
     const auto pass = opt.perturb();
@@ -193,11 +201,11 @@ TEST(PerturbTest, GradientsAreThoseAtTheNoisyWeights) {
   EXPECT_TRUE(torch::allclose(w.detach(), before - 0.05 * w.grad(), 1e-15, 0));
 }
 
-TEST(PerturbTest, FrozenParametersKeepTheirPlaceAndStayClean) {
+TYPED_TEST(PerturbTest, FrozenParametersKeepTheirPlaceAndStayClean) {
   auto run = [](bool frozen) {
     auto params = parameters();
     params[0].requires_grad_(!frozen);
-    SSAM opt(params, options());
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>());
     const auto pass = opt.perturb();
     return copies(params);
   };
@@ -206,9 +214,9 @@ TEST(PerturbTest, FrozenParametersKeepTheirPlaceAndStayClean) {
   for (std::size_t i = 1; i < all.size(); ++i) EXPECT_TRUE(same_bits(all[i], some[i])) << i;
 }
 
-TEST(PerturbTest, ATensorNamedTwiceIsPerturbedOnce) {
+TYPED_TEST(PerturbTest, ATensorNamedTwiceIsPerturbedOnce) {
   const Tensor w = parameter(torch::ones(7)), v = parameter(torch::ones(7));
-  SSAM twice({w, w}, options()), once({v}, options());
+  OptimizerOf<TypeParam> twice({w, w}, options<TypeParam>()), once({v}, options<TypeParam>());
   {
     const auto a = twice.perturb();
     const auto b = once.perturb();
@@ -217,9 +225,13 @@ TEST(PerturbTest, ATensorNamedTwiceIsPerturbedOnce) {
   EXPECT_TRUE(torch::equal(w, torch::ones(7)));
 }
 
-TEST(PerturbationsTest, AntitheticPairsCancelOnAQuadratic) {
+template <typename Rule>
+class PerturbationsTest : public ::testing::Test {};
+TYPED_TEST_SUITE(PerturbationsTest, Rules, RuleNames);
+
+TYPED_TEST(PerturbationsTest, AntitheticPairsCancelOnAQuadratic) {
   const Tensor w = parameter(torch::tensor({1.0, 2.0, 4.0}, torch::kDouble));
-  SSAM opt({w}, options(0.5).samples(3).antithetic(true));
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0.5).samples(3).antithetic(true));
   int passes = 0;
   for ([[maybe_unused]] const auto k : opt.perturbations()) {
     EXPECT_EQ(k, passes++);
@@ -231,10 +243,10 @@ TEST(PerturbationsTest, AntitheticPairsCancelOnAQuadratic) {
   opt.step();
 }
 
-TEST(PerturbationsTest, TheGradientIsTheOldOnePlusTheWeightedMean) {
+TYPED_TEST(PerturbationsTest, TheGradientIsTheOldOnePlusTheWeightedMean) {
   const double share = 0.3;
   const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
-  SSAM opt({w}, options(0.5).samples(2).clean_weight(share));
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0.5).samples(2).clean_weight(share));
   w.mutable_grad() = torch::tensor({10.0, 20.0}, torch::kDouble);
   std::vector<Tensor> at;
   for ([[maybe_unused]] const auto k : opt.perturbations()) {
@@ -247,9 +259,9 @@ TEST(PerturbationsTest, TheGradientIsTheOldOnePlusTheWeightedMean) {
   EXPECT_TRUE(torch::allclose(w.grad(), torch::tensor({10.0, 20.0}, torch::kDouble) + mean, 1e-13, 0));
 }
 
-TEST(PerturbationsTest, ABatchIsSplitAndEachPartCountsByItsShare) {
+TYPED_TEST(PerturbationsTest, ABatchIsSplitAndEachPartCountsByItsShare) {
   const Tensor w = parameter(torch::ones({4}, torch::kDouble));
-  SSAM opt({w}, options(0).samples(3));
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0).samples(3));
   const Tensor x = torch::arange(40, torch::kDouble).reshape({10, 4}), y = torch::arange(10, torch::kDouble);
   std::vector<std::int64_t> rows;
   for (const auto& [x_k, y_k] : opt.perturbations(x, y)) {
@@ -264,9 +276,9 @@ TEST(PerturbationsTest, ABatchIsSplitAndEachPartCountsByItsShare) {
   EXPECT_TRUE(torch::allclose(split, w.grad(), 1e-13, 0));
 }
 
-TEST(PerturbationsTest, FewerExamplesThanPassesTakeOneEach) {
+TYPED_TEST(PerturbationsTest, FewerExamplesThanPassesTakeOneEach) {
   const Tensor w = parameter(torch::ones({4}));
-  SSAM opt({w}, options().samples(5));
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>().samples(5));
   int passes = 0;
   for (const Tensor& part : opt.perturbations(torch::ones({2, 4}))) {
     EXPECT_EQ(part.size(0), 1);
@@ -276,10 +288,10 @@ TEST(PerturbationsTest, FewerExamplesThanPassesTakeOneEach) {
   EXPECT_EQ(passes, 2);
 }
 
-TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
+TYPED_TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
   for (const bool raise : {false, true}) {
     const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
-    SSAM opt({w}, options(0).samples(4));
+    OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0).samples(4));
     const auto loop = [&] {
       for (const auto k : opt.perturbations()) {
         w.square().sum().backward();
@@ -300,15 +312,16 @@ TEST(PerturbationsTest, BreakAndExceptionsRestoreWeightsScaleAndMoveOn) {
   }
 }
 
-TEST(PerturbationsTest, ALoopFollowsItsOptimizerWhereItIsMovedAndMayOutliveIt) {
+TYPED_TEST(PerturbationsTest, ALoopFollowsItsOptimizerWhereItIsMovedAndMayOutliveIt) {
   const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
   const auto clean = copies({w});
   std::optional<Perturbations> passes;
   {
-    std::optional<SSAM> first(std::in_place, std::vector<Tensor>{w}, options(0.5).samples(4));
+    std::optional<OptimizerOf<TypeParam>> first(std::in_place, std::vector<Tensor>{w},
+                                                options<TypeParam>(0.5).samples(4));
     passes.emplace(first->perturbations());
     auto pass = passes->begin();
-    SSAM second(std::move(*first));
+    OptimizerOf<TypeParam> second(std::move(*first));
     first.reset();
     w.sum().backward();
     ++pass;
@@ -322,16 +335,16 @@ TEST(PerturbationsTest, ALoopFollowsItsOptimizerWhereItIsMovedAndMayOutliveIt) {
   EXPECT_TRUE(same_bits({w}, clean));
 }
 
-TEST(PerturbationsTest, APassOfALoopThatSplitsNothingHasNoPart) {
-  SSAM opt({parameter(torch::ones(3))}, options());
+TYPED_TEST(PerturbationsTest, APassOfALoopThatSplitsNothingHasNoPart) {
+  OptimizerOf<TypeParam> opt({parameter(torch::ones(3))}, options<TypeParam>());
   auto passes = opt.perturbations();
   EXPECT_MESSAGE(passes.part(0), "pass 0 of a loop with 0 parts");
 }
 
-TEST(PerturbTest, FirstUsedUnderInferenceModeItGoesOnOutside) {
+TYPED_TEST(PerturbTest, FirstUsedUnderInferenceModeItGoesOnOutside) {
   const auto params = parameters(), plain = parameters();
-  const auto momentum = options().momentum(0.9);
-  SSAM opt(params, momentum), other(plain, momentum);
+  const auto momentum = TypeParam::with_state(options<TypeParam>());
+  OptimizerOf<TypeParam> opt(params, momentum), other(plain, momentum);
   {
     const c10::InferenceMode inference;
     const auto pass = opt.perturb();
@@ -339,7 +352,7 @@ TEST(PerturbTest, FirstUsedUnderInferenceModeItGoesOnOutside) {
   { const auto pass = other.perturb(); }
   for (int k = 0; k < 2; ++k) {
     for (auto* side : {&params, &plain}) {
-      SSAM& driven = side == &params ? opt : other;
+      OptimizerOf<TypeParam>& driven = side == &params ? opt : other;
       driven.zero_grad();
       {
         const auto pass = driven.perturb();
@@ -351,11 +364,16 @@ TEST(PerturbTest, FirstUsedUnderInferenceModeItGoesOnOutside) {
   EXPECT_TRUE(same_bits(params, plain));
 }
 
+template <typename Rule>
+class StepTest : public ::testing::Test {};
+TYPED_TEST_SUITE(StepTest, Rules, RuleNames);
+
 // A string argument leaked with every call of an operator (pytorch issue 191340). Under AddressSanitizer mallinfo2 says
 // nothing, and LeakSanitizer does.
-TEST(StepTest, TenThousandStepsLeaveNoMemoryBehind) {
+TYPED_TEST(StepTest, TenThousandStepsLeaveNoMemoryBehind) {
   const Tensor w = parameter(torch::ones(3)), v = parameter(torch::ones(3));
-  SSAM opt({w}, options().momentum(0.9)), kept({v}, options().keep_perturbed(true));
+  OptimizerOf<TypeParam> opt({w}, TypeParam::with_state(options<TypeParam>())),
+      kept({v}, options<TypeParam>().keep_perturbed(true));
   kept.train();
   w.mutable_grad() = torch::zeros(3);
   v.mutable_grad() = torch::zeros(3);
@@ -374,11 +392,12 @@ TEST(StepTest, TenThousandStepsLeaveNoMemoryBehind) {
   EXPECT_LT(after, before + 10000);
 }
 
-TEST(StepTest, AClosureGivesWhatTheLoopGives) {
-  for (const SSAMOptions& o : {options(), options().samples(3), options().antithetic(true),
-                               options().samples(2).clean_weight(0.25).momentum(0.9)}) {
+TYPED_TEST(StepTest, AClosureGivesWhatTheLoopGives) {
+  for (const OptionsOf<TypeParam>& o :
+       {options<TypeParam>(), options<TypeParam>().samples(3), options<TypeParam>().antithetic(true),
+        TypeParam::with_state(options<TypeParam>().samples(2).clean_weight(0.25))}) {
     const auto by_closure = parameters(torch::kDouble), by_loop = parameters(torch::kDouble);
-    SSAM a(by_closure, o), b(by_loop, o);
+    OptimizerOf<TypeParam> a(by_closure, o), b(by_loop, o);
     for (int step = 0; step < 4; ++step) {
       const Tensor loss = a.step([&] {
         a.zero_grad();
@@ -398,20 +417,20 @@ TEST(StepTest, AClosureGivesWhatTheLoopGives) {
   }
 }
 
-TEST(StepTest, AClosureThatThrowsLeavesCleanWeightsAndTheNextDraw) {
+TYPED_TEST(StepTest, AClosureThatThrowsLeavesCleanWeightsAndTheNextDraw) {
   const auto params = parameters();
   const auto clean = copies(params);
   for (const std::int64_t samples : {1, 3}) {
-    SSAM opt(params, options().samples(samples));
+    OptimizerOf<TypeParam> opt(params, options<TypeParam>().samples(samples));
     EXPECT_THROW(opt.step([]() -> Tensor { throw std::runtime_error("in the closure"); }), std::runtime_error);
     EXPECT_TRUE(same_bits(params, clean));
     EXPECT_EQ(opt.draw(), 1);
   }
 }
 
-TEST(StepTest, TheClosureRunsWithGradientsEnabledUnderNoGrad) {
+TYPED_TEST(StepTest, TheClosureRunsWithGradientsEnabledUnderNoGrad) {
   const Tensor w = parameter(torch::ones(3));
-  SSAM opt({w}, options());
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>());
   const torch::NoGradGuard no_grad;
   opt.step([&] {
     Tensor loss = w.square().sum();
@@ -421,9 +440,9 @@ TEST(StepTest, TheClosureRunsWithGradientsEnabledUnderNoGrad) {
   EXPECT_FALSE(torch::equal(w, torch::ones(3)));
 }
 
-TEST(StepTest, SeveralPerturbsBeforeOneStepAccumulate) {
+TYPED_TEST(StepTest, SeveralPerturbsBeforeOneStepAccumulate) {
   const Tensor w = parameter(torch::tensor({1.0, 2.0}, torch::kDouble));
-  SSAM opt({w}, options(0.5));
+  OptimizerOf<TypeParam> opt({w}, options<TypeParam>(0.5));
   Tensor sum = torch::zeros({2}, torch::kDouble);
   for (int i = 0; i < 3; ++i) {
     const auto pass = opt.perturb();

@@ -10,29 +10,42 @@ namespace {
 using namespace testing;
 using torch::optim::OptimizerParamGroup;
 
+template <typename Rule>
 struct Case {
   const char* name;
-  SSAMOptions options;
+  OptionsOf<Rule> options;
 };
 
-const std::vector<Case>& cases() {
-  static const std::vector<Case> all{
-      {"plain", SSAMOptions(0.01)},
-      {"momentum", SSAMOptions(0.01).momentum(0.9)},
-      {"nesterov", SSAMOptions(0.01).momentum(0.9).nesterov(true).weight_decay(1e-2)},
-      {"rademacher", SSAMOptions(0.01).distribution("rademacher").momentum(0.5).dampening(0.5)},
-      {"radius", SSAMOptions(0.01).radius(2.0)},
-      {"no noise", SSAMOptions(0.01).noise_std(0)}};
-  return all;
+template <typename Rule>
+std::vector<Case<Rule>> cases();
+
+template <>
+std::vector<Case<Sgd>> cases<Sgd>() {
+  return {{"plain", SSAMOptions(0.01)},
+          {"momentum", SSAMOptions(0.01).momentum(0.9)},
+          {"nesterov", SSAMOptions(0.01).momentum(0.9).nesterov(true).weight_decay(1e-2)},
+          {"rademacher", SSAMOptions(0.01).distribution("rademacher").momentum(0.5).dampening(0.5)},
+          {"radius", SSAMOptions(0.01).radius(2.0)},
+          {"no noise", SSAMOptions(0.01).noise_std(0)}};
 }
 
-void step_kept(SSAM& opt, const std::vector<Tensor>& params) {
+template <>
+std::vector<Case<AdamW>> cases<AdamW>() {
+  return {{"plain", SSAMAdamWOptions(0.01)},
+          {"amsgrad", SSAMAdamWOptions(0.01).amsgrad(true)},
+          {"decay", SSAMAdamWOptions(0.01).betas({0.5, 0.75}).weight_decay(0.1)},
+          {"rademacher", SSAMAdamWOptions(0.01).distribution("rademacher").maximize(true)},
+          {"radius", SSAMAdamWOptions(0.01).radius(2.0)},
+          {"no noise", SSAMAdamWOptions(0.01).noise_std(0)}};
+}
+
+void step_kept(NoiseDriver& opt, const std::vector<Tensor>& params) {
   opt.zero_grad();
   loss_of(params).backward();
   opt.step();
 }
 
-void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
+void step_perturbed(NoiseDriver& opt, const std::vector<Tensor>& params) {
   opt.zero_grad();
   {
     const auto pass = opt.perturb();
@@ -41,13 +54,17 @@ void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
   opt.step();
 }
 
-TEST(KeepPerturbedTest, GivesTheBitsOfThePerturbForm) {
-  for (const Case& c : cases()) {
+template <typename Rule>
+class KeepPerturbedTest : public ::testing::Test {};
+TYPED_TEST_SUITE(KeepPerturbedTest, Rules, RuleNames);
+
+TYPED_TEST(KeepPerturbedTest, GivesTheBitsOfThePerturbForm) {
+  for (const Case<TypeParam>& c : cases<TypeParam>()) {
     const auto kept = parameters(), plain = parameters();
-    SSAMOptions options = c.options;
+    OptionsOf<TypeParam> options = c.options;
     options.seed(5);
-    SSAM b(plain, options);
-    SSAM a(kept, options.keep_perturbed(true));
+    OptimizerOf<TypeParam> b(plain, options);
+    OptimizerOf<TypeParam> a(kept, options.keep_perturbed(true));
     a.train();
     for (int k = 0; k < 5; ++k) {
       step_kept(a, kept);
@@ -59,9 +76,9 @@ TEST(KeepPerturbedTest, GivesTheBitsOfThePerturbForm) {
   }
 }
 
-TEST(KeepPerturbedTest, EvalAndTrainComeBackToTheSameNoise) {
+TYPED_TEST(KeepPerturbedTest, EvalAndTrainComeBackToTheSameNoise) {
   const auto params = parameters();
-  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true).seed(5));
+  OptimizerOf<TypeParam> opt(params, OptionsOf<TypeParam>(0.01).keep_perturbed(true).seed(5));
   const auto clean = copies(params);
   opt.train();
   const auto noisy = copies(params);
@@ -77,28 +94,28 @@ TEST(KeepPerturbedTest, EvalAndTrainComeBackToTheSameNoise) {
   EXPECT_TRUE(same_bits(params, clean));
 }
 
-TEST(KeepPerturbedTest, WithoutItTrainAndEvalMoveNothing) {
+TYPED_TEST(KeepPerturbedTest, WithoutItTrainAndEvalMoveNothing) {
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, SSAMOptions(0.01).noise_std(0.5));
+  OptimizerOf<TypeParam> opt(params, OptionsOf<TypeParam>(0.01).noise_std(0.5));
   opt.train();
   EXPECT_TRUE(same_bits(params, clean));
   opt.eval();
   EXPECT_TRUE(same_bits(params, clean));
 }
 
-TEST(KeepPerturbedTest, MissingGradientsFreezingAndNewGroupsFollowThePerturbForm) {
+TYPED_TEST(KeepPerturbedTest, MissingGradientsFreezingAndNewGroupsFollowThePerturbForm) {
   const auto kept = parameters(), plain = parameters();
-  const auto options = SSAMOptions(0.01).momentum(0.9).seed(5);
+  const auto options = TypeParam::with_state(OptionsOf<TypeParam>(0.01)).seed(5);
   const auto half = [](const std::vector<Tensor>& p, bool first) {
     return std::vector<Tensor>(p.begin() + (first ? 0 : 3), first ? p.begin() + 3 : p.end());
   };
-  SSAM a(half(kept, true), SSAMOptions(options).keep_perturbed(true));
-  SSAM b(half(plain, true), options);
+  OptimizerOf<TypeParam> a(half(kept, true), OptionsOf<TypeParam>(options).keep_perturbed(true));
+  OptimizerOf<TypeParam> b(half(plain, true), options);
   a.train();
   for (int k = 0; k < 6; ++k) {
     for (auto* side : {&kept, &plain}) {
-      SSAM& opt = side == &kept ? a : b;
+      OptimizerOf<TypeParam>& opt = side == &kept ? a : b;
       if (k == 2) (*side)[1].requires_grad_(false);
       if (k == 3) opt.add_param_group(OptimizerParamGroup(half(*side, false)));
       opt.zero_grad();
@@ -117,9 +134,9 @@ TEST(KeepPerturbedTest, MissingGradientsFreezingAndNewGroupsFollowThePerturbForm
   EXPECT_TRUE(same_bits(kept, plain));
 }
 
-TEST(KeepPerturbedTest, AWriteInTrainIsReportedAndTheOptimizerIsInEval) {
+TYPED_TEST(KeepPerturbedTest, AWriteInTrainIsReportedAndTheOptimizerIsInEval) {
   const auto params = parameters();
-  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true));
+  OptimizerOf<TypeParam> opt(params, OptionsOf<TypeParam>(0.01).keep_perturbed(true));
   opt.train();
   loss_of(params).backward();
   {
@@ -130,9 +147,9 @@ TEST(KeepPerturbedTest, AWriteInTrainIsReportedAndTheOptimizerIsInEval) {
   EXPECT_MESSAGE(opt.step(), "is in eval");
 }
 
-TEST(KeepPerturbedTest, AModelLoadedBeforeItsOptimizerInTrainKeepsItsWeights) {
+TYPED_TEST(KeepPerturbedTest, AModelLoadedBeforeItsOptimizerInTrainKeepsItsWeights) {
   const auto params = parameters();
-  SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true));
+  OptimizerOf<TypeParam> opt(params, OptionsOf<TypeParam>(0.01).keep_perturbed(true));
   std::stringstream file;
   torch::save(opt, file);
   opt.train();
@@ -145,51 +162,49 @@ TEST(KeepPerturbedTest, AModelLoadedBeforeItsOptimizerInTrainKeepsItsWeights) {
   for (const Tensor& p : params) EXPECT_TRUE(torch::equal(p, torch::full_like(p, 2)));
 }
 
-class CheckpointInTrainTest : public ::testing::TestWithParam<const char*> {};
-
-TEST_P(CheckpointInTrainTest, CarriesTheCleanWeights) {
-  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).memory(GetParam()).seed(5);
-  const auto params = parameters();
-  SSAM opt(params, options);
-  opt.train();
-  step_kept(opt, params);
-  std::stringstream file;
-  torch::save(opt, file);
-  const auto noisy = copies(params);
-  opt.eval();
-  const auto clean = copies(params);
-
-  // The model file was written in train too, so it holds noisy weights; the optimizer puts that right.
-  const auto other = parameters();
-  SSAM resumed(other, SSAMOptions(0.5).keep_perturbed(true));
-  torch::load(resumed, file);
-  {
-    const torch::NoGradGuard no_grad;
-    for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(noisy[i]);
-  }
-  std::stringstream again;
-  torch::save(resumed, again);  // before the weights were written, still complete
-  resumed.eval();
-  EXPECT_TRUE(same_bits(other, clean));
-  opt.train();
-  resumed.train();
-  EXPECT_TRUE(same_bits(other, noisy));
-  for (int k = 0; k < 3; ++k) {
+TYPED_TEST(KeepPerturbedTest, ACheckpointInTrainCarriesTheCleanWeights) {
+  for (const char* memory : {"copy", "regenerate"}) {
+    SCOPED_TRACE(memory);
+    const auto options = TypeParam::with_state(OptionsOf<TypeParam>(0.01)).keep_perturbed(true).memory(memory).seed(5);
+    const auto params = parameters();
+    OptimizerOf<TypeParam> opt(params, options);
+    opt.train();
     step_kept(opt, params);
-    step_kept(resumed, other);
+    std::stringstream file;
+    torch::save(opt, file);
+    const auto noisy = copies(params);
+    opt.eval();
+    const auto clean = copies(params);
+
+    // The model file was written in train too, so it holds noisy weights; the optimizer puts that right.
+    const auto other = parameters();
+    OptimizerOf<TypeParam> resumed(other, OptionsOf<TypeParam>(0.5).keep_perturbed(true));
+    torch::load(resumed, file);
+    {
+      const torch::NoGradGuard no_grad;
+      for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(noisy[i]);
+    }
+    std::stringstream again;
+    torch::save(resumed, again);  // before the weights were written, still complete
+    resumed.eval();
+    EXPECT_TRUE(same_bits(other, clean));
+    opt.train();
+    resumed.train();
+    EXPECT_TRUE(same_bits(other, noisy));
+    for (int k = 0; k < 3; ++k) {
+      step_kept(opt, params);
+      step_kept(resumed, other);
+    }
+    EXPECT_TRUE(same_bits(params, other));
+    resumed.eval();
+    OptimizerOf<TypeParam> third(other, options);
+    torch::load(third, again);
+    third.eval();
+    EXPECT_TRUE(same_bits(other, clean));
   }
-  EXPECT_TRUE(same_bits(params, other));
-  resumed.eval();
-  SSAM third(other, options);
-  torch::load(third, again);
-  third.eval();
-  EXPECT_TRUE(same_bits(other, clean));
 }
 
-INSTANTIATE_TEST_SUITE_P(Memory, CheckpointInTrainTest, ::testing::Values("copy", "regenerate"),
-                         [](const auto& info) { return std::string(info.param); });
-
-TEST(KeepPerturbedTest, WithoutCopiesTheStateHoldsNone) {
+TEST(SgdKeepPerturbedTest, WithoutCopiesTheStateHoldsNone) {
   const auto params = parameters();
   SSAM opt(params, SSAMOptions(0.01).keep_perturbed(true).memory("regenerate"));
   opt.train();
@@ -202,17 +217,17 @@ TEST(KeepPerturbedTest, WithoutCopiesTheStateHoldsNone) {
   EXPECT_TRUE(opt.state().empty());
 }
 
-TEST(KeepPerturbedTest, ALoadThatFailsInTrainChangesNothing) {
-  const auto options = SSAMOptions(0.01).momentum(0.9).keep_perturbed(true).seed(5);
+TYPED_TEST(KeepPerturbedTest, ALoadThatFailsInTrainChangesNothing) {
+  const auto options = TypeParam::with_state(OptionsOf<TypeParam>(0.01)).keep_perturbed(true).seed(5);
   const auto params = parameters(), untouched = parameters();
-  SSAM opt(params, options), other(untouched, options);
+  OptimizerOf<TypeParam> opt(params, options), other(untouched, options);
   opt.train();
   other.train();
   step_kept(opt, params);
   step_kept(other, untouched);
   std::vector<Tensor> reversed = parameters();
   std::reverse(reversed.begin(), reversed.end());
-  SSAM misfit(reversed, options);
+  OptimizerOf<TypeParam> misfit(reversed, options);
   misfit.train();
   step_kept(misfit, reversed);
   std::stringstream file;
@@ -228,20 +243,20 @@ TEST(KeepPerturbedTest, ALoadThatFailsInTrainChangesNothing) {
   EXPECT_TRUE(same_bits(params, untouched));
 }
 
-TEST(KeepPerturbedTest, ALoadThatFailsKeepsTheCleanWeightsThatWaitToBeWritten) {
-  const auto options = SSAMOptions(0.01).keep_perturbed(true).seed(5);
+TYPED_TEST(KeepPerturbedTest, ALoadThatFailsKeepsTheCleanWeightsThatWaitToBeWritten) {
+  const auto options = OptionsOf<TypeParam>(0.01).keep_perturbed(true).seed(5);
   const auto params = parameters();
   const auto clean = copies(params);
-  SSAM opt(params, options);
+  OptimizerOf<TypeParam> opt(params, options);
   opt.train();
   const auto noisy = copies(params);
   std::stringstream file, misfit;
   torch::save(opt, file);
-  torch::save(SSAM({parameter(torch::ones(3))}, options), misfit);
+  torch::save(OptimizerOf<TypeParam>({parameter(torch::ones(3))}, options), misfit);
   opt.eval();
 
   const auto other = parameters();
-  SSAM resumed(other, options);
+  OptimizerOf<TypeParam> resumed(other, options);
   torch::load(resumed, file);
   {
     const torch::NoGradGuard no_grad;
@@ -254,17 +269,17 @@ TEST(KeepPerturbedTest, ALoadThatFailsKeepsTheCleanWeightsThatWaitToBeWritten) {
   EXPECT_TRUE(same_bits(other, clean));
 }
 
-TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain) {
+TYPED_TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain) {
   const auto make = [](const std::vector<Tensor>& p, double lr) {
     std::vector<OptimizerParamGroup> groups;
     groups.emplace_back(std::vector<Tensor>(p.begin(), p.begin() + 2));
     groups.emplace_back(std::vector<Tensor>(p.begin() + 2, p.end()));
-    return SSAM(groups, SSAMOptions(lr).momentum(0.9).keep_perturbed(true).seed(5));
+    return OptimizerOf<TypeParam>(groups, TypeParam::with_state(OptionsOf<TypeParam>(lr)).keep_perturbed(true).seed(5));
   };
   const auto freeze = [](const std::vector<Tensor>& p, bool frozen) {
     for (std::size_t i = 2; i < p.size(); ++i) p[i].requires_grad_(!frozen);
   };
-  const auto step_trainable = [](SSAM& opt, const std::vector<Tensor>& p) {
+  const auto step_trainable = [](OptimizerOf<TypeParam>& opt, const std::vector<Tensor>& p) {
     opt.zero_grad();
     std::vector<Tensor> trainable;
     for (const Tensor& t : p) {
@@ -276,7 +291,7 @@ TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain
   for (const bool frozen_from_the_start : {false, true}) {
     const auto params = parameters();
     freeze(params, frozen_from_the_start);
-    SSAM opt = make(params, 0.01);
+    OptimizerOf<TypeParam> opt = make(params, 0.01);
     opt.train();
     step_trainable(opt, params);
     freeze(params, true);  // where they were not, they hold noise now
@@ -291,7 +306,7 @@ TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain
       const torch::NoGradGuard no_grad;
       for (std::size_t i = 0; i < other.size(); ++i) other[i].copy_(held[i]);
     }
-    SSAM resumed = make(other, 0.5);
+    OptimizerOf<TypeParam> resumed = make(other, 0.5);
     torch::load(resumed, file);
     resumed.train();
     step_trainable(resumed, other);
@@ -308,13 +323,13 @@ TEST(KeepPerturbedTest, AModelWithFrozenGroupsResumesFromACheckpointTakenInTrain
   }
 }
 
-TEST(KeepPerturbedTest, TheEndOfTheOptimizerPutsTheCleanWeightsBack) {
+TYPED_TEST(KeepPerturbedTest, TheEndOfTheOptimizerPutsTheCleanWeightsBack) {
   const auto params = parameters();
   const auto clean = copies(params);
   {
-    SSAM first(params, SSAMOptions(0.01).keep_perturbed(true));
+    OptimizerOf<TypeParam> first(params, OptionsOf<TypeParam>(0.01).keep_perturbed(true));
     first.train();
-    const SSAM opt(std::move(first));
+    const OptimizerOf<TypeParam> opt(std::move(first));
     EXPECT_FALSE(same_bits(params, clean));
   }
   EXPECT_TRUE(same_bits(params, clean));

@@ -16,11 +16,17 @@ using namespace testing;
 
 const torch::Dtype kDtypes[] = {torch::kBFloat16, torch::kHalf};
 
-SSAMOptions options_of_test() {
-  return SSAMOptions(0.02).noise_std(0.05).momentum(0.9).weight_decay(0.01).seed(7).master_dtype(torch::kFloat);
+template <typename Rule>
+OptionsOf<Rule> stateless_options() {
+  return OptionsOf<Rule>(0.02).noise_std(0.05).weight_decay(0.01).seed(7).master_dtype(torch::kFloat);
 }
 
-void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
+template <typename Rule>
+OptionsOf<Rule> options_of_test() {
+  return Rule::with_state(stateless_options<Rule>());
+}
+
+void step_perturbed(NoiseDriver& opt, const std::vector<Tensor>& params) {
   opt.zero_grad();
   {
     const auto pass = opt.perturb();
@@ -29,7 +35,7 @@ void step_perturbed(SSAM& opt, const std::vector<Tensor>& params) {
   opt.step();
 }
 
-void step_kept(SSAM& opt, const std::vector<Tensor>& params) {
+void step_kept(NoiseDriver& opt, const std::vector<Tensor>& params) {
   opt.zero_grad();
   loss_of(params).backward();
   opt.step();
@@ -42,7 +48,7 @@ std::vector<Tensor> rounded(const std::vector<Tensor>& tensors, torch::Dtype dty
 }
 
 // The masters and momentum buffers that a checkpoint would have, parameter by parameter.
-std::vector<Tensor> saved(SSAM& opt, const char* name) {
+std::vector<Tensor> saved(const NoiseDriver& opt, const char* name) {
   const auto dict = opt.state_dict().toGenericDict();
   const auto state = dict.at("state").toGenericDict();
   std::vector<Tensor> result;
@@ -60,12 +66,13 @@ void write(const std::vector<Tensor>& to, const std::vector<Tensor>& from) {
   for (std::size_t i = 0; i < to.size(); ++i) Tensor(to[i]).copy_(from[i]);
 }
 
-// SSAM on Float copies; the 16-bit parameters get their roundings and give the gradients.
-std::vector<Tensor> float_copies(torch::Dtype dtype, SSAMOptions options, int steps) {
+// The optimizer on Float copies; the 16-bit parameters get their roundings and give the gradients.
+template <typename Rule>
+std::vector<Tensor> float_copies(torch::Dtype dtype, OptionsOf<Rule> options, int steps) {
   const auto params = parameters(dtype);
   std::vector<Tensor> wide;
   for (const Tensor& p : params) wide.push_back(parameter(p.detach().to(torch::kFloat)));
-  SSAM opt(wide, options.master_dtype(std::nullopt));
+  OptimizerOf<Rule> opt(wide, options.master_dtype(std::nullopt));
   for (int k = 0; k < steps; ++k) {
     {
       const auto pass = opt.perturb();
@@ -79,28 +86,33 @@ std::vector<Tensor> float_copies(torch::Dtype dtype, SSAMOptions options, int st
   return copies(wide);
 }
 
-TEST(MastersTest, MastersHaveTheBitsOfFloatCopiesInBothForms) {
+template <typename Rule>
+class MastersTest : public ::testing::Test {};
+TYPED_TEST_SUITE(MastersTest, Rules, RuleNames);
+
+TYPED_TEST(MastersTest, MastersHaveTheBitsOfFloatCopiesInBothForms) {
   for (const torch::Dtype dtype : kDtypes) {
     for (const auto& options :
-         {options_of_test(), options_of_test().momentum(0), options_of_test().radius(2.0),
-          options_of_test().noise_std(0), options_of_test().scale("filter"), options_of_test().scale("fisher"),
-          options_of_test().scale("element").distribution("rademacher")}) {
-      const auto expected = float_copies(dtype, options, 4);
+         {options_of_test<TypeParam>(), stateless_options<TypeParam>(), options_of_test<TypeParam>().radius(2.0),
+          options_of_test<TypeParam>().noise_std(0), options_of_test<TypeParam>().scale("filter"),
+          options_of_test<TypeParam>().scale("fisher"),
+          options_of_test<TypeParam>().scale("element").distribution("rademacher")}) {
+      const auto expected = float_copies<TypeParam>(dtype, options, 4);
       for (const bool kept : {false, true}) {
         const auto params = parameters(dtype);
-        SSAM opt(params, SSAMOptions(options).keep_perturbed(kept));
+        OptimizerOf<TypeParam> opt(params, OptionsOf<TypeParam>(options).keep_perturbed(kept));
         opt.train();
         for (int k = 0; k < 4; ++k) kept ? step_kept(opt, params) : step_perturbed(opt, params);
         opt.eval();
         EXPECT_TRUE(same_bits(saved(opt, "master"), expected)) << dtype << " kept " << kept;
         EXPECT_TRUE(same_bits(copies(params), rounded(expected, dtype))) << dtype << " kept " << kept;
-        for (const Tensor& buffer : saved(opt, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
+        for (const Tensor& buffer : saved(opt, TypeParam::kFirstBuffer)) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
       }
     }
   }
 }
 
-TEST(MastersTest, UpdatesBelowHalfAnUlpAddUpWithMastersAndVanishWithout) {
+TEST(SgdMastersTest, UpdatesBelowHalfAnUlpAddUpWithMastersAndVanishWithout) {
   for (const bool with : {false, true}) {
     const Tensor w = torch::ones({65}, torch::kBFloat16).requires_grad_(true);
     SSAMOptions options = SSAMOptions(1.0).noise_std(0);
@@ -114,12 +126,12 @@ TEST(MastersTest, UpdatesBelowHalfAnUlpAddUpWithMastersAndVanishWithout) {
   }
 }
 
-TEST(MastersTest, ACheckpointResumesBitForBitInEitherFormat) {
+TYPED_TEST(MastersTest, ACheckpointResumesBitForBitInEitherFormat) {
   for (const bool kept : {false, true}) {
-    const SSAMOptions options = options_of_test().keep_perturbed(kept);
+    const OptionsOf<TypeParam> options = options_of_test<TypeParam>().keep_perturbed(kept);
     const auto params = parameters(torch::kBFloat16);
-    SSAM opt(params, options);
-    const auto steps = [&](SSAM& one, const std::vector<Tensor>& of, int count) {
+    OptimizerOf<TypeParam> opt(params, options);
+    const auto steps = [&](OptimizerOf<TypeParam>& one, const std::vector<Tensor>& of, int count) {
       one.train();
       for (int k = 0; k < count; ++k) kept ? step_kept(one, of) : step_perturbed(one, of);
     };
@@ -132,7 +144,7 @@ TEST(MastersTest, ACheckpointResumesBitForBitInEitherFormat) {
     opt.eval();
     for (const bool pickled : {false, true}) {
       const auto again = parameters(torch::kBFloat16);
-      SSAM other(again, SSAMOptions(options).seed(99));
+      OptimizerOf<TypeParam> other(again, OptionsOf<TypeParam>(options).seed(99));
       steps(other, again, 1);  // something to be overwritten
       other.eval();
       if (pickled) {
@@ -146,30 +158,30 @@ TEST(MastersTest, ACheckpointResumesBitForBitInEitherFormat) {
       other.eval();
       EXPECT_TRUE(same_bits(copies(again), copies(params))) << "kept " << kept << " pickled " << pickled;
       EXPECT_TRUE(same_bits(saved(other, "master"), saved(opt, "master")));
-      EXPECT_TRUE(same_bits(saved(other, "momentum_buffer"), saved(opt, "momentum_buffer")));
+      EXPECT_TRUE(same_bits(saved(other, TypeParam::kFirstBuffer), saved(opt, TypeParam::kFirstBuffer)));
     }
   }
 }
 
-TEST(MastersTest, ACheckpointWithoutMastersStartsThemAndTheOtherWayRound) {
+TYPED_TEST(MastersTest, ACheckpointWithoutMastersStartsThemAndTheOtherWayRound) {
   const auto params = parameters(torch::kBFloat16);
-  SSAM plain(params, options_of_test().master_dtype(std::nullopt));
+  OptimizerOf<TypeParam> plain(params, options_of_test<TypeParam>().master_dtype(std::nullopt));
   step_perturbed(plain, params);
-  SSAM opt(params, options_of_test());
+  OptimizerOf<TypeParam> opt(params, options_of_test<TypeParam>());
   opt.load_state_dict(plain.state_dict().deepcopy());
   { const auto pass = opt.perturb(); }
   EXPECT_TRUE(same_bits(saved(opt, "master"), rounded(params, torch::kFloat)));
   step_perturbed(opt, params);
-  for (const Tensor& buffer : saved(opt, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
+  for (const Tensor& buffer : saved(opt, TypeParam::kFirstBuffer)) EXPECT_EQ(buffer.scalar_type(), torch::kFloat);
   plain.load_state_dict(opt.state_dict().deepcopy());
   step_perturbed(plain, params);
   EXPECT_TRUE(saved(plain, "master").empty());
-  for (const Tensor& buffer : saved(plain, "momentum_buffer")) EXPECT_EQ(buffer.scalar_type(), torch::kBFloat16);
+  for (const Tensor& buffer : saved(plain, TypeParam::kFirstBuffer)) EXPECT_EQ(buffer.scalar_type(), torch::kBFloat16);
 }
 
-TEST(MastersTest, WhatOthersWriteCountsElementByElement) {
+TYPED_TEST(MastersTest, WhatOthersWriteCountsElementByElement) {
   const auto params = parameters(torch::kBFloat16);
-  SSAM opt(params, options_of_test());
+  OptimizerOf<TypeParam> opt(params, options_of_test<TypeParam>());
   for (int k = 0; k < 2; ++k) step_perturbed(opt, params);
   auto expected = saved(opt, "master");
   const auto held = copies(params);
@@ -203,7 +215,7 @@ const std::pair<const char*, std::function<void(const Tensor&)>> kWrites[] = {
 
 // What the master is after a write is seen in the state when a pass or a step has looked: between steps, before a step,
 // and in the projection of a parameter without a gradient.
-TEST(MastersTest, AWriteThatNoVersionCountsIsKept) {
+TEST(SgdMastersTest, AWriteThatNoVersionCountsIsKept) {
   for (const auto& [name, write] : kWrites) {
     for (const torch::Dtype dtype : kDtypes) {
       for (const double noise_std : {0.0, 0.125}) {
@@ -237,7 +249,7 @@ TEST(MastersTest, AWriteThatNoVersionCountsIsKept) {
   }
 }
 
-TEST(MastersTest, AWriteThatNoVersionCountsIsProjectedToo) {
+TEST(SgdMastersTest, AWriteThatNoVersionCountsIsProjectedToo) {
   const Tensor p = parameter(torch::ones({4}, torch::kBFloat16)), other = parameter(torch::ones({4}, torch::kBFloat16));
   SSAM opt({p, other}, SSAMOptions(0.5).noise_std(0).radius(4.0).master_dtype(torch::kFloat));
   other.mutable_grad() = torch::zeros_like(other.detach());
@@ -250,9 +262,9 @@ TEST(MastersTest, AWriteThatNoVersionCountsIsProjectedToo) {
   EXPECT_TRUE(same_bits(p, saved(opt, "master")[0].to(torch::kBFloat16)));
 }
 
-TEST(MastersTest, WithoutAWriteTheMasterKeepsAllItsDigits) {
+TYPED_TEST(MastersTest, WithoutAWriteTheMasterKeepsAllItsDigits) {
   const auto params = parameters(torch::kBFloat16);
-  SSAM opt(params, options_of_test());
+  OptimizerOf<TypeParam> opt(params, options_of_test<TypeParam>());
   for (int k = 0; k < 4; ++k) step_perturbed(opt, params);
   const auto masters = saved(opt, "master");
   EXPECT_FALSE(same_bits(masters, rounded(rounded(masters, torch::kBFloat16), torch::kFloat)));
@@ -260,9 +272,9 @@ TEST(MastersTest, WithoutAWriteTheMasterKeepsAllItsDigits) {
   EXPECT_TRUE(same_bits(saved(opt, "master"), masters));
 }
 
-TEST(MastersTest, WritingToAPerturbedParameterIsNamed) {
+TYPED_TEST(MastersTest, WritingToAPerturbedParameterIsNamed) {
   const auto params = parameters(torch::kBFloat16);
-  SSAM opt(params, options_of_test());
+  OptimizerOf<TypeParam> opt(params, options_of_test<TypeParam>());
   step_perturbed(opt, params);
   auto pass = opt.perturb();
   {
@@ -271,14 +283,15 @@ TEST(MastersTest, WritingToAPerturbedParameterIsNamed) {
   }
   EXPECT_THROW(pass.restore(), PerturbedWeightsChanged);
   { const auto next = opt.perturb(); }
-  EXPECT_TRUE((saved(opt, "master")[0] == 2.0).all().item<bool>());
+  const std::vector<Tensor> masters = saved(opt, "master");
+  EXPECT_TRUE((masters[0] == 2.0).all().item<bool>());
 }
 
-TEST(MastersTest, AGroupThatTurnsThemOffFollowsItsParameters) {
+TYPED_TEST(MastersTest, AGroupThatTurnsThemOffFollowsItsParameters) {
   const auto params = parameters(torch::kBFloat16);
-  SSAM opt(params, options_of_test().momentum(0));
+  OptimizerOf<TypeParam> opt(params, stateless_options<TypeParam>());
   step_perturbed(opt, params);
-  auto& options = static_cast<SSAMOptions&>(opt.param_groups()[0].options());
+  auto& options = static_cast<OptionsOf<TypeParam>&>(opt.param_groups()[0].options());
   options.master_dtype() = std::nullopt;
   step_perturbed(opt, params);
   const auto now = copies(params);
@@ -288,7 +301,7 @@ TEST(MastersTest, AGroupThatTurnsThemOffFollowsItsParameters) {
   EXPECT_TRUE(same_bits(saved(opt, "master"), rounded(now, torch::kFloat)));
 }
 
-TEST(MastersTest, WhatCannotBeIsRefused) {
+TEST(SgdMastersTest, WhatCannotBeIsRefused) {
   const auto make = [](SSAMOptions options, torch::Dtype dtype = torch::kBFloat16) {
     return SSAM(parameters(dtype), options);
   };
