@@ -233,7 +233,7 @@ def test_any_layout_is_perturbed_saved_and_restored(layout: str, dtype: torch.dt
 @pytest.mark.parametrize("scale", ["isotropic", "element"])
 def test_noise_alone_is_the_kernels(scale: str) -> None:
     w = random((33, 5), torch.float32, seed=3)
-    args = (w, generator_of(), 4, 0.5, "gaussian", 1, False, 2, scale, None, None, True)
+    args = (w, generator_of(), 4, 0.5, "gaussian", 1, False, 2, scale, None, None, 0, True)
     check_close(run("perturbed", *args), ops.perturbed(*args), 2.0**-20 * float(w.abs().max() + 1.0))
 
 
@@ -310,6 +310,35 @@ def test_updates_are_the_kernels(
     for found, expected in zip(lists[0], lists[1], strict=True):
         for one, other in zip(found, expected, strict=True):
             check_ulp(one, other, 4.0, 8.0 * EPS[other.dtype])
+
+
+@pytest.mark.parametrize("channel_dim", [0, 1, 2])
+def test_rows_along_any_dimension_scale_noise_as_the_kernels(channel_dim: int) -> None:
+    w = random((3, 5, 7), torch.float32, seed=1)
+    scales = [torch.linspace(0.5, 1.5, w.shape[channel_dim])]
+    args = (w, generator_of(), 4, 0.5, "gaussian", 1, False, 2, "rows", scales, None, channel_dim)
+    check_close(run("perturbed", *args), ops.perturbed(*args), 2.0**-20)
+
+
+@pytest.mark.parametrize(
+    ("clip", "scale", "kind"), [(1.25, "rows", "absmax"), (1.5, "isotropic", "norm"), (0.0, "rows", "norm")]
+)
+@pytest.mark.parametrize(("master", "model"), PAIRS)
+def test_updates_by_rows_are_the_kernels(
+    master: torch.dtype, model: torch.dtype, clip: float, scale: str, kind: str
+) -> None:
+    name, numbers = sgd(lr=0.1, momentum=0.9)
+    made = []
+    for operator in (run_of("update_rows_and_perturb_"), ops.update_rows_and_perturb_):
+        clean = [random((17,), master, seed=1), random((5, 33), master, seed=2)]
+        params, buffers = [c.to(model) for c in clean], [torch.zeros_like(c) for c in clean]
+        grads = [random(tuple(c.shape), model, seed=3) for c in clean]
+        rows = [torch.zeros(1), torch.zeros(5)] if scale == "rows" else []
+        how = (generator_of(), [0, 1], 0.05, clip, rows, kind, "gaussian", 1, scale)
+        operator(params, clean, grads, buffers, name, numbers, *how)
+        made.append([*params, *clean, *buffers, *rows])
+    for one, other in zip(*made, strict=True):
+        check_ulp(one, other, 4.0, 8.0 * EPS[other.dtype])
 
 
 @pytest.mark.parametrize("radius", [0.5, 1e6])

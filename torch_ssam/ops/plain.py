@@ -22,6 +22,8 @@ from torch_ssam.ops.plain_numbers import add_noise, opmath, wide
 from torch_ssam.ops.plain_rules import Rule, check_rule
 from torch_ssam.ops.uninterrupted import Uninterrupted
 
+KINDS = ("norm", "absmax")
+
 # -- tensors a chunk of elements at a time ------------------------------------------------------------------
 
 
@@ -40,10 +42,11 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + CHUNK, count)
 
 
-def _per_element(row_scales: Tensor, numel: int, begin: int, end: int) -> Tensor:
+def _per_element(row_scales: Tensor, like: Tensor, channel_dim: int, begin: int, end: int) -> Tensor:
     if row_scales.numel() == 1:
         return row_scales.view(-1)
-    rows = torch.arange(begin, end, device=row_scales.device) // (numel // row_scales.numel())
+    length = math.prod(like.shape[channel_dim + 1 :])
+    rows = torch.arange(begin, end, device=row_scales.device) // length % row_scales.numel()
     return row_scales.view(-1)[rows]
 
 
@@ -54,7 +57,7 @@ def _write_noisy(param: Tensor, clean: Tensor, noise: Noise, index: int, alone: 
         z = standard_noise(noise.streams[index], noise.distribution, begin, end, param.device)
         weights = source[begin:end].to(opmath(clean.dtype))
         if noise.scale == "rows":
-            z = z * _per_element(noise.row_scales[index], param.numel(), begin, end)
+            z = z * _per_element(noise.row_scales[index], param, noise.channel_dim, begin, end)
         elif noise.scale == "element":
             z = z.to(weights.dtype) * (weights.abs() + 0.01)
         target[begin:end].copy_(add_noise(torch.zeros_like(weights) if alone else weights, noise.std, z))
@@ -79,7 +82,7 @@ def _check_perturb(params: Tensors, clean: Tensors, save: bool, args: Any, optio
         "scale",
         "row_scales",
     )
-    given = dict(zip((*names, "shards"), args, strict=False))
+    given = dict(zip((*names, "shards", "channel_dim"), args, strict=False))
     noise = checks.check_noise(params, **given, **options)
     checks.check_one_device(clean, "clean", given.get("generator", options.get("generator")), "generator")
     checks.check_pairs(clean, params, "parameters")
@@ -111,8 +114,8 @@ def perturbed(
     weights: Tensor, generator: Tensor, place: int, *args: Any, noise_only: bool = False, **options: Any
 ) -> Tensor:
     """clean + noise, or the noise alone, as a new tensor."""
-    if len(args) > 8:
-        args, noise_only = args[:8], args[8]
+    if len(args) > 9:
+        args, noise_only = args[:9], args[9]
     checks.check_strided(weights, "weights")
     output = torch.empty_like(weights)
     noise = _check_perturb([output], [weights], False, (generator, [place], *args), options)
@@ -242,6 +245,14 @@ def update_(
     _update(weights, grads, buffers, checked, lr_tensor, steps)
 
 
+def _write_updated(params: Tensors, clean: Tensors, noise: Noise) -> None:
+    for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
+        if noise.std == 0.0:
+            param.copy_(saved)
+        else:
+            _write_noisy(param, saved, noise, i)
+
+
 def update_and_perturb_(
     params: Tensors,
     clean: Tensors,
@@ -278,11 +289,51 @@ def update_and_perturb_(
         shards=shards,
     )
     _update(clean, grads, buffers, checked, lr_tensor, steps)
-    for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
-        if noise_std == 0.0:
-            param.copy_(saved)
-        else:
-            _write_noisy(param, saved, noise, i)
+    _write_updated(params, clean, noise)
+
+
+def update_rows_and_perturb_(
+    params: Tensors,
+    clean: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
+    rule: str,
+    numbers: Sequence[float],
+    generator: Tensor,
+    places: Sequence[int],
+    noise_std: float,
+    weight_clip: float,
+    row_scales: Tensors,
+    kind: str = "norm",
+    distribution: str = "gaussian",
+    draw_offset: int = 0,
+    scale: str = "isotropic",
+    lr_tensor: Tensor | None = None,
+    steps: Sequence[int] | None = None,
+) -> None:
+    """The update, clip_rows_ (not with weight_clip 0), row_scales_ and the noise, one after the other."""
+    if weight_clip != 0.0:
+        checks.check_weight_clip(weight_clip)
+    checks.check_named(kind, "kind", KINDS)
+    checked = check_rule(rule, numbers)
+    _check_update(clean, grads, buffers, params, checked, lr_tensor, steps)
+    rows = row_scales if scale == "rows" or row_scales else None
+    noise = checks.check_noise(
+        params,
+        generator,
+        places,
+        noise_std,
+        distribution,
+        draw_offset=draw_offset,
+        scale=scale,
+        row_scales=rows,
+    )
+    _update(clean, grads, buffers, checked, lr_tensor, steps)
+    if weight_clip != 0.0:
+        clip_rows_([c for c in clean if c.dim() >= 2], weight_clip)
+    if rows is not None:
+        row_scales_(rows, clean, (), 0.0, kind)
+    _write_updated(params, clean, noise)
 
 
 def project_(weights: Tensors, radius: float) -> None:
@@ -315,7 +366,7 @@ def row_scales_(
     row_scales: Tensors, weights: Tensors, fisher: Tensors, fisher_factor: float = 0.0, kind: str = "norm"
 ) -> None:
     """row_scales <- |w_r|_2 / sqrt(1 + fisher_factor F_r), or the largest magnitude of each row."""
-    checks.check_named(kind, "kind", ("norm", "absmax"))
+    checks.check_named(kind, "kind", KINDS)
     checks.check_finite_nonnegative(fisher_factor, "fisher_factor")
     checks.check_parameters(weights, "weights")
     checks.check_rows(row_scales, "row_scales", weights, "weights")
@@ -352,11 +403,7 @@ def row_fisher_(fisher: Tensors, grads: Tensors, decay: float) -> None:
 
 def clip_rows_(weights: Tensors, weight_clip: float) -> None:
     """weights <- at most weight_clip times the root mean square of their row in size."""
-    checks.require(
-        math.isfinite(weight_clip) and weight_clip > 1.0,
-        f"weight_clip is {weight_clip:g}; expected a finite number > 1: clipped to its root mean square or less, a row would "
-        "shrink at every step.",
-    )
+    checks.check_weight_clip(weight_clip)
     checks.check_parameters(weights, "weights", written=True)
     checks.check_one_device(weights, "weights", weights[0] if weights else None, "weights[0]")
     for w in weights:
@@ -383,6 +430,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         advance_,
         update_,
         update_and_perturb_,
+        update_rows_and_perturb_,
         project_,
         row_scales_,
         row_fisher_,

@@ -159,12 +159,13 @@ def check_lr(lr: Tensor | None, weights: Tensors) -> None:
         check_one_device([lr], "lr", weights[0], "weights[0]")
 
 
-def check_rows(rows: Tensors, name: str, like: Tensors, like_name: str) -> None:
-    """A number for each row of each tensor, or one for the whole tensor."""
+def check_rows(rows: Tensors, name: str, like: Tensors, like_name: str, channel_dim: int = 0) -> None:
+    """A number for each index of a dimension of each tensor, or one for the whole tensor."""
     require(
         len(rows) == len(like),
         f"{name} has {len(rows)} tensors and {like_name} has {len(like)}; expected one for each.",
     )
+    require(channel_dim >= 0, f"channel_dim is {channel_dim}; expected 0 or more.")
     for i, (one, other) in enumerate(zip(rows, like, strict=True)):
         check_parameter(one, f"{name}[{i}]")
         loose = "" if one.is_contiguous() else " and is not contiguous"
@@ -172,7 +173,7 @@ def check_rows(rows: Tensors, name: str, like: Tensors, like_name: str) -> None:
             one.dtype == torch.float32 and not loose,
             f"{name}[{i}] has dtype {name_of(one.dtype)}{loose}; expected a contiguous float32 tensor.",
         )
-        filters = other.shape[0] if other.dim() else 1
+        filters = other.shape[channel_dim] if channel_dim < other.dim() else 1
         require(
             one.numel() in (1, filters),
             f"{name}[{i}] has {one.numel()} elements and {like_name}[{i}] has shape {tuple(other.shape)}; expected 1 or "
@@ -188,6 +189,7 @@ class Noise(NamedTuple):
     scale: str
     streams: list[Stream]
     row_scales: Tensors
+    channel_dim: int
 
 
 def check_noise(
@@ -202,6 +204,7 @@ def check_noise(
     scale: str = "isotropic",
     row_scales: Tensors | None = None,
     shards: Sequence[int] | None = None,
+    channel_dim: int = 0,
     **_rest: Any,
 ) -> Noise:
     """Reads the generator, which waits for the device."""
@@ -228,14 +231,25 @@ def check_noise(
         "with 'rows' and with nothing else.",
     )
     if row_scales is not None:
-        check_rows(row_scales, "row_scales", params, "params")
+        check_rows(row_scales, "row_scales", params, "params", channel_dim)
         check_one_device(row_scales, "row_scales", generator, "generator")
     check_one_device(params, "params", generator, "generator")
     seed, draw = generator.tolist() if params else (0, 0)
     streams = [stream_of(seed, draw + draw_offset, place, sample) for place in places]
-    return Noise(-noise_std if negate else noise_std, distribution, scale, streams, row_scales or ())
+    return Noise(
+        -noise_std if negate else noise_std, distribution, scale, streams, row_scales or (), channel_dim
+    )
 
 
 def check_radius(radius: float) -> None:
     """Of a ball."""
     require(math.isfinite(radius) and radius > 0, f"radius is {radius:g}; expected a finite number > 0.")
+
+
+def check_weight_clip(weight_clip: float) -> None:
+    """In root mean squares of a row."""
+    require(
+        math.isfinite(weight_clip) and weight_clip > 1.0,
+        f"weight_clip is {weight_clip:g}; expected a finite number > 1: clipped to its root mean square or less, a row would "
+        "shrink at every step.",
+    )
