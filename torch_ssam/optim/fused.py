@@ -309,7 +309,7 @@ class FusedOptimizer(NoiseDriver):
         """Whether one operator call makes a step with clipping or numbers of rows.
 
         Not with what it does not know (a projection, Fisher sums, other dimensions, DTensors), nor while the clipped are
-        counted.
+        counted; and on the CPU only: elsewhere nothing is gained, and plain PyTorch lacks it.
         """
         return (
             group["radius"] is None
@@ -317,6 +317,7 @@ class FusedOptimizer(NoiseDriver):
             and group["channel_dim"] == 0
             and (group["weight_clip"] is None or self._clipping.share is not None)
             and not _is_plain(group)
+            and all([p.is_cpu for p in members.params])
             and not any_sharded(members.params)
         )
 
