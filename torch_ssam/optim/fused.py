@@ -309,7 +309,7 @@ class FusedOptimizer(NoiseDriver):
         """Whether one operator call makes a step with clipping or numbers of rows.
 
         Not with what it does not know (a projection, Fisher sums, other dimensions, DTensors), nor while the clipped are
-        counted; and on the CPU only: elsewhere nothing is gained, and plain PyTorch lacks it.
+        counted; and on the CPU only: elsewhere it would be the same calls.
         """
         return (
             group["radius"] is None
