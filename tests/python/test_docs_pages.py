@@ -47,6 +47,17 @@ def test_a_picture_or_page_that_the_readme_links_to_exists() -> None:
     assert not [target for target in targets if not (ROOT / target).exists()]
 
 
+@pytest.mark.slow
+def test_the_script_of_deployment_runs_and_noise_spares_s_sam(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    _, script = blocks((DOCS / "deploy.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    exec(compile(script, "deploy.md", "exec"), names)
+    left = {name: result.find("noise", 0.3).mean for name, result in names["found"].results.items()}
+    assert left["S-SAM"] > left["SGD"] + 5
+    assert "2 bits, 3 levels" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", ["which_noise.md", "faq.md"])
 def test_the_blocks_of_a_guide_run_as_written(page: str) -> None:
     found = blocks((DOCS / page).read_text(encoding="utf-8"))

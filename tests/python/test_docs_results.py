@@ -54,3 +54,31 @@ def test_a_table_with_an_unreadable_cell_is_refused(forest: ModuleType) -> None:
         forest.rows(
             "| at full length | a | b | c | d |\n|---|---|---|---|---|\n| one | | | +1.0 | +1 ± 2 |\n"
         )
+
+
+@pytest.fixture(scope="module")
+def deployment() -> ModuleType:
+    pytest.importorskip("matplotlib")
+    path = ROOT / "docs" / "figures" / "deployment.py"
+    spec = importlib.util.spec_from_file_location("deployment", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_deployment_are_those_of_its_runs(deployment: ModuleType) -> None:
+    page = (ROOT / "docs" / "results_deployment.md").read_text(encoding="utf-8")
+    runs = deployment.read(ROOT / "docs" / "data" / "deployment.csv")
+    assert deployment.with_tables(page, runs) == page
+    assert page.count("<!-- table: ") == 2 * len(runs)
+    for setting in runs:
+        assert f"<!-- table: {setting} target -->" in page
+
+
+def test_a_cell_is_the_best_of_its_measures_with_students_interval(deployment: ModuleType) -> None:
+    runs = [{"a": "1", "b": "5", "c": ""}, {"a": "2", "b": "3", "c": "9"}, {"a": "3", "b": "1", "c": "9"}]
+    assert deployment.best(runs, ["a", "b", "c"]) == pytest.approx((3.0, 4.303 * 2 / 3**0.5))
+    assert deployment.best(runs, ["c"]) is None
+    assert deployment.text(2.0, float("nan")) == "2.0"

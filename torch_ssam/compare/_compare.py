@@ -141,8 +141,8 @@ class Comparison:
             timings = [Job(setting, self.store.folder, None, number) for number in timed]
             runs += [run for method in self.methods for run in self.tuning_runs(method)]
         elif stage == "test":
-            for arm in setting.arms:
-                runs += [self.test_run(m, seed, arm) for seed in range(setting.seeds) for m in self.methods]
+            for seed in range(setting.seeds):
+                runs += [self.test_run(m, seed, arm) for arm in setting.arms for m in self.methods]
         else:
             runs += [
                 self.robust_run(method, seed, what, factor)
