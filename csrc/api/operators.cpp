@@ -60,7 +60,6 @@ std::optional<TensorList> row_scales_of(const Noise& noise) {
 }
 
 const at::OptionalIntArrayRef kWhole;  // shards: none
-constexpr std::int64_t kFirst = 0;     // channel_dim
 constexpr std::string_view kGaussian = "gaussian";
 
 // The noise arguments of the operators that perturb, after the generator and places.
@@ -70,7 +69,7 @@ Return call_with_noise(const Noise& noise, const Before& before, const After&...
       [&](const auto&... first) {
         return call<kName, Return>(first..., noise.noise_std, std::string_view(noise.distribution), noise.sample,
                                    noise.negate, noise.draw_offset, std::string_view(noise.scale), row_scales_of(noise),
-                                   kWhole, kFirst, after...);
+                                   kWhole, noise.channel_dim, after...);
       },
       before);
 }
@@ -135,6 +134,8 @@ void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, d
                  std::string_view kind) {
   call<"torch_ssam::row_scales_">(row_scales, weights, fisher, fisher_factor, kind);
 }
+
+void clip_rows_(TensorList weights, double weight_clip) { call<"torch_ssam::clip_rows_">(weights, weight_clip); }
 
 void row_fisher_(TensorList fisher, TensorList grads, double decay) {
   call<"torch_ssam::row_fisher_">(fisher, grads, decay);

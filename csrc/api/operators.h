@@ -20,6 +20,7 @@ struct Noise {
   std::int64_t draw_offset = 0;
   std::string scale = "isotropic";          // or "element", or "rows" with:
   std::vector<at::Tensor> row_scales = {};  // one for each tensor of the call
+  std::int64_t channel_dim = 0;             // along which their rows lie
 };
 
 // How weights are updated: a rule of csrc/math/rules, by name, and its numbers in the order that it lists them.
@@ -51,6 +52,7 @@ void update_and_perturb_(at::TensorList params, at::TensorList clean, at::Tensor
 void project_(at::TensorList weights, double radius);
 void row_scales_(at::TensorList row_scales, at::TensorList weights, at::TensorList fisher, double fisher_factor,
                  std::string_view kind = "norm");
+void clip_rows_(at::TensorList weights, double weight_clip);
 void row_fisher_(at::TensorList fisher, at::TensorList grads, double decay);
 
 // An undefined generator means no noise.

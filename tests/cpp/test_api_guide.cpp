@@ -65,6 +65,8 @@ TEST(GuideTest, OtherWaysToDrive) {
   {
     const auto& loss = loss_of_part;
     SSAM by_filter({w}, SSAMOptions(0.1).noise_std(0.003).scale("filter"));
+    SSAM clipped({w}, SSAMOptions(0.1).weight_clip(2.5));
+    SSAM by_channel({w}, SSAMOptions(0.1).channel_dim(1));
     SSAM with_masters({w}, SSAMOptions(0.1).master_dtype(at::kFloat));
     { auto perturbed = by_filter.perturb(); EXPECT_FALSE(torch::equal(w, w.detach().round())); }
     SSAM opt({w}, SSAMOptions(0.1).memory("regenerate").samples(4));

@@ -39,15 +39,9 @@ OPTIONS = {
 }
 
 
-# What the C++ front does not have yet.
-ONLY_IN_PYTHON = {"channel_dim", "weight_clip"}
-
-
 def test_the_tables_of_both_languages_have_the_same_names_and_defaults() -> None:
     defaults = {name: {option.name: option.default for option in found} for name, found in LISTS.items()}
-    assert {**defaults.pop("noise"), **defaults.pop("pass")} == {
-        name: default for name, default in defaults_of(NOISE_OPTIONS).items() if name not in ONLY_IN_PYTHON
-    }
+    assert {**defaults.pop("noise"), **defaults.pop("pass")} == defaults_of(NOISE_OPTIONS)
     assert defaults.pop("fused") == defaults_of(FUSED_OPTIONS)
     assert defaults.pop("sgd") == defaults_of(SGD_OPTIONS)
     assert defaults.pop("adamw") == defaults_of(ADAMW_OPTIONS)
@@ -57,9 +51,7 @@ def test_the_tables_of_both_languages_have_the_same_names_and_defaults() -> None
 def test_weight_noise_has_the_same_options_with_the_same_defaults() -> None:
     parameters = inspect.signature(torch_ssam.WeightNoise).parameters.values()
     theirs = {p.name: p.default for p in parameters if p.name not in ("params", "seed")}
-    assert {option.name: option.default for option in LISTS["noise"]} == {
-        name: default for name, default in theirs.items() if name not in ONLY_IN_PYTHON
-    }
+    assert {option.name: option.default for option in LISTS["noise"]} == theirs
 
 
 def test_every_name_that_an_option_takes_is_known_in_both() -> None:

@@ -25,7 +25,9 @@ std::int64_t count_passes(const FusedOptions& options) {
 }
 
 GroupNoise noise_of(const NoiseOptions& o, std::int64_t sample, bool negate) {
-  return {{o.noise_std(), o.distribution(), sample, negate}, o.scale(), o.memory() == kRegenerate};
+  GroupNoise noise{{o.noise_std(), o.distribution(), sample, negate}, o.scale(), o.memory() == kRegenerate};
+  noise.channel_dim = o.channel_dim();
+  return noise;
 }
 
 GroupNoise noise_of(const FusedOptions& o, std::int64_t sample, bool negate, std::int64_t draw_offset) {

@@ -15,6 +15,12 @@ void check_regenerated(const std::vector<at::Tensor>& params) {
   }
 }
 
+void check_channel_dim(const at::Tensor& param, std::size_t place, std::int64_t channel_dim) {
+  TORCH_CHECK_VALUE(param.dim() < 2 || channel_dim < param.dim(), "torch_ssam: channel_dim is ", channel_dim,
+                    " and parameter ", place, " has shape ", param.sizes(), "; expected one of its dimensions, 0 to ",
+                    param.dim() - 1, ". Give it a group of its own.");
+}
+
 namespace {
 
 // Where a tensor's elements lie; `whole` means without gaps, in which another tensor might lie.

@@ -11,6 +11,14 @@ std::optional<RowScale> row_scale_of(const std::string& scale) {
   return std::nullopt;
 }
 
+std::vector<at::Tensor> filters_first(std::vector<at::Tensor> tensors, std::int64_t channel_dim) {
+  if (channel_dim == 0) return tensors;
+  for (at::Tensor& tensor : tensors) {
+    if (tensor.dim() >= 2) tensor = tensor.detach().movedim(channel_dim, 0);
+  }
+  return tensors;
+}
+
 ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& saved,
                       const std::vector<at::Tensor>& clean) {
   ops::Noise noise = group.noise;
@@ -18,34 +26,36 @@ ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& save
   const std::optional<RowScale> by_rows = row_scale_of(group.scale);
   if (!by_rows) return noise;
   noise.scale = "rows";
+  noise.channel_dim = by_rows->whole ? 0 : group.channel_dim;
   std::vector<at::Tensor> fisher;
   for (const SavedPtr& one : saved) {
-    const std::int64_t rows = by_rows->whole ? 1 : rows_of(one->param);
+    const std::int64_t rows = by_rows->whole ? 1 : rows_of(one->param, noise.channel_dim);
     at::Tensor& known = one->row_scales;
     if (!known.defined() || known.numel() != rows || known.device() != one->param.device()) {
       known = ops::zeros_of_rows(one->param, rows);
     }
     noise.row_scales.push_back(known);
-    if (group.scale == "fisher") fisher.push_back(fisher_of(one->param));
+    if (group.scale == "fisher") fisher.push_back(fisher_of(one->param, noise.channel_dim));
   }
-  ops::row_scales_(noise.row_scales, clean, fisher, group.fisher_factor, by_rows->kind);
+  ops::row_scales_(noise.row_scales, filters_first(clean, noise.channel_dim), fisher, group.fisher_factor,
+                   by_rows->kind);
   return noise;
 }
 
-void Scales::observe(const Members& with_grad, double decay) {
+void Scales::observe(const Members& with_grad, double decay, std::int64_t channel_dim) {
   with_grad.by_device([&](at::Device, const Members& part) {
     std::vector<at::Tensor> sums, grads;
     for (const at::Tensor& p : part.params) {
-      sums.push_back(fisher_of(p));
+      sums.push_back(fisher_of(p, channel_dim));
       grads.push_back(p.grad());
     }
-    ops::row_fisher_(sums, grads, decay);
+    ops::row_fisher_(sums, filters_first(std::move(grads), channel_dim), decay);
   });
 }
 
-at::Tensor Scales::fisher_of(const at::Tensor& param) {
+at::Tensor Scales::fisher_of(const at::Tensor& param, std::int64_t channel_dim) {
   at::Tensor& known = fisher_.try_emplace(key_of(param), Sums{param, {}}).first->second.sums;
-  const std::int64_t rows = rows_of(param);
+  const std::int64_t rows = rows_of(param, channel_dim);
   if (!known.defined() || known.numel() != rows || known.device() != param.device()) {
     known = ops::zeros_of_rows(param, rows);
   }

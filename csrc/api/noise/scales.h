@@ -22,10 +22,16 @@ struct GroupNoise {
   bool regenerate = false;
   bool masters = false;  // whether 16-bit tensors have masters
   double fisher_factor = 0;
+  std::int64_t channel_dim = 0;
 };
 
-// The filters of a tensor: dimension 0, or the whole tensor where it has less than two.
-inline std::int64_t rows_of(const at::Tensor& param) { return param.dim() < 2 ? 1 : param.size(0); }
+// The filters of a tensor, counted by this dimension, or the whole tensor where it has less than two.
+inline std::int64_t rows_of(const at::Tensor& param, std::int64_t channel_dim) {
+  return param.dim() < 2 ? 1 : param.size(channel_dim);
+}
+
+// Tensors as operators take rows: with the dimension that counts their filters first, in the same memory.
+std::vector<at::Tensor> filters_first(std::vector<at::Tensor> tensors, std::int64_t channel_dim);
 
 // A scale with one number for each row, from the clean weights: which (`kind` of the operator row_scales_), and whether
 // the tensor is one row. As ROW_SCALES in Python's noise/options.py.
@@ -42,11 +48,11 @@ class Scales {
   ops::Noise of(const GroupNoise& group, const std::vector<SavedPtr>& saved, const std::vector<at::Tensor>& clean);
 
   // F <- decay F + sum of g^2 of each filter, from the gradients of a step.
-  void observe(const Members& with_grad, double decay);
+  void observe(const Members& with_grad, double decay, std::int64_t channel_dim);
 
-  at::Tensor fisher_of(const at::Tensor& param);              // F of a tensor's filters, zeros at first
-  at::Tensor known_fisher(const at::Tensor& param) const;     // undefined where there is none
-  void set_fisher(const at::Tensor& param, at::Tensor sums);  // undefined for none
+  at::Tensor fisher_of(const at::Tensor& param, std::int64_t channel_dim);  // F of a tensor's filters, zeros at first
+  at::Tensor known_fisher(const at::Tensor& param) const;                   // undefined where there is none
+  void set_fisher(const at::Tensor& param, at::Tensor sums);                // undefined for none
   void keep_only(const Keys& keys);
 
  private:

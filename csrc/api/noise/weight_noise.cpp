@@ -4,6 +4,7 @@
 #include <torch/serialize/archive.h>
 #include <torch_ssam/weight_noise.h>
 
+#include "checks.h"
 #include "noise/options.h"
 #include "noise/parameters.h"
 #include "noise/scope.h"
@@ -47,7 +48,9 @@ WeightNoise::WeightNoise(const std::vector<OptimizerParamGroup>& groups, WeightN
     if (options_of(groups_.back()).memory() == detail::kRegenerate) {
       detail::check_regenerated(groups_.back().params());
     }
-    count += groups_.back().params().size();
+    for (const at::Tensor& p : groups_.back().params()) {
+      detail::check_channel_dim(p, count++, options_of(groups_.back()).channel_dim());
+    }
   }
   TORCH_CHECK_VALUE(count > 0, "torch_ssam: WeightNoise got an empty list of tensors; expected at least one.");
 }

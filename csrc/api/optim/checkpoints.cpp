@@ -97,6 +97,7 @@ void NoiseOptimizer::add_param_group(const OptimizerParamGroup& param_group) {
   if (!param_groups_.empty()) detail::check_common(options, first_options());
   std::vector<at::Tensor> params = detail::check_params(param_group.params(), param_groups_);
   if (options.memory() == detail::kRegenerate) detail::check_regenerated(params);
+  for (std::size_t i = 0; i < params.size(); ++i) detail::check_channel_dim(params[i], i, options.channel_dim());
   detail::check_masters(options, params);
   Optimizer::add_param_group(OptimizerParamGroup(std::move(params)));
   // After, not with it: LibTorch 2.13 replaces group options that are not of its own optimizers by the defaults.
@@ -216,8 +217,9 @@ void NoiseOptimizer::fit_loaded(const at::Tensor& param, const FusedOptions& opt
   state.each([&](const char* name, at::Tensor& tensor) {
     if (!tensor.defined()) return;
     if (&tensor == &state.fisher()) {
-      TORCH_CHECK_VALUE(tensor.numel() == detail::rows_of(param), "torch_ssam: the saved state has ", tensor.numel(),
-                        " Fisher sums for a parameter of shape ", param.sizes(), "; expected ", detail::rows_of(param),
+      const std::int64_t rows = detail::rows_of(param, options.channel_dim());
+      TORCH_CHECK_VALUE(tensor.numel() == rows, "torch_ssam: the saved state has ", tensor.numel(),
+                        " Fisher sums for a parameter of shape ", param.sizes(), "; expected ", rows,
                         ", one for each filter.");
       tensor = tensor.to(param.device(), at::kFloat).reshape({-1}).contiguous();
       return;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "noise/options.h"
+#include "noise/parameters.h"
 #include "noise/scope.h"
 
 namespace torch_ssam {
@@ -114,21 +115,24 @@ void FusedOptimizer::update_parts(const FusedOptions& options, const Members& me
   }
 }
 
-// The same, with the projection onto the group's ball and the sums that scale "fisher" keeps.
+// The same, with clipping, the projection onto the group's ball and the sums that scale "fisher" keeps.
 void FusedOptimizer::update_group(const FusedOptions& options, const Members& members) {
   update_parts(options, members);
+  if (options.weight_clip() && options.get_lr() != 0) clip(options, members);
   if (options.radius()) project(options, members.trainable());
   observe(options, members);
 }
 
-void FusedOptimizer::project(const FusedOptions& options, const Members& stacked) {
-  if (stacked.empty()) return;
+// change(clean weights): masters, whose roundings clean tensors then hold, saved copies, or the tensors themselves.
+template <typename Change>
+void FusedOptimizer::change_clean(const FusedOptions& options, const Members& members, const Change& change) {
+  if (members.empty()) return;
   detail::NoiseState& noise = drive_->noise;
   const auto mastered = [&](const at::Tensor& p) { return noise.has_master(p, options.master_dtype().has_value()); };
-  const std::vector<at::Tensor> all_masters = noise.masters_of(stacked.where(mastered));
+  const std::vector<at::Tensor> all_masters = noise.masters_of(members.where(mastered));
   auto master = all_masters.begin();
   std::vector<at::Tensor> clean, rounded, masters, written;
-  for (const at::Tensor& p : stacked.params) {
+  for (const at::Tensor& p : members.params) {
     const bool has_master = mastered(p);
     clean.push_back(has_master ? *master++ : noise.clean_of(p));
     if (noise.is_applied(p)) continue;
@@ -137,16 +141,31 @@ void FusedOptimizer::project(const FusedOptions& options, const Members& stacked
     rounded.push_back(p);
     masters.push_back(clean.back());
   }
-  ops::project_(clean, *options.radius());
+  change(clean);
   if (!rounded.empty()) ops::restore_(rounded, masters);
   noise.written(written);
+}
+
+// The filters of what the step updated.
+void FusedOptimizer::clip(const FusedOptions& options, const Members& members) {
+  const Members with_filters = members.where([](const at::Tensor& p) { return p.grad().defined() && p.dim() >= 2; });
+  with_filters.by_device([&](at::Device, const Members& part) {
+    change_clean(options, part, [&](const std::vector<at::Tensor>& clean) {
+      ops::clip_rows_(detail::filters_first(clean, options.channel_dim()), *options.weight_clip());
+    });
+  });
+}
+
+void FusedOptimizer::project(const FusedOptions& options, const Members& stacked) {
+  change_clean(options, stacked,
+               [&](const std::vector<at::Tensor>& clean) { ops::project_(clean, *options.radius()); });
 }
 
 // With scale "fisher": F <- fisher_decay F + sum of g^2, from the gradients of a step that trains.
 void FusedOptimizer::observe(const FusedOptions& options, const Members& members) {
   if (options.scale() != "fisher" || options.get_lr() == 0) return;
   const Members with_grad = members.where([](const at::Tensor& p) { return p.grad().defined(); });
-  drive_->noise.scales.observe(with_grad, options.fisher_decay());
+  drive_->noise.scales.observe(with_grad, options.fisher_decay(), options.channel_dim());
   for (const at::Tensor& p : with_grad.params) state_of(p).fisher() = drive_->noise.scales.known_fisher(p);
 }
 
@@ -156,11 +175,13 @@ void FusedOptimizer::check_before_update() const {
   std::size_t place = 0;
   for (std::size_t g = 0; g < param_groups_.size(); ++g) {
     check_options(options_of(g));
+    const std::int64_t channel_dim = options_of(g).channel_dim();
     for (const at::Tensor& p : param_groups_[g].params()) {
       TORCH_CHECK_VALUE(
           !p.grad().defined() || p.grad().layout() == at::kStrided, "torch_ssam: the gradient of parameter ", place,
           " is sparse; expected a dense one. Use sparse(false) in the embedding, or give the parameter an "
           "optimizer of its own.");
+      detail::check_channel_dim(p, place, channel_dim);
       ++place;
     }
   }
@@ -185,9 +206,9 @@ void FusedOptimizer::update_and_perturb() {
     if (options.noise_std() != 0) noise.look_at_size(members, next);
     const bool by_rows = detail::row_scale_of(options.scale()).has_value();
     const bool all_applied = std::all_of(members.params.begin(), members.params.end(), is_applied);
-    if (by_rows || options.noise_std() == 0 || options.radius() || !all_applied) {
-      // Norms of the new weights, or a projection to them, come between update and noise; or noise is switched on or
-      // off here.
+    if (by_rows || options.noise_std() == 0 || options.radius() || options.weight_clip() || !all_applied) {
+      // Clipping, norms of the new weights, or a projection of them, come between update and noise; or noise is
+      // switched on or off here.
       update_group(options, everything);
       if (options.noise_std() == 0) {
         noise.restore(members.where(is_applied).params);

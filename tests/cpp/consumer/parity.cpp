@@ -96,6 +96,10 @@ Options options_from(const Dict& given) {
       options.antithetic(value.toBool());
     else if (name == "clean_weight")
       options.clean_weight(number(value));
+    else if (name == "weight_clip")
+      options.weight_clip(number(value));
+    else if (name == "channel_dim")
+      options.channel_dim(static_cast<std::int64_t>(number(value)));
     else if (name == "radius")
       options.radius(number(value));
     else if (name == "keep_perturbed")

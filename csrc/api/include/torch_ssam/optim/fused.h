@@ -33,7 +33,10 @@ class FusedOptimizer : public NoiseDriver {
   void keep_state(const Part& part);
   void update_parts(const FusedOptions& options, const detail::Members& members);
   void update_group(const FusedOptions& options, const detail::Members& members);
+  void clip(const FusedOptions& options, const detail::Members& members);
   void project(const FusedOptions& options, const detail::Members& stacked);
+  template <typename Change>
+  void change_clean(const FusedOptions& options, const detail::Members& members, const Change& change);
   void observe(const FusedOptions& options, const detail::Members& members);
 };
 
