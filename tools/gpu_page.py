@@ -24,7 +24,7 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="folder that gpu_check.sh wrote its results to")
     out = parser.parse_args().out
     print("# What ran on a GPU\n\nWritten by tools/gpu_check.sh.\n")
     described = out / "describe.log"

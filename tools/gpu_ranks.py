@@ -77,7 +77,7 @@ def run(rank: int, store: str, device: str, expected: list[torch.Tensor]) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU, over gloo")
     device = "cpu" if parser.parse_args().cpu else "cuda"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     expected = train(model_on(device))
