@@ -1,4 +1,4 @@
-"""Options of published methods, by name: each a dict for `SSAM`, `SSAMAdamW` or `wrap`, with its authors' values.
+"""Options of published methods, by name: each a dict for `SSAM`, `SSAMAdamW` or `wrap`, with its authors' values::
 
     opt = torch_ssam.SSAM(model.parameters(), lr=0.1, momentum=0.9, **torch_ssam.presets.nso())
 
