@@ -28,7 +28,7 @@ build: need-compiler        ## the Python package, in place
 	@$(PY) -m pip install -q --no-build-isolation --no-deps -e . > build-package.log 2>&1 || { cat build-package.log; exit 1; }
 	@rm -f build-package.log
 
-demo: build need-images     ## the main job on real data: about 3 minutes
+demo: build need-images     ## the main job on real data: about 2 minutes
 	$(PY) examples/python/demo.py
 
 test: test-cpp test-python  ## all tests, C++ then Python
