@@ -18,7 +18,7 @@ from torch_ssam._common.progress import resolve_progress
 from torch_ssam._common.workers import Workers, cores
 
 from ._data import Data
-from ._deployment import STATISTICS, STEPS, key
+from ._deployment import roundings
 from ._method import Method
 from ._records import ROUNDS, Job, Store, execute
 from ._settings import SETTINGS, Setting
@@ -26,6 +26,8 @@ from ._statistics import Estimate, estimate, paired
 from ._training import Run, load
 
 TUNING_SEED = 1000
+#: What a record calls the score that an arm's options are chosen by, where it is not the clean validation score.
+CHOSEN_BY = {"target": "target score"}
 STAGES = ("tuning", "test", "robustness")
 #: Epochs that differ by less count as equal time: a step's time is not known better on a shared machine.
 TIME_TOLERANCE = 0.1
@@ -74,13 +76,14 @@ class Comparison:
 
     def chosen(self, method: Method, arm: str = "gradients") -> dict[str, float] | None:
         """The options of an arm, with the best validation score, the first of equals; None while tuning is not done."""
-        points, by = self.grid(method), "target score" if arm == "target" else "validation score"
+        points, by = self.grid(method), CHOSEN_BY.get(arm, "validation score")
         if any(result is None for _, result in points):
             return None
         return max(points, key=lambda point: _score(point[1], by))[0]
 
-    def validation_score(self, method: Method, by: str = "validation score") -> float:
-        """The best validation score of the grid; by="target score" under disturbances."""
+    def validation_score(self, method: Method, arm: str = "gradients") -> float:
+        """The best score of the grid, of those that the arm's options are chosen by."""
+        by = CHOSEN_BY.get(arm, "validation score")
         return max(_score(result, by) for _, result in self.grid(method))
 
     def time_ratio(self, method: Method) -> float | None:
@@ -198,12 +201,7 @@ class Comparison:
 
         The same one for all seeds. It is chosen on the test split: five ways, of which two or three are close to the best.
         """
-        tried = [
-            key("bits", bits, step, statistics)
-            for step in (*STEPS, "gptq")
-            for statistics in STATISTICS
-            if (step, statistics) != ("gptq", "as_trained")
-        ]
+        tried = roundings(bits)
         found = {name: one.mean for name in tried if (one := self.estimate(method, name, arm)).n}
         return max(found, key=lambda name: found[name]) if found else tried[0]
 

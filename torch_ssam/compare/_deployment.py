@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from torch_ssam import robustness
 from torch_ssam._common.measured_model import MeasuredModel
+from torch_ssam.robustness._points import STATISTICS
+from torch_ssam.robustness._quantizers import STEPS
 
 from ._data import Data, Pair
 from ._gptq import gptq
@@ -28,10 +30,6 @@ TARGET: tuple[tuple[str, float], ...] = (("bits", 3), ("bits", 2), ("noise", 0.2
 #: Examples that statistics of BatchNorm are gathered from.
 CALIBRATION = 2000
 
-STEPS = ("absmax", "mse")
-STATISTICS = ("as_trained", "anew")
-
-
 #: The one disturbance that rounds activations too: weights to 3 bits, the inputs of their layers to 8.
 WITH_ACTIVATIONS = "bits 3 mse anew, activations 8"
 
@@ -43,6 +41,22 @@ def key(kind: str, level: float, step: str = "mse", statistics: str = "anew") ->
     ('bits 2 mse anew', 'noise 0.1 as_trained')
     """
     return f"{kind} {level:g} {step} {statistics}" if kind == "bits" else f"{kind} {level:g} {statistics}"
+
+
+def name_of(disturbance: tuple[str, float]) -> str:
+    """What tables call a disturbance.
+
+    >>> name_of(("bits", 2)), name_of(("noise", 0.1))
+    ('2 bits', 'noise 0.1')
+    """
+    kind, level = disturbance
+    return f"{level:g} bits" if kind == "bits" else f"noise {level:g}"
+
+
+def roundings(bits: int) -> list[str]:
+    """The keys of all the ways in which weights are rounded to so many bits; GPTQ with statistics gathered anew alone."""
+    nearest = [key("bits", bits, step, statistics) for step in STEPS for statistics in STATISTICS]
+    return [*nearest, key("bits", bits, "gptq")]
 
 
 def _measured(model: nn.Module, data: Data, pair: Pair, **options: Any) -> robustness.Robustness | None:

@@ -60,9 +60,14 @@ class Method:
     source: str = ""
 
     @property
+    def is_noisy(self) -> bool:
+        """Whether it trains with noise, as its controls do not."""
+        return self.knob in ("noise_std", "target")
+
+    @property
     def is_ssam(self) -> bool:
         """Whether noise is put on the weights of SGD."""
-        return self.optimizer == "ssam" and self.knob in ("noise_std", "target")
+        return self.optimizer == "ssam" and self.is_noisy
 
     def __post_init__(self) -> None:
         _checks.one_of("optimizer", self.optimizer, OPTIMIZERS)

@@ -163,7 +163,8 @@ def deployment_table(comparison: Comparison, arm: str = "target") -> Table:
             for measure in measures
         ]
         rows.append([method.title, *row, options_text(comparison.chosen(method, arm))])
-    names = [f"{level} bits" if kind == "bits" else f"noise {level:g}" for kind, level in levels]
+    names = map(_deployment.name_of, levels)
+    target = ", ".join(map(_deployment.name_of, _deployment.TARGET))
     return Table(
         f"Rounded and noisy weights, options chosen by {CHOSEN_BY[arm]}",
         ["", "clean", *names, "3 bits, activations 8", "2 bits, plain", "noise 0.3, plain", "options chosen"],
@@ -173,7 +174,7 @@ def deployment_table(comparison: Comparison, arm: str = "target") -> Table:
         "GPTQ, with BatchNorm's statistics as trained or gathered anew. Noise: Gaussian, in units of each filter's largest "
         "weight, statistics gathered anew. Activations 8: weights of 3 bits and layers' inputs of 8, step of the least squared "
         "error, statistics gathered anew. Plain: the step from the largest weight, statistics as they were trained. "
-        f"Accuracy under disturbances: the mean of {_target_text()} on the validation split.",
+        f"Accuracy under disturbances: the mean of {target} on the validation split.",
     )
 
 
@@ -188,12 +189,6 @@ def measure_of(disturbance: tuple[str, float]) -> str:
     """What `Comparison.difference` calls a disturbance: of bits, each method under its best rounding."""
     kind, level = disturbance
     return f"bits {level:g}" if kind == "bits" else _deployment.key(kind, level)
-
-
-def _target_text() -> str:
-    return ", ".join(
-        f"{level:g} bits" if kind == "bits" else f"noise {level:g}" for kind, level in _deployment.TARGET
-    )
 
 
 def grid_table(comparison: Comparison) -> Table:

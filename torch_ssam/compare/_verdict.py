@@ -35,7 +35,7 @@ def advice(comparison: Comparison) -> str:
 
 
 def _noisy(comparison: Comparison) -> list[Method]:
-    return [m for m in comparison.methods if m.knob in ("noise_std", "target") and m.budget == 1]
+    return [m for m in comparison.methods if m.is_noisy and m.budget == 1]
 
 
 def _plain(comparison: Comparison) -> list[Method]:
@@ -49,9 +49,8 @@ def _plain(comparison: Comparison) -> list[Method]:
 
 def _best(comparison: Comparison, methods: list[Method], arm: str) -> Method | None:
     """The one with the best validation score by which the arm chooses, of those that have test results."""
-    by = "target score" if arm == "target" else "validation score"
     done = [m for m in methods if comparison.chosen(m, arm) is not None and comparison.results(m, arm)]
-    return max(done, key=lambda m: comparison.validation_score(m, by)) if done else None
+    return max(done, key=lambda m: comparison.validation_score(m, arm)) if done else None
 
 
 def _mean_difference(
@@ -123,7 +122,7 @@ def deployment_verdict(comparison: Comparison) -> list[str]:
     for kind, level in (("score", 0.0), *_deployment.TARGET):
         measure = "score" if kind == "score" else measure_of((kind, level))
         gap = comparison.difference(form, plain, measure, "target")
-        where = "Clean" if kind == "score" else f"{level:g} bits" if kind == "bits" else f"Noise {level:g}"
+        where = "Clean" if kind == "score" else _deployment.name_of((kind, level)).capitalize()
         lines.append(f"{where}: {gap.text(2, sign=True)}: {direction(gap)}.")
     tuned = _best(comparison, trained, "target")
     if tuned is not None:
@@ -134,16 +133,13 @@ def deployment_verdict(comparison: Comparison) -> list[str]:
         )
     clean = _best(comparison, _noisy(comparison) + _plain(comparison), "gradients")
     if clean is not None:
-        gap = paired_over_arms(comparison, form, clean)
+        gap = paired(
+            comparison.values(form, "score", "target"), comparison.values(clean, "score", "gradients")
+        )
         lines.append(
             f"Clean, minus the best clean one of all ({clean.title}): {gap.text(2, sign=True)}: {direction(gap)}."
         )
     return lines
-
-
-def paired_over_arms(comparison: Comparison, form: Method, clean: Method) -> Estimate:
-    """Clean scores of a method as chosen under disturbances, minus those of one as chosen clean."""
-    return paired(comparison.values(form, "score", "target"), comparison.values(clean, "score", "gradients"))
 
 
 def direction(gap: Estimate) -> str:
