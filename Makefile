@@ -138,8 +138,9 @@ pre-commit: bootstrap       ## the hooks of .pre-commit-config.yaml over all fil
 trial: need-compiler+tests  ## the noise on trial: 10^9 values, dieharder and TestU01, the bits of clang and AArch64; hours
 	tools/noise_trial.sh
 
-ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses
-	$(PY) tools/check_ptx.py
+ptx: bootstrap              ## CUDA kernels: registers, spills, 16-byte accesses, machine code, docs/cuda_kernels.md; needs nvcc
+	@$(PY) tools/extra.py ptx | xargs $(PY) -m pip install -q --no-deps
+	$(PY) tools/kernels_page.py --jobs $(JOBS)
 
 PTX_PROGRAMS = ptx_launcher ptx_launcher_shadow ptx_walks ptx_cuda
 ptx-run: build need-tests   ## the CUDA kernels' PTX on the CPU, bit for bit: every kernel, test_cuda.py; needs nvcc

@@ -1,13 +1,12 @@
 """Compiles the CUDA kernels for every architecture we ship and looks at what came out, without a GPU.
 
-`make ptx` calls it. It fails on a register spill, a stack frame, more than 64 registers and, in the kernels
-of the aligned path, on any access to the tensors that is not as wide as csrc/ops/cuda/grid.h says: 16 bytes,
-but 8 for the 16-bit operands of the fused update and of scaled noise. It fails on an instruction whose result may be
-another than the host's: approximations, flushed denormals, other roundings than to nearest, min and max of floats (whose
-NaN and signed zeros are not C++'s), atomics (whose order is nobody's). It counts the PTX (what we asked for) and, where a
-disassembler is found, the machine code, and writes docs/cuda_kernels.md: registers, bytes moved and
-instructions an element against the memory bound. --sources and --architectures choose a part, which is
-checked and not written. That the PTX computes the host's bits: tests/ptx.
+`make ptx` calls it through tools/kernels_page.py, which writes docs/cuda_kernels.md. It fails on a register spill, a stack
+frame, more than 64 registers and, in the kernels of the aligned path, on any access to the tensors that is not as wide as
+csrc/ops/cuda/grid.h says: 16 bytes, but 8 for the 16-bit operands of the fused update and of scaled noise. It fails on an
+instruction whose result may be another than the host's: approximations, flushed denormals, other roundings than to nearest,
+min and max of floats (whose NaN and signed zeros are not C++'s), atomics (whose order is nobody's). It counts the PTX (what
+we asked for) and, where a disassembler is found, the machine code. --sources and --architectures choose a part.
+Tests: tests/python/test_check_ptx.py. That the PTX computes the host's bits: tests/ptx.
 """
 
 from __future__ import annotations
@@ -21,19 +20,14 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = (
-    "update_adamw",
-    "update",
-    "diagonal",
-    "perturb_scaled",
-    "perturb",
-    "rows",
-    "project",
-)  # the slowest to compile first
+SOURCES = re.findall(r"^set\(TORCH_SSAM_CUDA_SOURCES (.*)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)[
+    0
+].split()
 ARCHITECTURES = (80, 90, 100)
 MOST_REGISTERS = 64
 MOST_REGISTERS_OF_SIX_OPERANDS = (
@@ -42,10 +36,6 @@ MOST_REGISTERS_OF_SIX_OPERANDS = (
 BYTES = {"double": 8, "float": 4, "bfloat16_t": 2, "float16_t": 2}
 BYTES |= {"unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
 BUFFERS = {"Sgd": (0, 1, 1), "AdamW": (2, 3)}  # of each kind of each update rule (csrc/math/rules)
-# Multiprocessors, clock in GHz and bandwidth in TB/s, by the vendor's data sheets: leads, not measurements.
-GPUS = {80: ("A100 80GB", 108, 1.41, 2.04), 90: ("H200", 132, 1.98, 4.8), 100: ("B200", 148, 1.85, 8.0)}
-# What the half-rate integer pipe executes; the rest goes to pipes that keep up with the issue rate.
-INTEGER = ("IADD", "LOP3", "SHF", "LEA", "ISETP", "SEL", "PRMT", "VIADD", "IABS", "POPC", "FLO", "IMNMX")
 # Kernels whose loops the compiler may unroll as it likes: scalar (loads, stores) that they may have. The
 # readout writes one sum a chunk; the backward reads the one gradient of a row, up to four rows ahead; the norms of
 # rows write one sum a piece.
@@ -167,15 +157,11 @@ def demangle(names: list[str]) -> list[str]:
 
 
 def find_disassembler() -> str | None:
-    """cuobjdump of the toolkit, or that of Triton's package, here or in TORCH_SSAM_CUDA_PYTHON's."""
-    if tool := shutil.which("cuobjdump"):
-        return tool
-    spec = importlib.util.find_spec("triton")
+    """cuobjdump of the packages that `make ptx` installs (the extra `ptx`), or of the toolkit."""
+    spec = importlib.util.find_spec("nvidia")
     folders = [Path(f) for f in spec.submodule_search_locations or []] if spec else []
-    if python := os.environ.get("TORCH_SSAM_CUDA_PYTHON"):
-        folders += Path(python).parent.parent.glob("lib/python*/site-packages/triton")
-    tools = [f / "backends" / "nvidia" / "bin" / "cuobjdump" for f in folders]
-    return next((str(t) for t in tools if t.exists()), None)
+    tools = [tool for folder in folders for tool in sorted(folder.glob("*/bin/cuobjdump"))]
+    return str(tools[0]) if tools else shutil.which("cuobjdump")
 
 
 ACCESS = re.compile(r"\b(ld|st)\.(?:(?:relaxed|volatile|weak|nc|gpu)\.)*global([.\w:]*?)\.[bufs](\d+)\s")
@@ -294,70 +280,45 @@ def problems(arch: int, kernel: Kernel) -> list[str]:
     return [f"sm_{arch} {kernel.name}: {text}" for text in out]
 
 
-def table(kernels: dict[int, dict[str, Kernel]]) -> list[str]:
-    """Rows for the list kernels of the aligned path, where a thread's elements are known."""
-    lines = [
-        "| kernel | registers sm_80 / 90 / 100 | bytes an element | instructions an element, sm_90 "
-        "| issue slots A100 / H200 / B200 | integer pipe |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in sorted(kernels[ARCHITECTURES[0]]):
-        if not is_aligned(name) or template(name)[0] in LOOPS:
-            continue
-        wanted = expected(name)
-        moved = sum(width * n for width, n in (wanted.loads + wanted.stores).items()) / wanted.elements
-        issue, integer = [], []
-        for arch, (_, processors, clock, bandwidth) in GPUS.items():
-            ops = kernels[arch][name].instructions
-            rate = bandwidth * 1000 / moved / wanted.elements  # threads a nanosecond at full bandwidth
-            issue.append(ops.total() * rate / (processors * 128 * clock))
-            integers = sum(n for op, n in ops.items() if op.startswith(INTEGER))
-            integer.append(integers * rate / (processors * 64 * clock))
-        cells = [
-            f"`{name}`",
-            " / ".join(str(kernels[a][name].registers) for a in ARCHITECTURES),
-            f"{moved:g}",
-            f"{kernels[90][name].instructions.total() / wanted.elements:.0f}",
-            " / ".join(f"{100 * x:.0f}%" for x in issue),
-            " / ".join(f"{100 * x:.0f}%" for x in integer),
+def tool(name: str, variable: str) -> str:
+    found = os.environ.get(variable) or shutil.which(name)
+    if found is None:
+        raise SystemExit(
+            f"tools/check_ptx.py needs nvcc >= 12.8: install the CUDA toolkit, or set {variable}."
+        )
+    return found
+
+
+def compiled(sources: Sequence[str], architectures: Sequence[int], jobs: int) -> dict[int, dict[str, Kernel]]:
+    """By architecture and name; ends with exit code 1 where a kernel is not as it should be."""
+    nvcc = tool("nvcc", "CUDACXX")
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("tools/check_ptx.py needs PyTorch's headers: an environment that has torch.")
+    include = Path(spec.submodule_search_locations[0]) / "include"
+    kernels: dict[int, dict[str, Kernel]] = {a: {} for a in architectures}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        tasks = [
+            (a, pool.submit(compile_one, nvcc, s, a, include, Path(folder)))
+            for s in sources
+            for a in architectures
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-PAGE = """# The CUDA kernels as compiled
-
-Written by `make ptx` (tools/check_ptx.py) from the compiler's report, the PTX and the machine code. **No GPU
-ran anything here**: the bounds are computed. What has run where is in cuda.md.
-
-{total} kernels over sm_80, sm_90 and sm_100, at most {most} registers, no spills, no stack frames, no scalar
-access to a tensor on the aligned path.
-
-Read the table so: a kernel reaches the memory's bandwidth where the last two columns stay below 100%. They
-say what part of the issue slots, and of the integer pipe (half the rate), the kernel's instructions take in
-the time that its bytes take at full bandwidth, on {gpus}.
-Instructions are all that the kernel holds, the branches that a run does not take among them (the other
-distribution, the slow path of the square root; with RowScales, rows that end among a thread's neighbours; with
-AnyKind, all kinds of the rule), so that the true figures are lower. `ListBody<Op, C>`: C neighbours a
-thread and access. The kernels of the other path (any alignment, any stride) are right, not fast.
-
-{table}
-"""
-
-
-def page(kernels: dict[int, dict[str, Kernel]]) -> str:
-    return PAGE.format(
-        total=sum(len(of_arch) for of_arch in kernels.values()),
-        most=max(k.registers for of_arch in kernels.values() for k in of_arch.values()),
-        gpus=", ".join(f"{g} ({n} multiprocessors at {c} GHz, {b} TB/s)" for g, n, c, b in GPUS.values()),
-        table="\n".join(table(kernels)),
-    )
+        for arch, task in tasks:
+            kernels[arch] |= {k.name: k for k in task.result()}
+    found = [text for a in architectures for k in kernels[a].values() for text in problems(a, k)]
+    print("\n".join(found))
+    count = sum(len(of_arch) for of_arch in kernels.values())
+    print(f"{count} kernels, {len(found)} problems")
+    if not any(k.instructions for of_arch in kernels.values() for k in of_arch.values()):
+        print("no cuobjdump found: looked at PTX and ptxas's report only")
+    if found or count == 0:
+        raise SystemExit(1)
+    return kernels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
-    parser.add_argument("--no-write", action="store_true", help="leave docs/cuda_kernels.md as it is")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, help="kernels")
     parser.add_argument(
         "--architectures",
@@ -368,33 +329,7 @@ def main() -> None:
         help="compute capabilities, 80 for 8.0",
     )
     args = parser.parse_args()
-    whole = set(args.sources) == set(SOURCES) and set(args.architectures) == set(ARCHITECTURES)
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    if nvcc is None:
-        raise SystemExit("tools/check_ptx.py needs nvcc >= 12.8: install the CUDA toolkit, or set CUDACXX.")
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("tools/check_ptx.py needs PyTorch's headers: an environment that has torch.")
-    include = Path(spec.submodule_search_locations[0]) / "include"
-    kernels: dict[int, dict[str, Kernel]] = {a: {} for a in args.architectures}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        tasks = [
-            (a, pool.submit(compile_one, nvcc, s, a, include, Path(folder)))
-            for s in args.sources
-            for a in args.architectures
-        ]
-        for arch, task in tasks:
-            kernels[arch] |= {k.name: k for k in task.result()}
-    found = [text for a in args.architectures for k in kernels[a].values() for text in problems(a, k)]
-    print("\n".join(found))
-    count = sum(len(of_arch) for of_arch in kernels.values())
-    print(f"{count} kernels, {len(found)} problems")
-    if found or count == 0:
-        raise SystemExit(1)
-    if not any(k.instructions for of_arch in kernels.values() for k in of_arch.values()):
-        print("no cuobjdump found: looked at PTX and ptxas's report only, docs/cuda_kernels.md kept as it is")
-    elif whole and not args.no_write:
-        (ROOT / "docs" / "cuda_kernels.md").write_text(page(kernels))
+    compiled(args.sources, args.architectures, args.jobs)
 
 
 if __name__ == "__main__":

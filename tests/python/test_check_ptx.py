@@ -213,7 +213,6 @@ def test_the_kernels_of_perturb_and_of_row_norms_pass_on_one_architecture() -> N
         "rows",
         "--architectures",
         "90",
-        "--no-write",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
