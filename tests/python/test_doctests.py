@@ -20,7 +20,10 @@ MODULES = sorted(
 )
 
 #: What the examples of a module need beyond its import.
-NEEDS = {"torch_ssam.sharpness._curvature": "curvlinops"}
+NEEDS = {
+    "torch_ssam.compare._analog": "aihwkit_lightning",
+    "torch_ssam.sharpness._curvature": "curvlinops",
+}
 
 
 @pytest.mark.parametrize("name", ["torch_ssam", *MODULES])

@@ -23,7 +23,11 @@ PACKAGE = Path(torch_ssam.__file__).parent
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 COMMANDS = ("compare", "experiments", "noise", "robustness", "sharpness")
 #: Packages whose name is not that of the module that is imported.
-MODULES = {"scikit-learn": "sklearn", "curvlinops-for-pytorch": "curvlinops"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "curvlinops-for-pytorch": "curvlinops",
+    "aihwkit-lightning": "aihwkit_lightning",
+}
 #: A table is shown on the rich console that it is handed: whoever has one has rich.
 HANDED = {("robustness", "rich")}
 

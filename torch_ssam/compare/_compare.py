@@ -17,6 +17,7 @@ from torch_ssam import _checks
 from torch_ssam._common.progress import resolve_progress
 from torch_ssam._common.workers import Workers, cores
 
+from ._analog import check_installed
 from ._data import Data
 from ._deployment import roundings
 from ._method import Method
@@ -315,6 +316,7 @@ def compare(
 
     Raises:
         ValueError, TypeError: names that are not known, functions that do not give what they should.
+        ImportError: a method with runs to make needs a package that is not installed (ala-noise: aihwkit-lightning).
 
     Example:
         >>> import tempfile
@@ -350,6 +352,8 @@ def compare(
                 for comparison in comparisons:
                     comparison.check_ready(stage)
                 jobs = [job for comparison in comparisons for job in comparison.jobs(stage)]
+                if any(job.run is not None and job.run.method.optimizer == "sgd-analog" for job in jobs):
+                    check_installed()  # now, not after hours of runs
                 total = done + len(jobs)
                 if report is not None:
                     report(done, total)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch_ssam import _checks
 
-OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "adamw-noise", "ssam-adamw")
+OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "adamw-noise", "ssam-adamw", "sgd-analog")
 KNOBS = ("weight_decay", "rho", "noise_std", "weight_clip", "target")
 
 
@@ -24,7 +24,8 @@ class Method:
         name: what the command line and the records call it.
         title: what the report calls it.
         optimizer: "sgd", "sam" (`SAM`), "ssam" (`torch_ssam.SSAM`), "adamw", "adamw-noise"
-            (`torch_ssam.wrap` of AdamW) or "ssam-adamw" (`torch_ssam.SSAMAdamW`).
+            (`torch_ssam.wrap` of AdamW), "ssam-adamw" (`torch_ssam.SSAMAdamW`) or "sgd-analog" (SGD over the layers
+            of aihwkit-lightning, which has to be installed).
         knob: the option that the grid varies: "weight_decay", "rho", "noise_std", "weight_clip" or "target", of
             `schedules.AdaptiveNoiseStd`, which then sets the noise.
         values: its three values, the first the best guess: a grid of fewer takes the first ones.
@@ -141,6 +142,7 @@ class Method:
             "adamw": f"AdamW(params{listed(given)})",
             "adamw-noise": f"wrap(AdamW(params{listed(given)}){listed(noise)})",
             "ssam-adamw": f"SSAMAdamW(params{listed(_after_lr(given, noise))})",
+            "sgd-analog": f"aihwkit-lightning's SGD(params{listed(_after_lr(given, noise))})",
         }[self.optimizer]
         return ", ".join(
             [

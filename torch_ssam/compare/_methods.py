@@ -247,6 +247,15 @@ METHODS: dict[str, Method] = {
             quantized_bits=2,
             source="LSQ (arXiv 1902.08153)",
         ),
+        Method(
+            "ala-noise",
+            "SGD, noise training of aihwkit-lightning",
+            "sgd-analog",
+            "noise_std",
+            (0.3, 0.2, 0.3),
+            also=tuple({"weight_clip": clip} for clip in _CLIPS),
+            source="aihwkit-lightning 2.1.0: ADD_NORMAL_PER_CHANNEL from the first step, LAYER_GAUSSIAN_PER_CHANNEL",
+        ),
     )
 }
 

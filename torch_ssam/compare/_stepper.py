@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import torch_ssam
 
+from ._analog import AnalogLayers
 from ._method import Method
 from ._qat import LearnedSteps
 from ._sam import SAM
@@ -42,6 +43,9 @@ class Stepper:
         if method.weights_only:
             weights, others = ([p for p in params if (p.dim() >= 2) == wanted] for wanted in (True, False))
             params = [{"params": weights}, {"params": others, "noise_std": 0.0}]
+        self._analog: AnalogLayers | None = None
+        if method.optimizer == "sgd-analog":
+            self._analog = AnalogLayers(model, given.pop("noise_std"), given.pop("weight_clip"))
         kept = "noise_std" in given and not any(
             given.get(name) for name in ("samples", "antithetic", "clean_weight")
         )
@@ -57,6 +61,8 @@ class Stepper:
             self.optimizer = torch_ssam.wrap(base, keep_perturbed=kept, seed=seed, **noise)
         elif method.optimizer == "sam":
             self.optimizer = SAM(params, momentum=0.9, fused=fused, **given)
+        elif self._analog is not None:
+            self.optimizer = self._analog.optimizer(params, momentum=0.9, fused=fused, **given)
         elif method.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(params, fused=fused, **given)
         else:
@@ -119,6 +125,8 @@ class Stepper:
         """Context in which the model holds the clean weights."""
         if hasattr(self.optimizer, "clean_weights"):
             return self._noisy().clean_weights()  # type: ignore[no-any-return]
+        if self._analog is not None:
+            return self._analog.clean()
         return contextlib.nullcontext()
 
     def finish(self) -> None:
@@ -127,3 +135,5 @@ class Stepper:
             self._noisy().eval()
         if self._learned is not None:
             self._learned.finish()
+        if self._analog is not None:
+            self._analog.finish()
