@@ -55,24 +55,24 @@ Return call(const Args&... args) {
 
 OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
-std::optional<TensorList> row_scales_of(const Noise& noise) {
-  return noise.scale == "rows" ? std::optional<TensorList>(noise.row_scales) : std::nullopt;
-}
-
-const at::OptionalIntArrayRef kWhole;  // shards: none
 constexpr std::string_view kGaussian = "gaussian";
 
-// The noise arguments of the operators that perturb, after the generator and places.
-template <Name kName, typename Return = void, typename Before, typename... After>
-Return call_with_noise(const Noise& noise, const Before& before, const After&... after) {
-  return std::apply(
-      [&](const auto&... first) {
-        return call<kName, Return>(first..., noise.noise_std, std::string_view(noise.distribution), noise.sample,
-                                   noise.negate, noise.draw_offset, std::string_view(noise.scale), row_scales_of(noise),
-                                   kWhole, noise.channel_dim, after...);
-      },
-      before);
+// As the dispatcher takes what ops::Noise holds.
+double given(double value) { return value; }
+std::int64_t given(std::int64_t value) { return value; }
+bool given(bool value) { return value; }
+std::string_view given(const std::string& value) { return value; }
+std::optional<TensorList> given(const held::Tensors& values) {
+  return values ? std::optional<TensorList>(*values) : std::nullopt;
 }
+at::OptionalIntArrayRef given(const held::Wholes& values) {
+  return values ? at::OptionalIntArrayRef(*values) : at::OptionalIntArrayRef();
+}
+
+// What follows the places in the operators that perturb, and in those that update besides (csrc/ops/arguments.h).
+#define TORCH_SSAM_GIVEN(type, name, standard, schema) , given(noise.name)
+#define TORCH_SSAM_GIVEN_NOISE TORCH_SSAM_NOISE_ARGUMENTS(TORCH_SSAM_GIVEN, TORCH_SSAM_GIVEN, TORCH_SSAM_GIVEN)
+#define TORCH_SSAM_GIVEN_NEXT_NOISE TORCH_SSAM_NOISE_ARGUMENTS(TORCH_SSAM_GIVEN, TORCH_SSAM_NOT_TAKEN, TORCH_SSAM_GIVEN)
 
 const OptionalTensor kNoLr = std::nullopt;
 
@@ -96,17 +96,17 @@ Tensor zeros_of_rows(const Tensor& tensor, std::int64_t rows) {
 
 void perturb_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
               const Noise& noise) {
-  call_with_noise<"torch_ssam::perturb_">(noise, std::tie(params, clean, generator, places));
+  call<"torch_ssam::perturb_">(params, clean, generator, places TORCH_SSAM_GIVEN_NOISE);
 }
 
 void perturb_from_clean_(TensorList params, TensorList clean, const Tensor& generator, at::IntArrayRef places,
                          const Noise& noise) {
-  call_with_noise<"torch_ssam::perturb_from_clean_">(noise, std::tie(params, clean, generator, places));
+  call<"torch_ssam::perturb_from_clean_">(params, clean, generator, places TORCH_SSAM_GIVEN_NOISE);
 }
 
 Tensor perturbed(const Tensor& weights, const Tensor& generator, std::int64_t place, const Noise& noise,
                  bool noise_only) {
-  return call_with_noise<"torch_ssam::perturbed", Tensor>(noise, std::tie(weights, generator, place), noise_only);
+  return call<"torch_ssam::perturbed", Tensor>(weights, generator, place TORCH_SSAM_GIVEN_NOISE, noise_only);
 }
 
 void restore_(TensorList params, TensorList clean) { call<"torch_ssam::restore_">(params, clean); }
@@ -123,9 +123,8 @@ void update_(TensorList weights, TensorList grads, TensorList buffers, const Upd
 void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, TensorList buffers,
                          const Tensor& generator, at::IntArrayRef places, const Update& update, const Noise& noise) {
   call<"torch_ssam::update_and_perturb_">(params, clean, grads, buffers, update.rule,
-                                          at::ArrayRef<double>(update.numbers), generator, places, noise.noise_std,
-                                          std::string_view(noise.distribution), noise.draw_offset,
-                                          std::string_view(noise.scale), kNoLr, steps_of(update), kWhole);
+                                          at::ArrayRef<double>(update.numbers), generator,
+                                          places TORCH_SSAM_GIVEN_NEXT_NOISE, kNoLr, steps_of(update));
 }
 
 void project_(TensorList weights, double radius) { call<"torch_ssam::project_">(weights, radius); }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ops/arguments.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -12,15 +14,21 @@
 
 namespace torch_ssam::ops {
 
+// The types of csrc/ops/arguments.h.
+namespace held {
+using Number = double;
+using Whole = std::int64_t;
+using Flag = bool;
+using Text = std::string;
+using Tensors = std::optional<std::vector<at::Tensor>>;
+using Wholes = std::optional<std::vector<std::int64_t>>;
+}  // namespace held
+
+// What the operators are told of noise; scale is "isotropic", "element", or "rows" with row_scales.
 struct Noise {
-  double noise_std = 0;
-  std::string distribution = "gaussian";
-  std::int64_t sample = 0;
-  bool negate = false;
-  std::int64_t draw_offset = 0;
-  std::string scale = "isotropic";          // or "element", or "rows" with:
-  std::vector<at::Tensor> row_scales = {};  // one for each tensor of the call
-  std::int64_t channel_dim = 0;             // along which their rows lie
+#define TORCH_SSAM_HELD(type, name, standard, schema) held::type name = {standard};
+  TORCH_SSAM_NOISE_ARGUMENTS(TORCH_SSAM_HELD, TORCH_SSAM_HELD, TORCH_SSAM_HELD)
+#undef TORCH_SSAM_HELD
 };
 
 // How weights are updated: a rule of csrc/math/rules, by name, and its numbers in the order that it lists them.

@@ -99,7 +99,7 @@ struct DiagonalCall {
   DtypePair pair;
   Tensor input, weight;     // contiguous
   const Tensor* generator;  // null: no noise
-  NoiseOptions noise;
+  SharedNoise noise;
   bool readout;
 };
 

@@ -29,7 +29,7 @@ DiagonalCall check_diagonal(const Tensor& input, const Tensor& weight, const std
     check_generator(*generator);
     check_one_device({*generator}, "generator", weight, "weight");
   }
-  const NoiseOptions noise = check_noise_options(noise_std, distribution);
+  const SharedNoise noise = check_shared_noise({.noise_std = noise_std, .distribution = distribution});
   const int64_t rows = w.sizes[1] == 0 ? 0 : input.numel() / w.sizes[1];
   const bool noisy = generator && noise_std > 0;
   return {{w.sizes[0], w.sizes[1], rows},

@@ -13,12 +13,12 @@ namespace {
 
 // With `save` the parameters hold the clean weights and `clean` receives them; then the dtypes agree.
 void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& clean, const Tensor& generator,
-                  const std::vector<int64_t>& places, const NoiseOptions& options, const OptionalTensors& row_scales,
-                  const OptionalInts& shards, int64_t channel_dim, bool save) {
+                  const std::vector<int64_t>& places, const SharedNoise& shared, const NoiseArguments& arguments,
+                  bool save) {
   TensorViews param_views = view_parameters(params, "params", Use::writes);
   TensorViews clean_views = view_parameters(clean, "clean", save ? Use::writes : Use::reads);
   check_matches(clean_views, "clean", param_views, "params", /*any_dtype=*/!save);
-  Noise noise = check_noise(options, generator, places, param_views, row_scales, shards, channel_dim);
+  Noise noise = check_noise(shared, arguments, generator, places, param_views);
   check_one_device(params, "params", generator, "generator");
   check_one_device(clean, "clean", generator, "generator");
   check_pairs(clean_views, param_views, "parameters");
@@ -26,39 +26,34 @@ void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   backend_of(generator).perturb({std::move(param_views), std::move(clean_views), std::move(noise), save});
 }
 
+#define TORCH_SSAM_ALL_NOISE(X) TORCH_SSAM_NOISE_ARGUMENTS(X, X, X)
+
 void perturb_(const TensorList& params, const TensorList& clean, const Tensor& generator,
-              const std::vector<int64_t>& places, double noise_std, StringArgument distribution, int64_t sample,
-              bool negate, int64_t draw_offset, StringArgument scale, const OptionalTensors& row_scales,
-              const OptionalInts& shards, int64_t channel_dim) {
-  const std::string names[] = {take(distribution), take(scale)};
-  const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
-  perturb_list(params, clean, generator, places, options, row_scales, shards, channel_dim, /*save=*/true);
+              const std::vector<int64_t>& places TORCH_SSAM_ALL_NOISE(TORCH_SSAM_PARAMETER)) {
+  const NoiseArguments noise{TORCH_SSAM_ALL_NOISE(TORCH_SSAM_HOLD)};
+  perturb_list(params, clean, generator, places, check_shared_noise(noise), noise, /*save=*/true);
 }
 
 void perturb_from_clean_(const TensorList& params, const TensorList& clean, const Tensor& generator,
-                         const std::vector<int64_t>& places, double noise_std, StringArgument distribution,
-                         int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                         const OptionalTensors& row_scales, const OptionalInts& shards, int64_t channel_dim) {
-  const std::string names[] = {take(distribution), take(scale)};
-  const NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
-  perturb_list(params, clean, generator, places, options, row_scales, shards, channel_dim, /*save=*/false);
+                         const std::vector<int64_t>& places TORCH_SSAM_ALL_NOISE(TORCH_SSAM_PARAMETER)) {
+  const NoiseArguments noise{TORCH_SSAM_ALL_NOISE(TORCH_SSAM_HOLD)};
+  perturb_list(params, clean, generator, places, check_shared_noise(noise), noise, /*save=*/false);
 }
 
-Tensor perturbed(const Tensor& weights, const Tensor& generator, int64_t place, double noise_std,
-                 StringArgument distribution, int64_t sample, bool negate, int64_t draw_offset, StringArgument scale,
-                 const OptionalTensors& row_scales, const OptionalInts& shards, int64_t channel_dim, bool noise_only) {
-  const std::string names[] = {take(distribution), take(scale)};
-  NoiseOptions options = check_noise_options(noise_std, names[0], names[1], draw_offset, sample, negate);
+Tensor perturbed(const Tensor& weights, const Tensor& generator,
+                 int64_t place TORCH_SSAM_ALL_NOISE(TORCH_SSAM_PARAMETER), bool noise_only) {
+  const NoiseArguments noise{TORCH_SSAM_ALL_NOISE(TORCH_SSAM_HOLD)};
+  SharedNoise shared = check_shared_noise(noise);
   check_strided(weights, "weights");
   Tensor output = torch::stable::empty_like(weights);
   Tensor source = weights;
-  if (noise_only && options.scale == math::Scale::element) {
-    options.alone = true;
+  if (noise_only && shared.scale == math::Scale::element) {
+    shared.alone = true;
   } else if (noise_only) {
     source = torch::stable::empty_like(weights);
     torch::stable::zero_(source);
   }
-  perturb_list({output}, {source}, generator, {place}, options, row_scales, shards, channel_dim, /*save=*/false);
+  perturb_list({output}, {source}, generator, {place}, shared, noise, /*save=*/false);
   return output;
 }
 
@@ -91,18 +86,14 @@ void advance_(const Tensor& generator, int64_t draws) {
 
 }  // namespace
 
-#define TORCH_SSAM_NOISE                                                                               \
-  "float noise_std, str distribution='gaussian', int sample=0, bool negate=False, int draw_offset=0, " \
-  "str scale='isotropic', Tensor[]? row_scales=None, int[]? shards=None, int channel_dim=0"
-
 TORCH_SSAM_OPERATOR(perturb_,
-                    "(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places, " TORCH_SSAM_NOISE
-                    ") -> ()");
+                    "(Tensor(a!)[] params, Tensor(b!)[] clean, Tensor generator, int[] places" TORCH_SSAM_ALL_NOISE(
+                        TORCH_SSAM_SCHEMA) ") -> ()");
 TORCH_SSAM_OPERATOR(perturb_from_clean_,
-                    "(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places, " TORCH_SSAM_NOISE
-                    ") -> ()");
-TORCH_SSAM_OPERATOR(perturbed, "(Tensor weights, Tensor generator, int place, " TORCH_SSAM_NOISE
-                               ", bool noise_only=False) -> Tensor");
+                    "(Tensor(a!)[] params, Tensor[] clean, Tensor generator, int[] places" TORCH_SSAM_ALL_NOISE(
+                        TORCH_SSAM_SCHEMA) ") -> ()");
+TORCH_SSAM_OPERATOR(perturbed, "(Tensor weights, Tensor generator, int place" TORCH_SSAM_ALL_NOISE(
+                                   TORCH_SSAM_SCHEMA) ", bool noise_only=False) -> Tensor");
 TORCH_SSAM_OPERATOR(restore_, "(Tensor(a!)[] params, Tensor[] clean) -> ()");
 TORCH_SSAM_OPERATOR(follow_, "(Tensor(a!)[] clean, Tensor[] params) -> ()");
 TORCH_SSAM_OPERATOR(advance_, "(Tensor(a!) generator, int draws) -> ()");

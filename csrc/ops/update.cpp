@@ -37,10 +37,18 @@ std::vector<TensorViews> view_buffers(const Rule& rule, const std::vector<Tensor
   return views;
 }
 
+struct UpdateArguments {
+  TORCH_SSAM_UPDATE_ARGUMENTS(TORCH_SSAM_HELD)
+  TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_HELD)
+};
+
 // `params` is null for update_.
-UpdateCall check_update(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
-                        const std::vector<Tensor>& buffers, const std::vector<Tensor>* params, UpdateRule rule,
-                        const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
+UpdateCall check_update(const std::vector<Tensor>& weights, const UpdateArguments& update,
+                        const std::vector<Tensor>* params) {
+  const UpdateRule rule = check_rule(update.rule, *update.numbers);
+  const std::vector<Tensor>&grads = *update.grads, &buffers = *update.buffers;
+  const std::optional<Tensor>& lr_tensor = *update.lr_tensor;
+  const OptionalInts& steps = *update.steps;
   UpdateCall call{view_parameters(weights, "weights", Use::writes),
                   view_parameters(grads, "grads", Use::reads),
                   {},
@@ -80,26 +88,29 @@ UpdateCall check_update(const std::vector<Tensor>& weights, const std::vector<Te
   return call;
 }
 
-void update_(const TensorList& weights, const TensorList& grads, const TensorList& buffers, StringArgument rule,
-             const std::vector<double>& numbers, const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
-  const UpdateRule checked = check_rule(take(rule), numbers);
-  const UpdateCall call = check_update(weights, grads, buffers, nullptr, checked, lr_tensor, steps);
+#define TORCH_SSAM_UPDATE(X) TORCH_SSAM_UPDATE_ARGUMENTS(X) TORCH_SSAM_UPDATE_OPTIONS(X)
+
+void update_(const TensorList& weights TORCH_SSAM_UPDATE(TORCH_SSAM_PARAMETER)) {
+  const UpdateArguments update{TORCH_SSAM_UPDATE(TORCH_SSAM_HOLD)};
+  const UpdateCall call = check_update(weights, update, nullptr);
   if (!weights.empty()) backend_of(weights[0]).update(call);
 }
 
-void update_and_perturb_(const TensorList& params, const TensorList& clean, const TensorList& grads,
-                         const TensorList& buffers, StringArgument rule, const std::vector<double>& numbers,
-                         const Tensor& generator, const std::vector<int64_t>& places, double noise_std,
-                         StringArgument distribution, int64_t draw_offset, StringArgument scale,
-                         const std::optional<Tensor>& lr_tensor, const OptionalInts& steps,
-                         const OptionalInts& shards) {
-  const std::string names[] = {take(rule), take(distribution), take(scale)};
-  TORCH_SSAM_CHECK(names[2] != "rows",
+#define TORCH_SSAM_NEXT_NOISE(X) TORCH_SSAM_NOISE_ARGUMENTS(X, TORCH_SSAM_NOT_TAKEN, X)
+
+void update_and_perturb_(const TensorList& params,
+                         const TensorList& clean TORCH_SSAM_UPDATE_ARGUMENTS(TORCH_SSAM_PARAMETER),
+                         const Tensor& generator,
+                         const std::vector<int64_t>& places TORCH_SSAM_NEXT_NOISE(TORCH_SSAM_PARAMETER)
+                             TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_PARAMETER)) {
+  const UpdateArguments update{TORCH_SSAM_UPDATE(TORCH_SSAM_HOLD)};
+  const NoiseArguments noise{TORCH_SSAM_NEXT_NOISE(TORCH_SSAM_HOLD)};
+  TORCH_SSAM_CHECK(noise.scale != "rows",
                    "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
                    "perturb_from_clean_: the norms are those of the updated weights.");
-  const NoiseOptions options = check_noise_options(noise_std, names[1], names[2], draw_offset);
-  UpdateCall call = check_update(clean, grads, buffers, &params, check_rule(names[0], numbers), lr_tensor, steps);
-  call.noise.emplace(check_noise(options, generator, places, call.params, {}, shards));
+  const SharedNoise shared = check_shared_noise(noise);
+  UpdateCall call = check_update(clean, update, &params);
+  call.noise.emplace(check_noise(shared, noise, generator, places, call.params));
   check_one_device(params, "params", generator, "generator");
   if (!params.empty()) backend_of(generator).update(call);
 }
@@ -128,25 +139,28 @@ void update_rows_apart(const UpdateRowsCall& call, const Backend& backend) {
   backend.perturb({whole.params, whole.weights, noise, /*save=*/false});
 }
 
-void update_rows_and_perturb_(const TensorList& params, const TensorList& clean, const TensorList& grads,
-                              const TensorList& buffers, StringArgument rule, const std::vector<double>& numbers,
-                              const Tensor& generator, const std::vector<int64_t>& places, double noise_std,
-                              double weight_clip, const TensorList& row_scales, StringArgument kind_name,
-                              StringArgument distribution, int64_t draw_offset, StringArgument scale,
-                              const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
-  const std::string names[] = {take(rule), take(distribution), take(scale), take(kind_name)};
-  const NoiseOptions options = check_noise_options(noise_std, names[1], names[2], draw_offset);
+#define TORCH_SSAM_WHOLE_NOISE(X) TORCH_SSAM_NOISE_ARGUMENTS(X, TORCH_SSAM_NOT_TAKEN, TORCH_SSAM_NOT_TAKEN)
+
+void update_rows_and_perturb_(const TensorList& params,
+                              const TensorList& clean TORCH_SSAM_UPDATE_ARGUMENTS(TORCH_SSAM_PARAMETER),
+                              const Tensor& generator, const std::vector<int64_t>& places, double weight_clip,
+                              const TensorList& row_scales TORCH_SSAM_WHOLE_NOISE(TORCH_SSAM_PARAMETER),
+                              StringArgument kind_name TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_PARAMETER)) {
+  const UpdateArguments update{TORCH_SSAM_UPDATE(TORCH_SSAM_HOLD)};
+  NoiseArguments noise{TORCH_SSAM_WHOLE_NOISE(TORCH_SSAM_HOLD)};
+  const std::string given_kind = take(kind_name);
+  const SharedNoise shared = check_shared_noise(noise);
   if (weight_clip != 0.0) check_weight_clip(weight_clip);
-  const math::RowScale kind = check_row_scale(names[3]);
-  UpdateCall update = check_update(clean, grads, buffers, &params, check_rule(names[0], numbers), lr_tensor, steps);
-  const bool by_rows = options.scale == math::Scale::rows;
-  update.noise.emplace(check_noise(options, generator, places, update.params,
-                                   by_rows || !row_scales.empty() ? OptionalTensors(row_scales) : OptionalTensors(),
-                                   {}));
+  const math::RowScale kind = check_row_scale(given_kind);
+  UpdateCall updated = check_update(clean, update, &params);
+  const bool by_rows = shared.scale == math::Scale::rows;
+  const OptionalTensors rows = by_rows || !row_scales.empty() ? OptionalTensors(row_scales) : OptionalTensors();
+  noise.row_scales = &rows;
+  updated.noise.emplace(check_noise(shared, noise, generator, places, updated.params));
   check_one_device(params, "params", generator, "generator");
   if (params.empty()) return;
   const Backend& backend = backend_of(generator);
-  const UpdateRowsCall call{std::move(update), kind, weight_clip};
+  const UpdateRowsCall call{std::move(updated), kind, weight_clip};
   if (backend.update_rows == nullptr || !backend.update_rows(call)) update_rows_apart(call, backend);
 }
 
@@ -160,20 +174,17 @@ void project_(const TensorList& weights, double radius) {
 
 }  // namespace
 
-#define TORCH_SSAM_UPDATE "Tensor[] grads, Tensor(c!)[] buffers, str rule, float[] numbers"
-#define TORCH_SSAM_UPDATE_MORE "Tensor? lr_tensor=None, int[]? steps=None"
-
-TORCH_SSAM_OPERATOR(update_, "(Tensor(a!)[] weights, " TORCH_SSAM_UPDATE ", " TORCH_SSAM_UPDATE_MORE ") -> ()");
-TORCH_SSAM_OPERATOR(
-    update_and_perturb_,
-    "(Tensor(a!)[] params, Tensor(b!)[] clean, " TORCH_SSAM_UPDATE
-    ", Tensor generator, int[] places, float noise_std, str distribution='gaussian', int draw_offset=0, "
-    "str scale='isotropic', " TORCH_SSAM_UPDATE_MORE ", int[]? shards=None) -> ()");
+TORCH_SSAM_OPERATOR(update_, "(Tensor(a!)[] weights" TORCH_SSAM_UPDATE(TORCH_SSAM_SCHEMA) ") -> ()");
+TORCH_SSAM_OPERATOR(update_and_perturb_,
+                    "(Tensor(a!)[] params, Tensor(b!)[] clean" TORCH_SSAM_UPDATE_ARGUMENTS(
+                        TORCH_SSAM_SCHEMA) ", Tensor generator, int[] places" TORCH_SSAM_NEXT_NOISE(TORCH_SSAM_SCHEMA)
+                        TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_SCHEMA) ") -> ()");
 TORCH_SSAM_OPERATOR(
     update_rows_and_perturb_,
-    "(Tensor(a!)[] params, Tensor(b!)[] clean, " TORCH_SSAM_UPDATE
-    ", Tensor generator, int[] places, float noise_std, float weight_clip, Tensor(d!)[] row_scales, str kind='norm', "
-    "str distribution='gaussian', int draw_offset=0, str scale='isotropic', " TORCH_SSAM_UPDATE_MORE ") -> ()");
+    "(Tensor(a!)[] params, Tensor(b!)[] clean" TORCH_SSAM_UPDATE_ARGUMENTS(
+        TORCH_SSAM_SCHEMA) ", Tensor generator, int[] places, float weight_clip, Tensor(d!)[] row_scales"
+        TORCH_SSAM_WHOLE_NOISE(TORCH_SSAM_SCHEMA) ", str kind='norm'" TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_SCHEMA)
+        ") -> ()");
 TORCH_SSAM_OPERATOR(project_, "(Tensor(a!)[] weights, float radius) -> ()");
 
 }  // namespace torch_ssam

@@ -131,11 +131,11 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "update_": lambda: (lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01, True)),
     "update_and_perturb_": lambda: (
         lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 0.3, "gaussian", 1,
-        "isotropic", None, [1, 1, 2],
+        "isotropic", None, None, [1, 1, 2],
     ),
     "update_rows_and_perturb_": lambda: (
-        lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 0.3, 1.2,
-        [torch.ones(2), torch.ones(1), torch.ones(1)], "absmax", "gaussian", 1, "rows",
+        lists(), lists(), lists(), lists(), *sgd(0.1, 0.9, 0.0, 0.01), generator(), [0, 1, 2], 1.2,
+        [torch.ones(2), torch.ones(1), torch.ones(1)], 0.3, "gaussian", 1, "rows", "absmax",
     ),
     "project_": lambda: (lists(), 1.0),
     "row_scales_": lambda: ([torch.ones(2), torch.ones(1), torch.ones(1)], lists(), [], 0.0),

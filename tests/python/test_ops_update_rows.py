@@ -74,8 +74,8 @@ def compare(
         numbers = {"draw_offset": 2, "steps": steps} if rule == "adamw" else {"draw_offset": 2}
         if joined:
             ops.update_rows_and_perturb_(
-                params, clean, grads, state, *update, generator_of(), places, STD, weight_clip, rows, kind, distribution,
-                scale=scale, **numbers,
+                params, clean, grads, state, *update, generator_of(), places, weight_clip, rows, STD, distribution,
+                scale=scale, kind=kind, **numbers,
             )  # fmt: skip
         else:
             given = {"steps": steps} if rule == "adamw" else {}
@@ -136,8 +136,8 @@ def test_rows_that_overflowed_and_rows_of_zeros_have_them() -> None:
         clean, rows, params = w.clone(), torch.zeros(4), torch.zeros(4, length)
         rule, numbers = sgd(0.0)
         ops.update_rows_and_perturb_(
-            [params], [clean], [torch.ones_like(w)], [], rule, numbers, generator_of(), [0], STD, 1.5, [rows], "absmax",
-            scale="rows",
+            [params], [clean], [torch.ones_like(w)], [], rule, numbers, generator_of(), [0], 1.5, [rows], STD,
+            scale="rows", kind="absmax",
         )  # fmt: skip
         assert torch.equal(rows.isnan(), torch.tensor([False, False, True, False]))
         assert rows[0] == 0

@@ -300,7 +300,7 @@ def test_updates_are_the_kernels(
             lr = torch.tensor(0.02 * step, dtype=torch.float64) if lr_tensor else None
             if noisy:
                 operator = run_of("update_and_perturb_") if plainly else ops.update_and_perturb_
-                how = (generator_of(), [0, 1, 2], 0.05, "gaussian", step, "isotropic", lr, [step] * 3)
+                how = (generator_of(), [0, 1, 2], 0.05, "gaussian", step, "isotropic", None, lr, [step] * 3)
                 operator(params, weights, grads, buffers, name, numbers, *how)
             else:
                 targets = weights if model != master else params
@@ -334,7 +334,7 @@ def test_updates_by_rows_are_the_kernels(
         params, buffers = [c.to(model) for c in clean], [torch.zeros_like(c) for c in clean]
         grads = [random(tuple(c.shape), model, seed=3) for c in clean]
         rows = [torch.zeros(1), torch.zeros(5)] if scale == "rows" else []
-        how = (generator_of(), [0, 1], 0.05, clip, rows, kind, "gaussian", 1, scale)
+        how = (generator_of(), [0, 1], clip, rows, 0.05, "gaussian", 1, scale, kind)
         operator(params, clean, grads, buffers, name, numbers, *how)
         made.append([*params, *clean, *buffers, *rows])
     for one, other in zip(*made, strict=True):

@@ -7,6 +7,7 @@ float32 (MPS). `run` is what library.py registers. Tests: tests/python/test_plai
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -66,60 +67,46 @@ def _write_noisy(param: Tensor, clean: Tensor, noise: Noise, index: int, alone: 
 # -- noise --------------------------------------------------------------------------------------------------
 
 
-def _check_perturb(params: Tensors, clean: Tensors, save: bool, args: Any, options: Any) -> Noise:
+def _check_perturb(params: Tensors, clean: Tensors, save: bool, noise: dict[str, Any]) -> Noise:
     checks.check_parameters(params, "params", written=True)
     checks.check_parameters(clean, "clean", written=save)
     checks.check_matches(clean, "clean", params, "params", any_dtype=not save)
-    names = (
-        "generator",
-        "places",
-        "noise_std",
-        "distribution",
-        "sample",
-        "negate",
-        "draw_offset",
-        "scale",
-        "row_scales",
-    )
-    given = dict(zip((*names, "shards", "channel_dim"), args, strict=False))
-    noise = checks.check_noise(params, **given, **options)
-    checks.check_one_device(clean, "clean", given.get("generator", options.get("generator")), "generator")
+    checked = checks.check_noise(params, **noise)
+    checks.check_one_device(clean, "clean", noise["generator"], "generator")
     checks.check_pairs(clean, params, "parameters")
-    return noise
+    return checked
 
 
-def perturb_(params: Tensors, clean: Tensors, *args: Any, **options: Any) -> None:
+def perturb_(params: Tensors, clean: Tensors, **noise: Any) -> None:
     """clean <- params; params <- clean + noise. All are saved first; where a later one fails, all are as they were."""
-    noise = _check_perturb(params, clean, True, args, options)
+    checked = _check_perturb(params, clean, True, noise)
     for saved, param in zip(clean, params, strict=True):
         saved.copy_(param)
     try:
         for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
-            _write_noisy(param, saved, noise, i)
+            _write_noisy(param, saved, checked, i)
     except BaseException:
         for param, saved in zip(params, clean, strict=True):
             param.copy_(saved)
         raise
 
 
-def perturb_from_clean_(params: Tensors, clean: Tensors, *args: Any, **options: Any) -> None:
+def perturb_from_clean_(params: Tensors, clean: Tensors, **noise: Any) -> None:
     """params <- clean + noise."""
-    noise = _check_perturb(params, clean, False, args, options)
+    checked = _check_perturb(params, clean, False, noise)
     for i, (param, saved) in enumerate(zip(params, clean, strict=True)):
-        _write_noisy(param, saved, noise, i)
+        _write_noisy(param, saved, checked, i)
 
 
-def perturbed(
-    weights: Tensor, generator: Tensor, place: int, *args: Any, noise_only: bool = False, **options: Any
-) -> Tensor:
+def perturbed(weights: Tensor, place: int, noise_only: bool = False, **noise: Any) -> Tensor:
     """clean + noise, or the noise alone, as a new tensor."""
-    if len(args) > 9:
-        args, noise_only = args[:9], args[9]
     checks.check_strided(weights, "weights")
     output = torch.empty_like(weights)
-    noise = _check_perturb([output], [weights], False, (generator, [place], *args), options)
-    alone = noise_only and noise.scale == "element"
-    _write_noisy(output, torch.zeros_like(weights) if noise_only and not alone else weights, noise, 0, alone)
+    checked = _check_perturb([output], [weights], False, {"places": [place], **noise})
+    alone = noise_only and checked.scale == "element"
+    _write_noisy(
+        output, torch.zeros_like(weights) if noise_only and not alone else weights, checked, 0, alone
+    )
     return output
 
 
@@ -259,36 +246,21 @@ def update_and_perturb_(
     buffers: Tensors,
     rule: str,
     numbers: Sequence[float],
-    generator: Tensor,
-    places: Sequence[int],
-    noise_std: float,
-    distribution: str = "gaussian",
-    draw_offset: int = 0,
-    scale: str = "isotropic",
     lr_tensor: Tensor | None = None,
     steps: Sequence[int] | None = None,
-    shards: Sequence[int] | None = None,
+    **noise: Any,
 ) -> None:
     """clean <- update(clean, grads, buffers); params <- clean + noise."""
     checks.require(
-        scale != "rows",
+        noise.get("scale") != "rows",
         "scale is 'rows'; update_and_perturb_ takes 'isotropic' or 'element'. Call update_, row_scales_ and "
         "perturb_from_clean_: the norms are those of the updated weights.",
     )
     checked = check_rule(rule, numbers)
     _check_update(clean, grads, buffers, params, checked, lr_tensor, steps)
-    noise = checks.check_noise(
-        params,
-        generator,
-        places,
-        noise_std,
-        distribution,
-        draw_offset=draw_offset,
-        scale=scale,
-        shards=shards,
-    )
+    checked_noise = checks.check_noise(params, **noise)
     _update(clean, grads, buffers, checked, lr_tensor, steps)
-    _write_updated(params, clean, noise)
+    _write_updated(params, clean, checked_noise)
 
 
 def update_rows_and_perturb_(
@@ -298,17 +270,12 @@ def update_rows_and_perturb_(
     buffers: Tensors,
     rule: str,
     numbers: Sequence[float],
-    generator: Tensor,
-    places: Sequence[int],
-    noise_std: float,
     weight_clip: float,
     row_scales: Tensors,
     kind: str = "norm",
-    distribution: str = "gaussian",
-    draw_offset: int = 0,
-    scale: str = "isotropic",
     lr_tensor: Tensor | None = None,
     steps: Sequence[int] | None = None,
+    **noise: Any,
 ) -> None:
     """The update, clip_rows_ (not with weight_clip 0), row_scales_ and the noise, one after the other."""
     if weight_clip != 0.0:
@@ -316,23 +283,14 @@ def update_rows_and_perturb_(
     checks.check_named(kind, "kind", KINDS)
     checked = check_rule(rule, numbers)
     _check_update(clean, grads, buffers, params, checked, lr_tensor, steps)
-    rows = row_scales if scale == "rows" or row_scales else None
-    noise = checks.check_noise(
-        params,
-        generator,
-        places,
-        noise_std,
-        distribution,
-        draw_offset=draw_offset,
-        scale=scale,
-        row_scales=rows,
-    )
+    rows = row_scales if noise.get("scale") == "rows" or row_scales else None
+    checked_noise = checks.check_noise(params, row_scales=rows, **noise)
     _update(clean, grads, buffers, checked, lr_tensor, steps)
     if weight_clip != 0.0:
         clip_rows_([c for c in clean if c.dim() >= 2], weight_clip)
     if rows is not None:
         row_scales_(rows, clean, (), 0.0, kind)
-    _write_updated(params, clean, noise)
+    _write_updated(params, clean, checked_noise)
 
 
 def project_(weights: Tensors, radius: float) -> None:
@@ -373,7 +331,17 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 }
 
 
+@functools.cache
+def _names(operator: str) -> tuple[str, ...]:
+    """Of its arguments, in the order of its schema."""
+    schema = getattr(torch.ops.torch_ssam, operator).default._schema
+    return tuple(argument.name for argument in schema.arguments)
+
+
 def run(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operator as a kernel is run: no signal ends it midway, autograd and version counters do not see it."""
+    """The operator as a kernel is run: no signal ends it midway, autograd and version counters do not see it.
+
+    Arguments go by name, so that those of the noise (csrc/ops/arguments.h) are listed once, in plain_checks.py.
+    """
     with Uninterrupted(), torch._C._AutoDispatchBelowADInplaceOrView():
-        return OPERATORS[name](*args, **kwargs)
+        return OPERATORS[name](**dict(zip(_names(name), args, strict=False)), **kwargs)

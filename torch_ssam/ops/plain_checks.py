@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -205,7 +205,6 @@ def check_noise(
     row_scales: Tensors | None = None,
     shards: Sequence[int] | None = None,
     channel_dim: int = 0,
-    **_rest: Any,
 ) -> Noise:
     """Reads the generator, which waits for the device."""
     check_finite_nonnegative(noise_std, "noise_std")

@@ -287,15 +287,14 @@ class FusedOptimizer(NoiseDriver):
                 others["draw_offset"] = draw + 1
                 if group["distribution"] != "gaussian":
                     others["distribution"] = group["distribution"]
-                where = members.params, *update, generator, members.places, noise_std
+                where = members.params, *update, generator, members.places
                 if _is_plain(group) or noise_std == 0.0:
                     if group["scale"] != "isotropic" and noise_std != 0.0:
                         others["scale"] = group["scale"]
-                    ops.update_and_perturb_(*where, **others)
+                    ops.update_and_perturb_(*where, noise_std, **others)
                 else:
-                    ops.update_rows_and_perturb_(
-                        *where, *self._row_arguments(group, members, others), **others
-                    )
+                    rows = self._row_arguments(group, members, others)
+                    ops.update_rows_and_perturb_(*where, *rows, noise_std, **others)
         except ValueError:  # refused before anything was written
             if not self._follow_dtype(part):
                 raise

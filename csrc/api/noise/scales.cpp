@@ -27,18 +27,18 @@ ops::Noise Scales::of(const GroupNoise& group, const std::vector<SavedPtr>& save
   if (!by_rows) return noise;
   noise.scale = "rows";
   noise.channel_dim = by_rows->whole ? 0 : group.channel_dim;
-  std::vector<at::Tensor> fisher;
+  std::vector<at::Tensor> row_scales, fisher;
   for (const SavedPtr& one : saved) {
     const std::int64_t rows = by_rows->whole ? 1 : rows_of(one->param, noise.channel_dim);
     at::Tensor& known = one->row_scales;
     if (!known.defined() || known.numel() != rows || known.device() != one->param.device()) {
       known = ops::zeros_of_rows(one->param, rows);
     }
-    noise.row_scales.push_back(known);
+    row_scales.push_back(known);
     if (group.scale == "fisher") fisher.push_back(fisher_of(one->param, noise.channel_dim));
   }
-  ops::row_scales_(noise.row_scales, filters_first(clean, noise.channel_dim), fisher, group.fisher_factor,
-                   by_rows->kind);
+  ops::row_scales_(row_scales, filters_first(clean, noise.channel_dim), fisher, group.fisher_factor, by_rows->kind);
+  noise.row_scales = std::move(row_scales);
   return noise;
 }
 

@@ -30,15 +30,15 @@ struct GeneratorState {
   int64_t draw;
 };
 
-inline GeneratorState read_generator(const Tensor& generator, const NoiseOptions& options) {
+inline GeneratorState read_generator(const Tensor& generator, const SharedNoise& noise) {
   const auto* state = static_cast<const int64_t*>(generator.data_ptr());
-  return {state[0], math::later_draw(state[1], options.draw_offset)};
+  return {state[0], math::later_draw(state[1], noise.draw_offset)};
 }
 
-inline NoiseArgs noise_args(const NoiseOptions& options, const GeneratorState& state, int64_t place) {
-  NoiseArgs args{math::make_noise_stream(state.seed, state.draw, place, options.sample), options.distribution,
-                 options.signed_std(), options.scale};
-  args.alone = options.alone;
+inline NoiseArgs noise_args(const SharedNoise& noise, const GeneratorState& state, int64_t place) {
+  NoiseArgs args{math::make_noise_stream(state.seed, state.draw, place, noise.sample), noise.distribution,
+                 noise.signed_std(), noise.scale};
+  args.alone = noise.alone;
   return args;
 }
 

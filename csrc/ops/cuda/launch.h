@@ -148,7 +148,7 @@ void for_each_pair(const TensorViews& masters, const TensorViews& models, const 
   }
 }
 
-inline NoiseSettings noise_settings(const NoiseOptions& noise, const Tensor& generator) {
+inline NoiseSettings noise_settings(const SharedNoise& noise, const Tensor& generator) {
   return {static_cast<const int64_t*>(generator.data_ptr()),
           noise.draw_offset,
           noise.sample,
