@@ -18,7 +18,6 @@ if not dist.is_available() or not dist.is_gloo_available():
 
 import sharded_program as program
 
-import torch_ssam
 from torch_ssam.ops import dtensor
 
 RANKS = {"save": 2, "load": 4}
@@ -55,16 +54,6 @@ def test_a_checkpoint_of_two_ranks_resumes_in_one_process(folder: Path, name: st
     net = program.whole_net()
     program.resume(name, net, folder, no_dist=True)
     program.expect_resumed(name, net)
-
-
-def test_flat_parameters_of_the_first_fsdp_are_refused() -> None:
-    for mark in ("_is_flat_param", "_fsdp_flattened"):
-        w = torch.nn.Parameter(torch.ones(3))
-        setattr(w, mark, True)
-        with pytest.raises(ValueError, match="fully_shard"):
-            torch_ssam.SSAM([w])
-        with pytest.raises(ValueError, match="fully_shard"):
-            torch_ssam.wrap(torch.optim.SGD([w], lr=0.1))
 
 
 def test_a_plain_tensor_is_its_own_part() -> None:

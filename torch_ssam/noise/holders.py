@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as _module
 from torch.utils.hooks import RemovableHandle
 
+from torch_ssam.noise import pieces
 from torch_ssam.noise.members import Members
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
@@ -66,6 +67,7 @@ def hold(state: Holder, members: Members) -> None:
                 )
     if not state.looked_for_sharing:
         state.looked_for_sharing = True
+        pieces.check_whole(list(state.place_of()))
         _warn_of_sharing(state)
     holding[weakref.ref(state)] = None
     if HOOK not in _module._global_optimizer_pre_hooks:

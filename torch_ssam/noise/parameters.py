@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from torch_ssam.noise.pieces import check_whole
+
 
 def parameter_list(params: Any) -> list[Any]:
     """What an optimizer, a group or WeightNoise is given as params, as a list."""
@@ -52,6 +54,7 @@ def check_parameters(params: list[Any], others: list[torch.Tensor]) -> None:
     `others` are the tensors that are perturbed already: memory that two tensors share would be perturbed
     twice.
     """
+    check_whole(list(map(tensor_of, params)))
     for i, member in enumerate(params):
         p = tensor_of(member)
         if not isinstance(p, torch.Tensor):

@@ -14,11 +14,16 @@ import torch.distributed as dist
 from .._checks import count, flag, integer
 
 
+def in_process_group() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def resolve_seed(seed: int | None) -> int:
     """The seed of the noise: as given, or from torch's default generator (rank 0's in a process group)."""
     if seed is None:
         seed = int(torch.randint(0, 2**62, (1,), dtype=torch.int64, device="cpu").item())
-        if dist.is_available() and dist.is_initialized():
+        if in_process_group():
             shared = [seed]
             dist.broadcast_object_list(shared, src=0)
             seed = shared[0]
@@ -40,7 +45,7 @@ def stream_of(noise_per_rank: bool) -> int:
     """What is added to the seed on this rank: 0, or the rank where every rank has noise of its own."""
     if not flag("noise_per_rank", noise_per_rank):
         return 0
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         return dist.get_rank()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, KeysView
 import torch
 from torch import Tensor
 
-from torch_ssam.noise import holders
+from torch_ssam.noise import holders, pieces
 from torch_ssam.noise.masters import Masters
 from torch_ssam.noise.members import Group, Members, Placement, members_of
 from torch_ssam.noise.regenerate import add
@@ -31,6 +31,7 @@ class SavedWeights:
     """
 
     looked_for_sharing = False  # whether it is known that other processes share the tensors
+    only_parameters = False  # whether it is known that the groups were made of Parameters and nothing else
 
     def __init__(self, groups: Callable[[], list[Group]], masters: bool) -> None:
         self._placement = Placement(groups)
@@ -44,10 +45,20 @@ class SavedWeights:
         """Each group with its trainable tensors (with `frozen`, all tensors) and their places."""
         placed, changed = self._placement.members()
         if changed:
+            self._check_replaced(placed)
             self.keep_only({key for _, members in placed for key in members.keys})
         if frozen:
             return placed
         return [(group, members.trainable()) for group, members in placed]
+
+    def _check_replaced(self, placed: list[tuple[Group, Members]]) -> None:
+        """Raises where DeepSpeed has replaced the tensors, at every use."""
+        try:
+            for _, members in placed if self.only_parameters else ():
+                pieces.check_not_replaced(members.params)
+        except ValueError:
+            self._placement.look_again()
+            raise
 
     def place_of(self) -> dict[Tensor, int]:
         """The place of every tensor, frozen ones included."""

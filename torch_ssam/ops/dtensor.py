@@ -58,12 +58,6 @@ def check_options(params: list[Any], group: dict[str, Any], noise_per_rank: bool
         ValueError: placements or options that the operators would refuse.
     """
     for i, p in enumerate(params):
-        if getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
-            raise ValueError(
-                f"parameter {i} of the group is a piece of a flat parameter of FullyShardedDataParallel, which hides "
-                "where its elements lie: every rank would draw the same noise for other weights. Shard the model by "
-                "torch.distributed.fsdp.fully_shard()."
-            )
         if not is_sharded(p):
             continue
         shard_of(p)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from torch_ssam.noise.options import count_passes, lr_is_zero
+from torch_ssam.noise.seeds import in_process_group
 from torch_ssam.ops.dtensor import local_of
 from torch_ssam.ops.untraced import untraced
-from torch_ssam.optim.counted import GradientWatch, Witness
+from torch_ssam.optim.counted import GradientWatch, Witness, first_gradient, warn_of_no_gradients
 from torch_ssam.optim.hooks import hooked_step
 from torch_ssam.optim.passes import (
     HALF,
@@ -55,6 +56,7 @@ class NoiseDriver(ReadableOptimizer):
     _witness: Witness | None = None  # a parameter that the last pass gave a gradient
     _pass_without_gradient = False  # whether a pass since the last step changed none
     _warned_of_clean_gradients = False
+    _warned_of_no_gradients = False
     _steps_by_base = False  # whether `_update` calls the step of another optimizer, with the hooks that torch puts round it
 
     def _update(self) -> None:
@@ -227,10 +229,12 @@ class NoiseDriver(ReadableOptimizer):
         if closure is not None:
             loss = self._run_closure(closure)
         elif not self._fresh and self._noisy() and not self._idle() and not self._without_gradients():
+            self._noise.placed()  # as in _step_kept
             raise RuntimeError(
                 "step() without a gradient at perturbed weights since the last step: this would train without noise. "
                 f"{EMPTY_PASS if self._pass_without_gradient else ''}{WAYS}"
             )
+        self._look_for_gradients()
         self._update()
         self._clipping.report()
         self._fresh = self._cleared = self._emptied = self._pass_without_gradient = False
@@ -242,10 +246,11 @@ class NoiseDriver(ReadableOptimizer):
 
     def _without_gradients(self) -> bool:
         """Whether a pass has left no gradient at all: a step then moves nothing."""
-        return self._pass_without_gradient and self._first_gradient() is None
+        return self._pass_without_gradient and first_gradient(self.param_groups) is None
 
     def _step_kept(self, closure: Callable[[], Any] | None) -> Any:
         if not self._training and not self._idle():
+            self._noise.placed()  # says so where DeepSpeed's tensors have come instead: train() would not help then
             raise RuntimeError(
                 "step() on an optimizer with keep_perturbed=True that is in eval: call opt.train() before "
                 "the first "
@@ -260,6 +265,7 @@ class NoiseDriver(ReadableOptimizer):
         if not self._training:
             self._update()
             return loss
+        self._look_for_gradients()
         try:
             self._update_and_perturb()
             self._noise.generator.advance()
@@ -274,10 +280,10 @@ class NoiseDriver(ReadableOptimizer):
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
         passes = passes_of(self.param_groups[0])
         if len(passes) == 1:
-            held = None if self._fresh or self._cleared else self._first_gradient()
+            held = None if self._fresh or self._cleared else first_gradient(self.param_groups)
             with Perturbation(self, by_closure=True), torch.enable_grad():
                 loss = closure()
-            if held is not None and not self._cleared and held is self._first_gradient():
+            if held is not None and not self._cleared and held is first_gradient(self.param_groups):
                 self._warn_of_clean_gradients()
             return loss
         self._check_pass()
@@ -309,12 +315,15 @@ class NoiseDriver(ReadableOptimizer):
             self._noise.generator.advance()
         return mean_loss
 
-    def _first_gradient(self) -> Tensor | None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    return p.grad  # type: ignore[no-any-return]
-        return None
+    def _look_for_gradients(self) -> None:
+        if (
+            not self._warned_of_no_gradients
+            and first_gradient(self.param_groups) is None
+            and in_process_group()
+            and self._noisy()
+        ):
+            self._warned_of_no_gradients = True
+            warn_of_no_gradients()
 
     def _warn_of_clean_gradients(self) -> None:
         """A loop that accumulates outside of step(closure) would train on half its noise, in silence."""

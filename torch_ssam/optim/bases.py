@@ -12,11 +12,13 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 
 from torch_ssam.noise.options import NOISE_DEFAULTS
+from torch_ssam.noise.pieces import check_no_engine
 from torch_ssam.optim.base import NoiseDriver
 
 
 def check_base(base: Any) -> None:
     """Raises TypeError or ValueError unless this is an optimizer that wrap() can drive, save and load."""
+    check_no_engine(base)
     if not isinstance(base, Optimizer):
         raise TypeError(
             f"wrap() got {type(base).__name__}; expected a torch.optim.Optimizer, for example "

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_ssam.noise import options as noise_options
@@ -48,6 +48,7 @@ class NoiseOptimizer(Optimizer):
         stream = seeds.stream_of(noise_per_rank)
         self._noise_per_rank = noise_per_rank
         self._noise = NoiseState(self._weak_groups(), seeds.resolve_seed(seed), stream, masters)
+        self._noise.only_parameters = True
         self._clipping = Clipping()
         self._inside_pass = False
         self._fresh = False
@@ -84,8 +85,14 @@ class NoiseOptimizer(Optimizer):
             parameters.check_regenerated(params)
         parameters.check_parameters(params, [p for other in self.param_groups for p in other["params"]])
         parameters.check_channel_dim(params, group["channel_dim"])
-        dtensor.check_options(list(map(parameters.tensor_of, params)), group, self._noise_per_rank)
+        tensors = list(map(parameters.tensor_of, params))
+        dtensor.check_options(tensors, group, self._noise_per_rank)
+        self._note_kinds(tensors)
         return {**param_group, "params": params}
+
+    def _note_kinds(self, tensors: list[Tensor]) -> None:
+        if not all(isinstance(p, nn.Parameter) for p in tensors):
+            self._noise.only_parameters = False
 
     @property
     def seed(self) -> int:

@@ -6,6 +6,7 @@ whatever its value, zeros too. Tests: test_counted_passes.py.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
@@ -77,3 +78,23 @@ class GradientWatch:
             if held is None or held() is not grad or version != _version(grad):
                 return True
         return False
+
+
+def first_gradient(groups: list[Group]) -> Tensor | None:
+    """The first gradient that is there."""
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                return p.grad  # type: ignore[no-any-return]
+    return None
+
+
+def warn_of_no_gradients() -> None:
+    """For a step in a process group that moves nothing: a wrapper made the model's parameters anew, most likely."""
+    warnings.warn(
+        "step() while no parameter of the optimizer has a gradient: it trains nothing. In a process group that mostly means "
+        "that the model has other parameters by now: FullyShardedDataParallel (the first FSDP) without use_orig_params makes "
+        "new ones. Shard by torch.distributed.fsdp.fully_shard() and make the optimizer afterwards.",
+        UserWarning,
+        stacklevel=4,
+    )

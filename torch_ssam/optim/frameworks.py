@@ -12,8 +12,12 @@ from torch_ssam.optim.base import NoiseDriver
 
 
 def noise_optimizers(optimizers: Iterable[Any]) -> list[NoiseDriver]:
-    """Those of this package, taken out of what frameworks wrap them in."""
-    found = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+    """Those of this package, taken out of what frameworks wrap them in (DeepSpeed's optimizer in Accelerate's: twice)."""
+    found = []
+    for one in optimizers:
+        while not isinstance(one, NoiseDriver) and getattr(one, "optimizer", None) is not None:
+            one = one.optimizer
+        found.append(one)
     return [one for one in found if isinstance(one, NoiseDriver)]
 
 

@@ -122,6 +122,7 @@ class ReadableOptimizer(NoiseOptimizer):
             (True, False)
         """
         check_model("attach", model)
+        self._noise.placed()  # frameworks attach first: says so where the groups hold DeepSpeed's tensors
         self._hands_out_clean = True
         return attached.attach(model, self)
 

@@ -60,6 +60,7 @@ class WrappedOptimizer(NoiseDriver):
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             dtensor.check_options(group["params"], noise, noise_per_rank)
         self._init_noise(seed, noise_per_rank)
+        self._note_kinds([p for group in own for p in group["params"]])
         saved = [(group["seed"], group["draw"]) for group in base.param_groups if "seed" in group]
         if saved:
             state, fisher = self._taken_from(base)
