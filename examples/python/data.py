@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_diabetes
 
-from torch_ssam._common.images import DataError, Images, load_idx_folder, load_images, read_idx
+from torch_ssam.compare import DataError, Images, load_idx_folder, load_images, read_idx
 
 __all__ = [
     "DataError",

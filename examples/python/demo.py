@@ -26,8 +26,7 @@ from report import balance_table, coefficient_table, grid_table, image_table
 from rich.console import Console
 from runner import Runner
 
-from torch_ssam._common.workers import cores
-from torch_ssam.compare import deployment_figure, deployment_table
+from torch_ssam.compare import cores, deployment_figure, deployment_table
 
 
 def _count(text: str) -> int:

@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from torch_ssam._common.progress import rich_bar
-from torch_ssam.compare import METHODS, Comparison, Setting, compare
+from torch_ssam.compare import METHODS, Comparison, Setting, compare, rich_bar
 
 COMPARED = ("sgd", "sgd-clip", "ssam-deploy")
 

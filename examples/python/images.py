@@ -14,8 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from torch_ssam._common.progress import rich_bar
-from torch_ssam.compare import Method, Setting, compare, estimate
+from torch_ssam.compare import Method, Setting, compare, estimate, rich_bar
 
 COMPARED = (
     Method("sgd", "SGD", "sgd", "weight_decay", (5e-4, 3e-3, 1e-2)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from images import KNOBS, METHODS, interval
 
-from torch_ssam._common.html_page import Table
+from torch_ssam.compare import Table
 
 
 def coefficient_table(result: dict[str, Any]) -> Table:

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from torch_ssam._common.progress import rich_bar
-from torch_ssam._common.workers import Workers
+from torch_ssam.compare import Workers, rich_bar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

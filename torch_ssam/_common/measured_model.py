@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ssam.noise.saved import tell_torch
-from torch_ssam.noise.saved_model import Generators, SavedModule, SavedTensor, in_turn
+from torch_ssam.noise.saved_model import Generators, SavedModule, SavedTensor, batchnorm_that_tracks, in_turn
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.weight_noise import WeightNoise
 
@@ -62,11 +62,8 @@ class MeasuredModel(Scope):
                     tensor.grad = None  # not copied: what adds to .grad finds none
         if self._training is not None:
             self.model.train(self._training)
-            for layer in self.model.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.track_running_stats = (
-                        False  # in training this passes no buffers; in eval it changes nothing
-                    )
+            for layer in batchnorm_that_tracks(self.model):
+                layer.track_running_stats = False
 
     def restore(self) -> None:
         """Weights, buffers and attributes as they were on entering; the mode stays."""

@@ -16,7 +16,11 @@ the guide. Tests: tests/python/test_compare.py.
 
 from __future__ import annotations
 
-from torch_ssam._common.images import DataError
+# Scripts with studies of their own (examples/python) are made of these.
+from torch_ssam._common.html_page import Table
+from torch_ssam._common.images import DataError, Images, load_idx_folder, load_images, read_idx
+from torch_ssam._common.progress import rich_bar
+from torch_ssam._common.workers import Workers, cores
 
 from ._compare import STAGES, Comparison, compare
 from ._data import Data, wrong_labels
@@ -40,15 +44,23 @@ __all__ = [
     "Data",
     "DataError",
     "Estimate",
+    "Images",
     "Method",
     "Setting",
+    "Table",
+    "Workers",
     "calibration_error",
     "compare",
+    "cores",
     "deployment_figure",
     "deployment_table",
     "estimate",
+    "load_idx_folder",
+    "load_images",
     "paired",
     "plain_cnn",
+    "read_idx",
+    "rich_bar",
     "write_report",
     "wrong_labels",
 ]

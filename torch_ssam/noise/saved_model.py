@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch_ssam.noise.saved import tell_torch
 
@@ -21,6 +22,14 @@ WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 # Flags of modules that the mode changes, or that the model may.
 FLAGS = ("training", "track_running_stats")
+
+
+def batchnorm_that_tracks(model: nn.Module) -> list[Any]:
+    """The BatchNorm layers (SyncBatchNorm too) that gather running statistics as they run in training.
+
+    With `track_running_stats` False they pass no buffers to update, and normalise as before; in eval it changes nothing.
+    """
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def _module(device: torch.device) -> Any:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from torch_ssam.noise.saved_model import batchnorm_that_tracks
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.state import NoiseState
 
@@ -106,9 +106,9 @@ def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
         ([0.0, 0.0], 0)
     """
     check_model("frozen_batchnorm", model)
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = batchnorm_that_tracks(model)
     try:
-        for layer in layers:  # in training this passes no buffers to update; in eval it changes nothing
+        for layer in layers:
             layer.track_running_stats = False
         yield
     finally:
