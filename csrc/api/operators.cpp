@@ -75,6 +75,7 @@ at::OptionalIntArrayRef given(const held::Wholes& values) {
 #define TORCH_SSAM_GIVEN_NEXT_NOISE TORCH_SSAM_NOISE_ARGUMENTS(TORCH_SSAM_GIVEN, TORCH_SSAM_NOT_TAKEN, TORCH_SSAM_GIVEN)
 
 const OptionalTensor kNoLr = std::nullopt;
+const OptionalTensor kNoNorm = std::nullopt;
 
 at::OptionalIntArrayRef steps_of(const Update& update) {
   return update.steps.empty() ? at::OptionalIntArrayRef() : at::OptionalIntArrayRef(update.steps);
@@ -127,7 +128,7 @@ void update_and_perturb_(TensorList params, TensorList clean, TensorList grads, 
                                           places TORCH_SSAM_GIVEN_NEXT_NOISE, kNoLr, steps_of(update));
 }
 
-void project_(TensorList weights, double radius) { call<"torch_ssam::project_">(weights, radius); }
+void project_(TensorList weights, double radius) { call<"torch_ssam::project_">(weights, radius, kNoNorm); }
 
 void row_scales_(TensorList row_scales, TensorList weights, TensorList fisher, double fisher_factor,
                  std::string_view kind) {

@@ -57,9 +57,18 @@ struct UpdateRowsCall {
   double weight_clip;  // of the rows of tensors with two dimensions and more; 0 for none
 };
 
+// total <- total + the squares of the weights: pieces added in the order of csrc/math/reduce.h, one after another, so
+// that calls over parts of a list come to the bits of one call over the list.
+struct AddSquaresCall {
+  double* total;  // in the memory of the device
+  TensorViews weights;
+  const Tensor& on_device;
+};
+
 struct ProjectCall {
   TensorViews weights;
   double radius;
+  const double* squared_norm;  // in the memory of the device: of all that is projected; null: these weights are all
   const Tensor& on_device;
 };
 
@@ -116,6 +125,7 @@ struct Backend {
   void (*advance)(const AdvanceCall&);
   void (*update)(const UpdateCall&);
   bool (*update_rows)(const UpdateRowsCall&);  // false, and nothing written, where it is no faster in one
+  void (*add_squares)(const AddSquaresCall&);
   void (*project)(const ProjectCall&);
   void (*row_scales)(const RowScalesCall&);
   void (*row_fisher)(const RowFisherCall&);

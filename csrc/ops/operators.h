@@ -18,6 +18,7 @@
   X(update_)                        \
   X(update_and_perturb_)            \
   X(update_rows_and_perturb_)       \
+  X(add_squares_)                   \
   X(project_)                       \
   X(row_scales_)                    \
   X(row_fisher_)                    \

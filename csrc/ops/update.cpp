@@ -6,7 +6,9 @@
 //   as
 //                       row_scales_ makes them, without a Fisher sum; params <- clean + noise: one pass over memory for
 //                       rows that fit a cache, two for longer ones, and the bits of the four operators
-//   project_            scales the stacked weights onto the Euclidean ball of a radius ([CLS] Theorem 4.4)
+//   add_squares_        total <- total + the sum of squares of the weights
+//   project_            scales the stacked weights onto the Euclidean ball of a radius ([CLS] Theorem 4.4). With
+//                       `squared_norm`, which add_squares_ makes from 0, they are a part of what is stacked
 // The update is that of a rule of csrc/math/rules.h, which `rule` names; `numbers` are its numbers in the order that it
 // lists them. `buffers` are what it keeps: the first buffer of every tensor, then the second of every tensor, and so
 // on. `steps` counts each tensor's updates with this one, from 1; a rule says what it takes from it. `lr_tensor`, a
@@ -164,12 +166,30 @@ void update_rows_and_perturb_(const TensorList& params,
   if (backend.update_rows == nullptr || !backend.update_rows(call)) update_rows_apart(call, backend);
 }
 
-void project_(const TensorList& weights, double radius) {
-  TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
-  TensorViews views = view_parameters(weights, "weights", Use::writes);
+// A float64 number in the memory of the weights' device.
+double* view_total(const Tensor& total, const char* name, const TensorList& weights) {
+  check_strided(total, name);
+  TORCH_SSAM_CHECK(total.numel() == 1 && total.scalar_type() == ScalarType::Double, name, " has ", total.numel(),
+                   " elements and dtype ", dtype_name(total.scalar_type()), "; expected one float64 number.");
+  if (!weights.empty()) check_one_device({total}, name, weights[0], "weights[0]");
+  return static_cast<double*>(total.data_ptr());
+}
+
+void add_squares_(const Tensor& total, const TensorList& weights) {
+  TensorViews views = view_parameters(weights, "weights", Use::reads);
+  double* sum = view_total(total, "total", weights);
   if (weights.empty()) return;
   check_one_device(weights, "weights", weights[0], "weights[0]");
-  backend_of(weights[0]).project({std::move(views), radius, weights[0]});
+  backend_of(weights[0]).add_squares({sum, std::move(views), weights[0]});
+}
+
+void project_(const TensorList& weights, double radius, const std::optional<Tensor>& squared_norm) {
+  TORCH_SSAM_CHECK(std::isfinite(radius) && radius > 0, "radius is ", radius, "; expected a finite number > 0.");
+  TensorViews views = view_parameters(weights, "weights", Use::writes);
+  const double* norm = squared_norm ? view_total(*squared_norm, "squared_norm", weights) : nullptr;
+  if (weights.empty()) return;
+  check_one_device(weights, "weights", weights[0], "weights[0]");
+  backend_of(weights[0]).project({std::move(views), radius, norm, weights[0]});
 }
 
 }  // namespace
@@ -185,6 +205,7 @@ TORCH_SSAM_OPERATOR(
         TORCH_SSAM_SCHEMA) ", Tensor generator, int[] places, float weight_clip, Tensor(d!)[] row_scales"
         TORCH_SSAM_WHOLE_NOISE(TORCH_SSAM_SCHEMA) ", str kind='norm'" TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_SCHEMA)
         ") -> ()");
-TORCH_SSAM_OPERATOR(project_, "(Tensor(a!)[] weights, float radius) -> ()");
+TORCH_SSAM_OPERATOR(add_squares_, "(Tensor(a!) total, Tensor[] weights) -> ()");
+TORCH_SSAM_OPERATOR(project_, "(Tensor(a!)[] weights, float radius, Tensor? squared_norm=None) -> ()");
 
 }  // namespace torch_ssam

@@ -276,6 +276,16 @@ TYPED_TEST(CudaOnHost, ProjectionScalesByTheCpusFactorOrNotAtAll) {
       const auto pieces = static_cast<int64_t>(sums.size());
       walk_list<SquaresFor<scalar_t>::template With, kVector<scalar_t>>(list, SquaresSettings{lanes.data()});
       walk<ProjectionBody>({lanes.data(), pieces, radius, &projection}, 1);
+      // The same in two sums, and a projection by what they come to.
+      double sum = 0.0;
+      math::Projection apart{};
+      for (const auto& [from, count] : {std::pair<int64_t, int64_t>{0, 3}, {3, pieces - 3}}) {
+        walk<ProjectionBody>({lanes.data() + from * math::kLanes, count, 0.0, nullptr, &sum, &sum}, 1);
+      }
+      walk<ProjectionBody>({nullptr, 0, radius, &apart, &sum}, 1);
+      EXPECT_TRUE(same_value(sum, total));
+      EXPECT_EQ(apart.outside, projection.outside);
+      EXPECT_TRUE(same_value(apart.factor, projection.factor));
       const math::Projection wanted = math::make_projection(total, radius);
       EXPECT_EQ(projection.outside, wanted.outside);
       EXPECT_TRUE(same_value(projection.factor, wanted.factor));

@@ -41,7 +41,7 @@ def run_ranks(program: str, world: int, *arguments: str) -> None:
         for k in range(world)
     ]
     try:
-        output = [process.communicate(timeout=240)[0] for process in running]
+        output = [process.communicate(timeout=480)[0] for process in running]
     finally:
         for process in running:
             process.kill()

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 import torch_ssam
+from torch_ssam.ops.dtensor import is_sharded
 
 CHECKS: dict[str, Callable[[], None]] = {}
 
@@ -151,12 +153,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "tensor": {"scale": "tensor", "keep_perturbed": True},
     "fisher": {"scale": "fisher", "keep_perturbed": True},
     "clip": {"scale": "absmax", "weight_clip": 1.2, "keep_perturbed": True},
+    "ball": {"scale": "filter", "weight_clip": 1.2, "radius": 1.5},  # well inside of where the net starts
 }
 LOOPS = {
     "filter": "perturb",
     "tensor": "kept",
     "fisher": "kept",
     "clip": "kept",
+    "ball": "perturb",
 }  # the others are loops of their own
 
 
@@ -258,6 +262,111 @@ def filters_of_every_layout_are_clipped_as_whole_ones() -> None:
                 assert not any(torch.equal(p, w) for p, w in zip(plain, whole, strict=True))
 
 
+def norm_of(tensors: Any) -> float:
+    return float(torch.cat([t.double().reshape(-1) for t in full(tensors)]).norm())
+
+
+def some_weights(placements: list[Any], dtype: torch.dtype) -> list[Tensor]:
+    """Some longer than a piece of the norm, none divided evenly but where a layout asks for it."""
+    even = isinstance(placements[0], _StridedShard)
+    sizes = [(8, 130, 2), (8, 520, 3)] if even else [(9, 8, 5), (1, 3, 33), (70, 40, 3), (5, 0, 3)]
+    return [
+        torch.randn(size, generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i, size in enumerate(sizes)
+    ]
+
+
+@check
+def projections_of_every_layout_have_the_bits_of_one_process() -> None:
+    """Split, replicated and plain tensors in one list, in an order of its own; a replicated one counts once."""
+    for mesh in meshes():
+        for placements in LAYOUTS[mesh.ndim]:
+            for dtype in (torch.float32, torch.bfloat16):
+                whole = some_weights(placements, dtype)
+                beside, again = (
+                    torch.randn(4099, generator=torch.Generator().manual_seed(9)).to(dtype),
+                    whole[0],
+                )
+                norm = norm_of([*whole, beside, again])
+                for radius in (norm / 3, norm * 1.01):
+                    plain = [again.clone(), *(w.clone() for w in whole), beside.clone()]
+                    copies = [Replicate()] * mesh.ndim
+                    parts = [
+                        distribute_tensor(again.clone(), mesh, copies),
+                        *(distribute_tensor(w.clone(), mesh, placements) for w in whole),
+                        beside.clone(),
+                    ]
+                    if not isinstance(placements[0], _StridedShard):  # local tensors that are not contiguous
+                        parts[-2] = distribute_tensor(whole[-1].mT.contiguous().mT.clone(), mesh, placements)
+                        local = parts[1].to_local()
+                        parts[1] = DTensor.from_local(
+                            local.mT.contiguous().mT,
+                            mesh,
+                            placements,
+                            shape=whole[0].shape,
+                            stride=whole[0].stride(),
+                        )
+                    assert is_sharded(parts[0])  # from here on the operators take it
+                    torch.ops.torch_ssam.project_(plain, radius)
+                    torch.ops.torch_ssam.project_(parts, radius)
+                    expect(parts, plain, f"{placements}, {dtype}, radius {radius}")
+                    assert torch.equal(plain[0], again) == (radius > norm), "the check would prove nothing"
+
+
+@check
+def steps_with_a_radius_have_the_bits_of_one_process_in_every_layout() -> None:
+    """Two groups, each with a ball of its own, clipping before it and noise by rows after it."""
+    for mesh in meshes():
+        for layout, placements in enumerate(LAYOUTS[mesh.ndim]):
+            whole = some_weights(placements, torch.float32)
+            for make in (torch_ssam.SSAM, torch_ssam.SSAMAdamW)[layout % 2 :: 2]:
+                plain = [nn.Parameter(w.clone()) for w in whole]
+                parts = [nn.Parameter(distribute_tensor(w.clone(), mesh, placements)) for w in whole]
+                for params in (plain, parts):
+                    groups = [
+                        {"params": params[::2], "radius": 20.0},
+                        {"params": params[1::2], "radius": 2.0},
+                    ]
+                    how: dict[str, Any] = {"noise_std": 0.1, "scale": "filter", "weight_clip": 2.0, "seed": 1}
+                    opt = make(groups, lr=0.1, keep_perturbed=True, **how)
+                    opt.train()
+                    for k in range(2):
+                        for i, w in enumerate(whole):
+                            grad = torch.randn(w.shape, generator=torch.Generator().manual_seed(100 * k + i))
+                            split = params is parts
+                            params[i].grad = distribute_tensor(grad, mesh, placements) if split else grad
+                        opt.step()
+                    if params is plain:
+                        noisy = full(plain)
+                    else:
+                        expect(parts, noisy, f"{make.__name__} {placements}, with noise")
+                    opt.eval()
+                expect(parts, plain, f"{make.__name__} {placements}")
+                for i, radius in enumerate((20.0, 2.0)):
+                    assert norm_of(plain[i::2]) < radius * (1 + 1e-6), "outside its ball"
+                    assert norm_of(whole[i::2]) > 2 * radius, "the check would prove nothing"
+
+
+@check
+def a_norm_gathers_one_tensor_at_a_time() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parts = [distribute_tensor(torch.randn(9, 5), mesh, [Shard(0)]) for _ in range(4)]
+    assert is_sharded(parts[0])
+    gathered: list[weakref.ref[Tensor]] = []
+    gather = DTensor.full_tensor
+
+    def counted(self: DTensor, **options: Any) -> Tensor:
+        assert not [one for one in gathered if one() is not None], "one before is still in memory"
+        whole = gather(self, **options)
+        gathered.append(weakref.ref(whole))
+        return whole
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DTensor, "full_tensor", counted)
+        torch.ops.torch_ssam.project_(parts, 1.0)
+    assert len(gathered) == 4
+
+
 @check
 def noise_of_fsdp_parameters_and_clean_bits_after_an_exception() -> None:
     net, whole = sharded_net(), whole_net()
@@ -325,11 +434,18 @@ def what_cannot_be_right_is_refused() -> None:
         torch.ones(16, 2), mesh, [_StridedShard(0, split_factor=2)]
     ).requires_grad_()
     refused("scattered indices of dimension 0", lambda: torch_ssam.WeightNoise([scattered]))
-    refused("radius with a parameter that is split", lambda: torch_ssam.SSAM([w], radius=1.0))
     refused("noise_per_rank=True and parameter 0", lambda: torch_ssam.SSAM([w], noise_per_rank=True))
-    with torch.no_grad():
-        refused("is split over ranks", lambda: torch.ops.torch_ssam.project_([w], 1.0))
     expect([w], [torch.ones(8, 4)], "after a refusal")
+    # A norm over a tensor that some ranks are not told of: those ranks say so, before they wait for others.
+    first = DeviceMesh("cpu", [0])
+    elsewhere = distribute_tensor(torch.ones(8, 4), first, [Shard(0)]).requires_grad_()
+    if dist.get_rank() > 0:
+        for optimizer in (torch_ssam.SSAM, torch_ssam.SSAMAdamW):
+            refused(
+                "does not have this rank", lambda make=optimizer: make([w, elsewhere], radius=1.0, seed=1)
+            )
+        with torch.no_grad():
+            refused("does not have this rank", lambda: torch.ops.torch_ssam.project_([elsewhere], 1.0))
     # Replicated parameters are whole on each rank: everything goes.
     r, q = (
         distribute_tensor(torch.ones(8, 4), mesh, [Replicate()]).requires_grad_(),
@@ -355,7 +471,12 @@ def fsdp_trains_as_one_process_does() -> None:
         (ssam, WAYS),
         (
             adamw,
-            {"perturb": {"amsgrad": True}, "kept": {"keep_perturbed": True}, "filter": {"scale": "filter"}},
+            {
+                "perturb": {"amsgrad": True},
+                "kept": {"keep_perturbed": True},
+                "filter": {"scale": "filter"},
+                "ball": {"radius": 1.5},
+            },
         ),
         (wrapped, {way: WAYS[way] for way in ("perturbations", "kept", "fisher", "clip")}),
     ):
@@ -369,6 +490,8 @@ def fsdp_trains_as_one_process_does() -> None:
             plain.eval()
             expect(net, whole, f"{make.__name__} {way}")
             expect_moved(net)
+            if "radius" in options:
+                assert norm_of(net) < options["radius"] * (1 + 1e-6) < norm_of(whole_net()) / 1.5
             for p, entry in opt.state.items():
                 for key, value in entry.items():
                     assert key in ("fisher", "step") or value.dim() == 0 or value.placements == p.placements
@@ -403,11 +526,16 @@ def hybrid_fsdp_trains_as_one_process_does() -> None:
     net, whole = whole_net(), whole_net()
     fully_shard(net, mesh=mesh)
     assert net.first.weight.placements == (Replicate(), Shard(0))
-    opt, plain = ssam(net, keep_perturbed=True), ssam(whole, keep_perturbed=True)
-    drive("kept", opt, net, batches(2))
-    drive("kept", plain, whole, batches(2))
-    expect(net, whole, "before eval")
-    expect_moved(net)
+    for radius in (None, 1.5):
+        opt = ssam(net, keep_perturbed=True, radius=radius)
+        plain = ssam(whole, keep_perturbed=True, radius=radius)
+        drive("kept", opt, net, batches(2))
+        drive("kept", plain, whole, batches(2))
+        expect(net, whole, f"before eval, radius {radius}")
+        expect_moved(net)
+        for one in (opt, plain):
+            one.eval()
+        expect(net, whole, f"radius {radius}")
     refused("noise_per_rank=True and parameter 0", lambda: ssam(net, noise_per_rank=True))
 
 
@@ -432,6 +560,7 @@ def masters_of_shards_are_those_of_one_process() -> None:
         {"keep_perturbed": True},
         {"scale": "element"},
         {"weight_clip": 1.2, "scale": "absmax"},
+        {"radius": 1.5, "keep_perturbed": True},
     ):
         net, whole = sharded_net(), whole_net()
         opt, plain = with_masters(net, **options), with_masters(whole, **options)

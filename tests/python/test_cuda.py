@@ -351,10 +351,18 @@ def test_steps_with_scaled_noise_have_the_cpus_bits(scale: str, kept: bool) -> N
 def test_projection_gives_the_cpus_bits(dtype: torch.dtype, radius: float) -> None:
     weights = mixed_list(dtype, 1)
     gpu = on_gpu(weights)
+    parts = on_gpu(weights)
     ops.project_(weights, radius)
     ops.project_(gpu, radius)
-    for a, b in zip(gpu, weights, strict=True):
+    # In parts, by a norm that is added up from them, as ranks do.
+    total = torch.zeros(1, dtype=torch.float64, device="cuda")
+    for part in (parts[:1], [], parts[1:2], parts[2:]):
+        ops.add_squares_(total, part)
+    for part in (parts[:2], parts[2:]):
+        ops.project_(part, radius, total)
+    for a, also, b in zip(gpu, parts, weights, strict=True):
         assert_same_bits(a, b)
+        assert_same_bits(also, b)
 
 
 @pytest.mark.parametrize("readout", [False, True])

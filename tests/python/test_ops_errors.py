@@ -44,7 +44,12 @@ def arguments(operator: str) -> dict[str, Any]:
         },
         "update_and_perturb_": {**lists, **noise, **update},
         "update_rows_and_perturb_": {**lists, **noise, **update, "weight_clip": 1.5, "row_scales": []},
-        "project_": {"weights": lists["params"], "radius": 0.1},
+        "add_squares_": {"total": torch.zeros((), dtype=torch.float64), "weights": lists["params"]},
+        "project_": {
+            "weights": lists["params"],
+            "radius": 0.1,
+            "squared_norm": torch.ones(1, dtype=torch.float64),
+        },
         "row_scales_": {
             "row_scales": [torch.ones(3), torch.ones(1)],
             "weights": lists["params"],
@@ -185,6 +190,16 @@ CASES: list[Case] = [
         second(torch.zeros(5, dtype=torch.bool)),
         r"weights\[1\] has dtype bool",
     ),
+    (("add_squares_",), "weights", second(torch.zeros(5, dtype=torch.bool)), r"weights\[1\] has dtype bool"),
+    (
+        ("add_squares_",),
+        "total",
+        torch.zeros(1),
+        "total has 1 elements and dtype float32; expected one float64",
+    ),
+    (("add_squares_",), "total", torch.zeros(2, dtype=torch.float64), "total has 2 elements"),
+    (("project_",), "squared_norm", torch.zeros(()), "squared_norm has 1 .* float32; expected one float64"),
+    (("project_",), "squared_norm", torch.zeros(0, dtype=torch.float64), "squared_norm has 0 elements"),
     (UPDATE, "grads", second(torch.zeros(5, dtype=torch.int32)), r"grads\[1\] has dtype int32; expected"),
     (
         ("perturbed",),
@@ -419,6 +434,7 @@ CASES: list[Case] = [
     ),
     # None, which the dispatcher lets through where one tensor is asked for
     ((*PERTURB, "perturbed"), "generator", None, "generator is None; expected a tensor"),
+    (("add_squares_",), "total", None, "total is None; expected a tensor"),
     (("perturbed",), "weights", None, "weights is None; expected a tensor"),
     (("diagonal", "diagonal_backward"), "input", None, "input is None; expected a tensor"),
     (("diagonal", "diagonal_backward"), "weight", None, "weight is None; expected a tensor"),

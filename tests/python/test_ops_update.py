@@ -317,6 +317,28 @@ def test_projection_is_the_same_for_any_thread_count_and_layout() -> None:
     assert all(same_bits(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_norm_added_up_in_parts_projects_as_the_whole_does(dtype: torch.dtype) -> None:
+    """What each rank does with its part of the weights; the parts of a list are added in its order."""
+    weights = [random(n, dtype, seed=n) for n in (4097, 0, 33, 12289, 1)]
+    weights.append(same_layout(torch.empty(0, dtype=dtype), "transposed", seed=2))
+    parts = [w.clone() for w in weights]
+    total = torch.zeros(1, dtype=torch.float64)
+    for part in (parts[:2], [], parts[2:3], parts[3:]):
+        ops.add_squares_(total, part)
+    wanted = torch.cat([w.double().reshape(-1) for w in weights]).square().sum()
+    torch.testing.assert_close(total[0], wanted, rtol=1e-13, atol=0.0)
+    assert same_bits(parts, weights), "adding up changed weights"
+    radius = float(wanted.sqrt()) / 3
+    ops.project_(weights, radius)
+    for part in (parts[:1], parts[1:]):
+        ops.project_(part, radius, total)
+    assert same_bits(parts, weights)
+    inside = [w.clone() for w in parts]
+    ops.project_(inside, radius, torch.tensor(radius**2 * 0.99, dtype=torch.float64))  # what is told counts
+    assert same_bits(inside, parts)
+
+
 def test_projection_of_weights_that_are_not_finite_zeroes_nothing() -> None:
     # The squares of the first overflow; a factor of radius / inf would wipe out every weight.
     for value in (1e200, float("inf"), float("nan")):

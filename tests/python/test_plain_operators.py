@@ -353,6 +353,25 @@ def test_projection_is_the_kernels(radius: float, dtype: torch.dtype, narrow: bo
         check_ulp(one, other, 2.0)
 
 
+@pytest.mark.parametrize("dtype", list(EPS))
+def test_a_norm_added_up_in_parts_is_the_kernels(dtype: torch.dtype, narrow: bool) -> None:
+    if narrow and dtype == torch.float64:
+        return
+    wide = torch.float32 if narrow else torch.float64
+    weights = [random((65,), dtype, seed=1), random((3, 17), dtype, seed=2)]
+    found, expected = torch.zeros(1, dtype=wide), torch.zeros((), dtype=torch.float64)
+    for w in (weights[:1], [], weights[1:]):
+        run("add_squares_", found, w)
+        ops.add_squares_(expected, w)
+    torch.testing.assert_close(found.double()[0], expected, rtol=1e-6 if narrow else 1e-14, atol=0.0)
+    parts = [w.clone() for w in weights]
+    for w in parts:
+        run("project_", [w], 0.5, found)
+    ops.project_(weights, 0.5, expected)
+    for one, other in zip(parts, weights, strict=True):
+        check_ulp(one, other, 2.0)
+
+
 def test_a_norm_that_is_not_finite_projects_nothing() -> None:
     for bad in (float("nan"), float("inf")):
         w = torch.tensor([1.0, bad])

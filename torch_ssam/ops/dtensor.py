@@ -3,8 +3,9 @@
 Each operator gets a rule for DTensor (`torch.library.register_torch_dispatch`), so that fronts treat all parameters
 alike and plain ones pay nothing. A rule takes the local tensors, says where each lies in its whole tensor (the
 operators' `shards`, csrc/ops/shards.h) and calls the operator on them. A rank makes the noise of its own elements
-only, and nothing is communicated; but norms of rows that several ranks hold parts of, and the clipping by them, are those of
-the gathered tensor, one tensor at a time, so that they have the bits of one process. Tests: test_sharded.py.
+only, and nothing is communicated; but norms of rows that several ranks hold parts of, the clipping by them, and the norm
+of a projection are those of the gathered tensors, one tensor at a time, so that they have the bits of one process. Tests:
+test_sharded.py.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 from torch_ssam.ops import library as library
+from torch_ssam.ops.plain_numbers import wide
 
 NOISY = ("perturb_", "perturb_from_clean_", "perturbed", "update_and_perturb_")
 ELEMENTWISE = ("restore_", "follow_", "update_")
 ROW_SUMS = ("row_scales_", "row_fisher_")  # sums over rows, which may lie on several ranks
 ROW_CLIPS = ("clip_rows_",)  # rows changed by such a sum
-SUMS = ("project_",)  # sums over all tensors
+PROJECTIONS = ("project_",)  # by a sum over all tensors
 
 
 def _dtensor() -> Any:
@@ -60,6 +62,8 @@ def check_options(params: list[Any], group: dict[str, Any], noise_per_rank: bool
     for i, p in enumerate(params):
         if not is_sharded(p):
             continue
+        if group.get("radius") is not None:
+            _check_in_mesh(i, p)
         shard_of(p)
         if noise_per_rank:
             raise ValueError(
@@ -67,15 +71,16 @@ def check_options(params: list[Any], group: dict[str, Any], noise_per_rank: bool
                 "different noise. It is for DistributedDataParallel, where each rank holds whole weights; expected "
                 "noise_per_rank=False."
             )
-        if is_split(p) and group.get("radius") is not None:
-            raise _needs_sums(i, p)
 
 
-def _needs_sums(place: int, tensor: Any) -> ValueError:
-    return ValueError(
-        f"radius with a parameter that is split over ranks (number {place}, placements {tensor.placements}): its norm "
-        "goes over all parameters of the group; expected radius=None, or parameters that every rank holds whole."
-    )
+def _check_in_mesh(place: int, tensor: Any) -> None:
+    """For a norm over all tensors: a rank that has no part in one of them is not told of it."""
+    if tensor.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"radius with a DTensor (number {place}) whose mesh {tensor.device_mesh} does not have this rank, "
+            f"{torch.distributed.get_rank()}: the norm goes over all parameters of the group; expected radius=None, or a "
+            "group whose parameters every one of its ranks has a part of."
+        )
 
 
 def is_split(tensor: Tensor) -> bool:
@@ -300,13 +305,28 @@ def _holds_whole_rows(tensor: Any) -> bool:
     )
 
 
-def _on_whole(cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """The rule of operators that add up over all tensors: refused where that would need the other ranks."""
+def _on_projected(
+    cls: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Any:
+    """The rule of the projection: each rank scales its part, by the norm of all tensors, each gathered in its turn.
+
+    A replicated tensor counts once, as each rank has it. All ranks gather the same tensors in the same order.
+    """
     tensors, *rest = args
+    here = [local_of(tensor) for tensor in tensors]
     for i, tensor in enumerate(tensors):
-        if is_split(tensor):
-            raise _needs_sums(i, tensor)
-    return func([local_of(tensor) for tensor in tensors], *rest, **(kwargs or {}))
+        if is_sharded(tensor):
+            _check_in_mesh(i, tensor)
+    if any(is_split(tensor) for tensor in tensors):
+        add_squares = torch.ops.torch_ssam.add_squares_.default
+        total = torch.zeros((), dtype=wide(here[0].device), device=here[0].device)
+        for tensor in tensors:
+            add_squares(total, [tensor.detach().full_tensor() if is_split(tensor) else local_of(tensor)])
+        func(here, *rest, total, **(kwargs or {}))
+    else:
+        func(here, *rest, **(kwargs or {}))
+    torch.autograd.graph.increment_version(here)
+    _drop_gathered()
 
 
 @functools.cache
@@ -315,7 +335,7 @@ def _register(kind: type) -> None:
         _on_locals: (*NOISY, *ELEMENTWISE),
         _on_rows: ROW_SUMS,
         _on_clipped_rows: ROW_CLIPS,
-        _on_whole: SUMS,
+        _on_projected: PROJECTIONS,
     }
     for rule, names in rules.items():
         for name in names:

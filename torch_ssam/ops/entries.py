@@ -40,6 +40,7 @@ class _Ops:
     update_: Callable[..., None]
     update_and_perturb_: Callable[..., None]
     update_rows_and_perturb_: Callable[..., None]
+    add_squares_: Callable[..., None]
     project_: Callable[..., None]
     row_scales_: Callable[..., None]
     row_fisher_: Callable[..., None]

@@ -60,6 +60,7 @@ WRITERS = (
     "update_",
     "update_and_perturb_",
     "update_rows_and_perturb_",
+    "add_squares_",
     "project_",
     "row_scales_",
     "row_fisher_",

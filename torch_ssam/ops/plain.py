@@ -293,15 +293,31 @@ def update_rows_and_perturb_(
     _write_updated(params, clean, checked_noise)
 
 
-def project_(weights: Tensors, radius: float) -> None:
-    """Scales the stacked weights onto the ball, where they are outside of it and finite."""
-    checks.check_radius(radius)
-    checks.check_parameters(weights, "weights", written=True)
+def _squares(weights: Tensors) -> Tensor:
+    norms = [torch.linalg.vector_norm(w, dtype=wide(w.device)) for w in weights]
+    return torch.stack(norms).square().sum()
+
+
+def add_squares_(total: Tensor, weights: Tensors) -> None:
+    """total <- total + the squares of the weights; in the widest dtype of the device."""
+    checks.check_parameters(weights, "weights")
+    checks.check_total(total, "total", weights)
     if not weights:
         return
     checks.check_one_device(weights, "weights", weights[0], "weights[0]")
-    norms = [torch.linalg.vector_norm(w, dtype=wide(w.device)) for w in weights]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    total.add_(_squares(weights).view_as(total))
+
+
+def project_(weights: Tensors, radius: float, squared_norm: Tensor | None = None) -> None:
+    """Scales the stacked weights onto the ball, where they, or all that `squared_norm` counts, are outside of it and finite."""
+    checks.check_radius(radius)
+    checks.check_parameters(weights, "weights", written=True)
+    if squared_norm is not None:
+        checks.check_total(squared_norm, "squared_norm", weights)
+    if not weights:
+        return
+    checks.check_one_device(weights, "weights", weights[0], "weights[0]")
+    norm = (_squares(weights) if squared_norm is None else squared_norm.view(())).sqrt()
     outside = (norm > radius) & norm.isfinite()
     factor = torch.where(outside, radius / norm, torch.ones_like(norm))
     for w in weights:
@@ -321,6 +337,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         update_,
         update_and_perturb_,
         update_rows_and_perturb_,
+        add_squares_,
         project_,
         row_scales_,
         row_fisher_,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam.ops.plain_noise import Stream, stream_of
+from torch_ssam.ops.plain_numbers import wide
 from torch_ssam.ops.plain_rules import LARGEST
 
 Tensors = Sequence[Tensor]
@@ -238,6 +239,18 @@ def check_noise(
     return Noise(
         -noise_std if negate else noise_std, distribution, scale, streams, row_scales or (), channel_dim
     )
+
+
+def check_total(total: Tensor | None, name: str, weights: Tensors) -> None:
+    """A sum in the memory of the device, in its widest dtype."""
+    check_strided(total, name)
+    assert total is not None
+    require(
+        total.numel() == 1 and total.dtype == wide(total.device),
+        f"{name} has {total.numel()} elements and dtype {name_of(total.dtype)}; expected one "
+        f"{name_of(wide(total.device))} number.",
+    )
+    check_one_device([total], name, weights[0] if weights else None, "weights[0]")
 
 
 def check_radius(radius: float) -> None:

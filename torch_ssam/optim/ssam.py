@@ -66,7 +66,8 @@ class SSAM(FusedOptimizer):
             0 for nn.Linear and nn.Conv, 1 for nn.ConvTranspose and the Conv1D of transformers, whose weights are (in,
             out).
         radius: after each step the group's stacked parameters are projected onto the ball of this radius > 0
-            (Theorem 4.4 of the paper); None for no projection.
+            (Theorem 4.4 of the paper); None for no projection. Parameters that are split over ranks are gathered for
+            the norm, one tensor at a time.
         keep_perturbed: `train()` perturbs the weights and `step()` leaves them perturbed with the next draw,
             so that a stock loop needs no change; `eval()` puts the clean ones back.
         memory: "copy" keeps a copy of the clean weights, and restoring is exact. "regenerate" keeps none and

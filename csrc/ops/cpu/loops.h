@@ -12,6 +12,7 @@ void follow(const FollowCall& call);
 void advance(const AdvanceCall& call);
 void update(const UpdateCall& call);
 bool update_rows(const UpdateRowsCall& call);
+void add_squares(const AddSquaresCall& call);
 void project(const ProjectCall& call);
 void row_scales(const RowScalesCall& call);
 void row_fisher(const RowFisherCall& call);

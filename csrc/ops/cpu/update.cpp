@@ -48,13 +48,21 @@ void update(const UpdateCall& call) {
   std::visit([&](const auto& rule) { update_by(rule, call); }, call.rule);
 }
 
-// Two passes: the norm in pieces of fixed size, summed in order (the same bits for any number of threads), then, only
-// where it exceeds the radius, the scaling.
-void project(const ProjectCall& call) {
+// In pieces of fixed size, summed in order: the same bits for any number of threads.
+void add_squares(const AddSquaresCall& call) {
   std::vector<int64_t> lengths;
   for (const TensorView& view : call.weights) lengths.push_back(view.numel);
+  for (const double sum : reduce_pieces(call.weights, lengths, kernels().sum_of_squares).values) *call.total += sum;
+}
+
+// Two passes: the norm, then, only where it exceeds the radius, the scaling.
+void project(const ProjectCall& call) {
   double total = 0.0;
-  for (const double sum : reduce_pieces(call.weights, lengths, kernels().sum_of_squares).values) total += sum;
+  if (call.squared_norm != nullptr) {
+    total = *call.squared_norm;
+  } else {
+    add_squares({&total, call.weights, call.on_device});
+  }
   const math::Projection projection = math::make_projection(total, call.radius);
   if (!projection.outside) return;
   const Kernels& k = kernels();

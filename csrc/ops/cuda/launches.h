@@ -10,6 +10,7 @@ void restore(const RestoreCall& call);
 void follow(const FollowCall& call);
 void advance(const AdvanceCall& call);
 void update(const UpdateCall& call);
+void add_squares(const AddSquaresCall& call);
 void project(const ProjectCall& call);
 void row_scales(const RowScalesCall& call);
 void row_fisher(const RowFisherCall& call);

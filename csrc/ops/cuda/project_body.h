@@ -53,14 +53,18 @@ struct ProjectionBody {
     const double* lanes;
     int64_t pieces;
     double radius;
-    math::Projection* result;
+    math::Projection* result;              // null where the sum is all
+    const double* squared_norm = nullptr;  // what the sum starts from, where it is not 0
+    double* total = nullptr;               // what receives the sum
   };
   struct Shared {
     double sums[kThreads];
     double total;
   };
 
-  TORCH_SSAM_BODY int64_t tiles(const Params& params) { return (params.pieces + kThreads - 1) / kThreads; }
+  TORCH_SSAM_BODY int64_t tiles(const Params& params) {
+    return params.pieces == 0 ? 1 : (params.pieces + kThreads - 1) / kThreads;
+  }
 
   TORCH_SSAM_BODY void first_phase(const Params& params, Thread at, int64_t tile, Shared& shared) {
     const int64_t piece = tile * kThreads + at.index;
@@ -73,13 +77,15 @@ struct ProjectionBody {
 
   TORCH_SSAM_BODY void second_phase(const Params& params, Thread at, int64_t tile, Shared& shared) {
     if (at.index != 0) return;
-    double total = tile == 0 ? 0.0 : shared.total;
+    double total = tile != 0 ? shared.total : params.squared_norm != nullptr ? *params.squared_norm : 0.0;
     const int64_t rest = params.pieces - tile * kThreads;
     const int count = rest < kThreads ? static_cast<int>(rest) : kThreads;
     TORCH_SSAM_UNROLL_BY(8)
     for (int i = 0; i < count; ++i) total += shared.sums[i];
     shared.total = total;
-    if (tile + 1 == tiles(params)) *params.result = math::make_projection(total, params.radius);
+    if (tile + 1 != tiles(params)) return;
+    if (params.total != nullptr) *params.total = total;
+    if (params.result != nullptr) *params.result = math::make_projection(total, params.radius);
   }
 };
 
