@@ -36,14 +36,18 @@ TORCH_SSAM_BODY bool add_dimension(Shard& shard, int64_t start, int64_t size, in
   return true;
 }
 
-// Element `element` of the shard, as an element of the whole tensor.
-TORCH_SSAM_BODY int64_t whole_element(const Shard& shard, int64_t element) {
-  int64_t whole = shard.origin;
-  for (int d = shard.dims - 1; d > 0; --d) {
-    whole += element % shard.sizes[d] * shard.pitches[d];
-    element /= shard.sizes[d];
+// Element `element` of a shard of so many dimensions, as an element of the whole tensor.
+TORCH_SSAM_BODY int64_t whole_element(int64_t origin, int64_t dims, const int64_t* sizes, const int64_t* pitches,
+                                      int64_t element) {
+  int64_t whole = origin;
+  for (int64_t d = dims - 1; d > 0; --d) {
+    whole += element % sizes[d] * pitches[d];
+    element /= sizes[d];
   }
-  return whole + element * (shard.dims > 0 ? shard.pitches[0] : 1);
+  return whole + element * (dims > 0 ? pitches[0] : 1);
+}
+TORCH_SSAM_BODY int64_t whole_element(const Shard& shard, int64_t element) {
+  return whole_element(shard.origin, shard.dims, shard.sizes, shard.pitches, element);
 }
 
 // How many elements of the shard, from this one on, are neighbours in the whole tensor.
@@ -51,5 +55,8 @@ TORCH_SSAM_BODY int64_t left_in_run(const Shard& shard, int64_t element) {
   const int64_t run = shard.sizes[shard.dims > 0 ? shard.dims - 1 : 0];
   return run - element % run;
 }
+
+// In how many blocks of so many neighbours of the whole tensor a run lies at most, wherever it starts.
+TORCH_SSAM_BODY int64_t blocks_of_run(int64_t run, int64_t block) { return (run + block - 2) / block + 1; }
 
 }  // namespace torch_ssam::math

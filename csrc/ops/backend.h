@@ -132,7 +132,6 @@ struct Backend {
   void (*clip_rows)(const ClipRowsCall&);
   void (*diagonal)(const DiagonalCall&, const Tensor& output);
   void (*diagonal_backward)(const DiagonalBackwardCall&, const Tensor& grad_input, const Tensor& grad_weight);
-  bool has_shards;  // whether it makes noise of parts of tensors
 };
 
 // The table of the device that a tensor is on.

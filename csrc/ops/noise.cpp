@@ -1,8 +1,6 @@
 // The checks of noise.h.
 #include "noise.h"
 
-#include "backend.h"
-
 namespace torch_ssam {
 namespace {
 
@@ -32,9 +30,6 @@ Noise check_noise(const SharedNoise& shared, const NoiseArguments& arguments, co
   static const OptionalInts whole;
   Noise noise{
       shared, generator, places, {}, check_shards(arguments.shards == nullptr ? whole : *arguments.shards, params)};
-  TORCH_SSAM_CHECK(noise.shards.empty() || backend_of(generator).has_shards,
-                   "noise of a shard of a tensor has no CUDA kernels in this version; expected whole tensors on a GPU "
-                   "(DistributedDataParallel), or shards on the CPU.");
   const bool by_rows = shared.scale == math::Scale::rows;
   const std::vector<Tensor>* row_scales =
       arguments.row_scales != nullptr && arguments.row_scales->has_value() ? &**arguments.row_scales : nullptr;

@@ -3,7 +3,8 @@
 # emulated device of tests/python/test_cuda.py). `make test` asks for it where nvcc is; each source is compiled once, for
 # PTX and host code.
 # A new CUDA source needs its name in TORCH_SSAM_CUDA_SOURCES, a new host walk one in TORCH_SSAM_PTX_WALKS.
-set(TORCH_SSAM_PTX_WALKS test_cuda_on_host test_cuda_scale_on_host test_cuda_diagonal_on_host test_adamw)
+set(TORCH_SSAM_PTX_WALKS test_cuda_on_host test_cuda_scale_on_host test_cuda_diagonal_on_host
+                         test_cuda_shards_on_host test_adamw)
 set(TORCH_SSAM_PTX OFF CACHE STRING "Run the PTX of the CUDA kernels on the CPU: AUTO (where nvcc is found), ON or OFF")
 
 if(NOT TORCH_SSAM_PTX OR NOT TORCH_SSAM_WITH_TORCH OR TORCH_SSAM_SANITIZE OR CMAKE_CROSSCOMPILING)

@@ -19,6 +19,7 @@ import pytest
 import reference
 import torch
 from cases import DTYPES, LAYOUTS, PAIRS, SIZES, adamw, random, same_layout, sgd
+from shard_boxes import BOXES, part_of, shards_of, whole
 
 import torch_ssam
 
@@ -504,15 +505,101 @@ def test_sparse_gradients_are_refused() -> None:
         ops.update_(weights, [torch.ones(8, device="cuda").to_sparse()], [], *sgd())
 
 
-@pytest.mark.no_launch
-def test_shards_are_refused() -> None:
-    for operator, lists in (("perturb_", 2), ("perturb_from_clean_", 2), ("update_and_perturb_", 3)):
-        tensors = [[torch.ones(2, 3, device="cuda")] for _ in range(lists)]
-        update = ([], *sgd(), generator(), [0], 0.1)
-        rest = update if lists == 3 else (generator(), [0], 0.1)
-        with pytest.raises(Exception, match="no CUDA kernels"):
-            getattr(ops, operator)(*tensors, *rest, shards=[4, 3, 2, 0])
-        assert all(bool((t == 1).all()) for (t,) in tensors)
+def reversed_dims(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """On the GPU, the first dimension innermost."""
+    return on_gpu(
+        [
+            t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
+            for t in tensors
+        ]
+    )
+
+
+def assert_parts_of(gpu: list[torch.Tensor], wholes: list[torch.Tensor]) -> None:
+    for box, ours, expected in zip(BOXES, gpu, wholes, strict=True):
+        assert_same_bits(ours, part_of(expected, box))
+
+
+def wholes(dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+    return [whole(box, dtype, seed) for box in BOXES]
+
+
+def parts(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [part_of(tensor, box) for tensor, box in zip(tensors, BOXES, strict=True)]
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("scale", ["isotropic", "rows", "element"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned, reversed_dims])
+def test_the_noise_of_a_shard_is_that_of_the_whole_tensor_on_the_cpu(
+    pair: Any, scale: str, distribution: str, placed: Any
+) -> None:
+    master, model = pair
+    clean, params = wholes(master, 1), wholes(model, 2)
+    rows = [torch.rand(w.shape[0] if w.dim() > 1 else 1) for w in clean] if scale == "rows" else None
+    own = rows and [
+        r.narrow(0, BOXES[box][1][0], BOXES[box][2][0]) if r.numel() > 1 else r
+        for r, box in zip(rows, BOXES, strict=True)
+    ]
+    gpu, gpu_clean, gpu_rows = placed(parts(params)), placed(parts(clean)), own and on_gpu(own)
+    how = (list(range(len(BOXES))), STD, distribution, 3, True, 5, scale)
+    ops.perturb_from_clean_(params, clean, generator("cpu"), *how, rows)
+    ops.perturb_from_clean_(gpu, gpu_clean, generator(), *how, gpu_rows, shards_of(*BOXES))
+    assert_parts_of(gpu, params)
+    if master == model:
+        whole_saved, saved = [torch.empty_like(p) for p in params], placed(parts(params))
+        ops.perturb_(params, whole_saved, generator("cpu"), *how, rows)
+        ops.perturb_(gpu, saved, generator(), *how, gpu_rows, shards_of(*BOXES))
+        assert_parts_of(gpu, params)
+        assert_parts_of(saved, whole_saved)
+        ops.restore_(gpu, saved)
+        assert_parts_of(gpu, whole_saved)
+
+
+@pytest.mark.parametrize("scale", ["isotropic", "element"])
+@pytest.mark.parametrize(
+    "rule", [sgd(0.1, 0.9, weight_decay=0.01), adamw(weight_decay=0.1, amsgrad=True)], ids=["sgd", "adamw"]
+)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("placed", [on_gpu, misaligned, reversed_dims])
+def test_a_fused_step_of_a_shard_is_that_of_the_whole_tensor_on_the_cpu(
+    pair: Any, rule: Any, scale: str, placed: Any
+) -> None:
+    master, model = pair
+    clean, grads, params = wholes(master, 1), wholes(model, 2), wholes(model, 3)
+    kept = (
+        [wholes(master, 4)]
+        if rule[0] == "sgd"
+        else [[t.abs() for t in wholes(master, seed)] for seed in (4, 5, 6)]
+    )
+    gpu = [placed(parts(t)) for t in (params, clean, grads)]
+    gpu_kept = [placed(parts(t)) for t in kept]
+    how: dict[str, Any] = {"scale": scale, "steps": [1 + i % 3 for i in range(len(BOXES))]}
+    places = list(range(len(BOXES)))
+    ops.update_and_perturb_(
+        params,
+        clean,
+        grads,
+        [b for buffers in kept for b in buffers],
+        *rule,
+        generator("cpu"),
+        places,
+        STD,
+        **how,
+    )
+    ops.update_and_perturb_(
+        *gpu,
+        [b for buffers in gpu_kept for b in buffers],
+        *rule,
+        generator(),
+        places,
+        STD,
+        shards=shards_of(*BOXES),
+        **how,
+    )
+    for ours, expected in zip([*gpu, *gpu_kept], [params, clean, grads, *kept], strict=True):
+        assert_parts_of(ours, expected)
 
 
 @real_gpu

@@ -5,12 +5,10 @@
 namespace torch_ssam {
 namespace {
 
-constexpr Backend kBackend{cuda::perturb,           cuda::restore,   cuda::follow,
-                           cuda::advance,           cuda::update,    /*update_rows=*/nullptr,
-                           cuda::add_squares,       cuda::project,   cuda::row_scales,
-                           cuda::row_fisher,        cuda::clip_rows, cuda::diagonal,
-                           cuda::diagonal_backward,
-                           /*has_shards=*/false};
+constexpr Backend kBackend{cuda::perturb,          cuda::restore,           cuda::follow,      cuda::advance,
+                           cuda::update,           /*update_rows=*/nullptr, cuda::add_squares, cuda::project,
+                           cuda::row_scales,       cuda::row_fisher,        cuda::clip_rows,   cuda::diagonal,
+                           cuda::diagonal_backward};
 
 }  // namespace
 

@@ -9,7 +9,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "../backend.h"
-#include "table.h"
+#include "shards.h"
 
 namespace torch_ssam::cuda {
 
@@ -110,27 +110,30 @@ void with_types(DtypePair pair, const Body& body) {
   }
 }
 
-// The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list. `numbers`
-// and `more` are of all tensors.
+// The tensors of a call that have one pair of dtypes; an operand that the operator lacks is an empty list. `numbers`,
+// `more` and `shards`, if there are any, are of all tensors.
 template <size_t kOperands, typename More = Nothing>
 std::vector<ListTensor<static_cast<int>(kOperands), More>> list_tensors(
     const std::array<const TensorViews*, kOperands>& operands, const std::vector<size_t>& chosen,
-    const std::vector<int64_t>* numbers, const std::vector<More>* more = nullptr) {
+    const std::vector<int64_t>* numbers, const std::vector<More>* more = nullptr, const Shards* shards = nullptr) {
   std::vector<ListTensor<static_cast<int>(kOperands), More>> list;
   list.reserve(chosen.size());
   for (const size_t t : chosen) {
     ListTensor<static_cast<int>(kOperands), More> tensor;
+    std::array<int64_t, kOperands> bytes{};
     if (more != nullptr) static_cast<More&>(tensor) = (*more)[t];
     for (size_t k = 0; k < kOperands; ++k) {
       if (operands[k]->empty()) continue;
       const TensorView& view = (*operands[k])[t];
       tensor.data[k] = view.data;
+      bytes[k] = static_cast<int64_t>(bytes_of(view.dtype));
       tensor.strides[k] = view.contiguous ? nullptr : view.strides;
       tensor.sizes = view.sizes;
       tensor.dim = view.dim;
       tensor.numel = view.numel;
     }
     tensor.number = numbers == nullptr ? 0 : static_cast<uint32_t>((*numbers)[t]);
+    if (shards != nullptr && !shards->empty()) place_in_whole(tensor, (*shards)[t], bytes);
     list.push_back(tensor);
   }
   return list;

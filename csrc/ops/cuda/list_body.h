@@ -3,7 +3,7 @@
 // bytes (table.h gives such launches only what is aligned); with kCount == 1 it is one element, of any stride. An Op
 // says: kOperands, kNoise, Settings, Local, Values<kCount>, prepare, load, finish. With RowScales in the entries, the
 // noise that an Op gets is multiplied by the scale of the element's row. Tests: test_cuda_on_host.cpp,
-// test_cuda_scale_on_host.cpp; tools/check_ptx.py looks at the compiled accesses.
+// test_cuda_scale_on_host.cpp, test_cuda_shards_on_host.cpp; tools/check_ptx.py looks at the compiled accesses.
 #pragma once
 
 #include "table.h"
@@ -132,13 +132,25 @@ struct ListBody {
     TableType table;
   };
 
-  static int64_t whole(const ListTensor<kOperands, More>& tensor) { return tensor.numel / kCount * kCount; }
+  static int64_t whole(const ListTensor<kOperands, More>& tensor) {
+    return (tensor.first + tensor.numel) / kCount * kCount;
+  }
 
   // A distance from the thread's first element, cut to what matters within its 64, in one register.
   TORCH_SSAM_BODY int within_block(int64_t distance) {
     return distance < 0 ? 0
                         : (distance > math::kGaussianBlock ? static_cast<int>(math::kGaussianBlock)
                                                            : static_cast<int>(distance));
+  }
+
+  // Noise is that of the whole tensor's elements; without it all are as good as whole.
+  TORCH_SSAM_BODY Stretch own_stretch(const TableType& table, const EntryType& entry, int64_t number) {
+    if constexpr (kCount == 1 && Op::kNoise) {
+      return stretch_at(table, entry, number);
+    } else {
+      const int64_t block = entry.begin / kAlign + number;
+      return {block, block * kAlign, entry.begin, entry.end};
+    }
   }
 
   // What the groups j, ..., j + kAhead - 1 need that is not there yet.
@@ -164,16 +176,21 @@ struct ListBody {
     const EntryType& entry = params.table.entries[index];
     constexpr int kOwners = static_cast<int>(math::kLanes) / kCount;  // threads that share a block
     const int64_t in_launch = at.block - params.table.first_block[index];
-    const int64_t block = entry.begin / kAlign + in_launch * (kThreads / kOwners) + at.index / kOwners;
+    const Stretch own = own_stretch(params.table, entry, in_launch * (kThreads / kOwners) + at.index / kOwners);
+    const int64_t block = own.block;
     const int lane = at.index % kOwners * kCount;
-    const int64_t first = block * kAlign + lane;
-    if (first >= entry.end) return;
+    const int64_t first = own.first + lane;
+    if (first >= own.end) return;
     const int bit = rademacher_bit(block);
-    const int end = within_block(entry.end - first);
-    const int begin = kCount == 1 ? within_block(entry.begin - first) : 0;
+    const int end = within_block(own.end - first);
+    const int begin = kCount == 1 ? within_block(own.begin - first) : 0;
 
     [[maybe_unused]] RowPosition position;
-    if constexpr (kByRows) position = row_position(entry, first);
+    if constexpr (kByRows) {
+      const int64_t from = kCount == 1 && first < 0 ? 0 : first;
+      position = row_position(entry, from);
+      position.inside += first - from;
+    }
     OwnedNoise<kCount> noise;
     TORCH_SSAM_UNROLL
     for (int j = 0; j < 4; j += kAhead) {

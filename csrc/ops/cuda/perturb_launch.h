@@ -25,7 +25,8 @@ void launch_perturb(const PerturbCall& call) {
     }
   }
   for_each_pair(call.clean, call.params, [&](DtypePair pair, const std::vector<size_t>& chosen) {
-    const auto tensors = list_tensors<2, More>({&call.params, &call.clean}, chosen, &noise.places, &more);
+    const auto tensors =
+        list_tensors<2, More>({&call.params, &call.clean}, chosen, &noise.places, &more, &noise.shards);
     with_types(pair, [&]<typename T>(T) {
       using master_t = typename T::master_t;
       using model_t = typename T::model_t;

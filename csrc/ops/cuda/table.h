@@ -5,12 +5,14 @@
 // Entries may carry numbers of one kind of kernel (More); how many fit is computed from the limit.
 // Tensors whose pointers are all aligned to 16 bytes go to the table of C lanes a thread but for the elements beyond
 // the last multiple of C; these, and all others, go to the table of one lane a thread, which takes any address and
-// stride. Tests: test_cuda_on_host.cpp.
+// stride, and shards of several runs: shards.h. Tests: test_cuda_on_host.cpp.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
+#include "../../math/shard.h"
 #include "grid.h"
 
 namespace torch_ssam::cuda {
@@ -38,7 +40,8 @@ struct Entry : More {
   int64_t begin;  // first element of the tensor that the entry covers, and the one past its last
   int64_t end;
   uint32_t number;  // the tensor's place, or another number an operator gives it
-  int32_t layout;   // where its shape starts in the pool; negative where contiguous
+  int16_t layout;   // where its shape starts in the pool; negative where contiguous
+  int16_t runs;     // where the map to the whole tensor starts there; negative where elements are counted as in it
 };
 
 inline constexpr int kArgumentBytes = 32764;  // what a kernel takes
@@ -59,8 +62,9 @@ struct Table {
   int32_t count;
   int32_t first_block[kCapacity];
   EntryType entries[kCapacity];
-  // Of one tensor: dim, then dim sizes, then dim strides for each operand.
+  // Shapes: dim, then dim sizes, then dim strides for each operand. Maps: origin, dims, sizes and pitches of a Shard.
   int64_t pool[kPool > 0 ? kPool : 1];
+  static_assert(kPool <= 0x7fff, "an entry counts its words in 16 bits");
 };
 
 template <int kOperands, typename More = Nothing>
@@ -106,6 +110,33 @@ TORCH_SSAM_BODY void offsets_of(const TableType& table, const typename TableType
   }
 }
 
+// 64 neighbours of the whole tensor, and which elements of an entry may be among them. The entry's element that would
+// be the first of the block may lie before `begin`, and before the tensor.
+struct Stretch {
+  int64_t block;  // of the whole tensor
+  int64_t first, begin, end;
+};
+
+// The entry's stretch of this number: its elements are those of the whole tensor, or runs of them. Each run has as many
+// stretches as it may need, wherever it starts.
+template <typename TableType>
+TORCH_SSAM_BODY Stretch stretch_at(const TableType& table, const typename TableType::EntryType& entry, int64_t number) {
+  constexpr int64_t kBlock = math::kGaussianBlock;
+  if (entry.runs < 0) {
+    const int64_t block = entry.begin / kBlock + number;
+    return {block, block * kBlock, entry.begin, entry.end};
+  }
+  const int64_t* map = table.pool + entry.runs;
+  const int64_t dims = map[1];
+  const int64_t length = map[1 + dims];
+  const int64_t each = math::blocks_of_run(length, kBlock);
+  const int64_t begin = number / each * length;
+  if (begin >= entry.end) return {0, entry.end, entry.end, entry.end};
+  const int64_t whole = math::whole_element(map[0], dims, map + 2, map + 2 + dims, begin);
+  const int64_t inside = number % each * kBlock;
+  return {(whole + inside) / kBlock, begin - whole % kBlock + inside, begin, begin + length};
+}
+
 // --- Host side: from tensors to tables.
 
 template <int kOperands_, typename More_ = Nothing>
@@ -118,12 +149,14 @@ struct ListTensor : More_ {
   int64_t dim = 0;
   int64_t numel = 0;
   uint32_t number = 0;
+  int64_t first = 0;                  // its elements are [first, first + numel) of what the pointers count from
+  const math::Shard* runs = nullptr;  // of a shard whose elements are not counted as in the whole tensor
 
   bool contiguous() const {
     return std::all_of(strides, strides + kOperands, [](const int64_t* s) { return s == nullptr; });
   }
   bool aligned() const {
-    return contiguous() && std::all_of(data, data + kOperands, [](const void* p) {
+    return contiguous() && runs == nullptr && std::all_of(data, data + kOperands, [](const void* p) {
              return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
            });
   }
@@ -140,7 +173,8 @@ class TableBuilder {
   void add(const TensorType& tensor, int64_t begin, int64_t end) {
     if (begin >= end) return;
     const bool shaped = !tensor.contiguous();
-    const int64_t words = shaped ? 1 + tensor.dim * (1 + kOperands) : 0;
+    const int64_t words = (shaped ? 1 + tensor.dim * (1 + kOperands) : 0) +
+                          (tensor.runs != nullptr ? 2 + 2 * static_cast<int64_t>(tensor.runs->dims) : 0);
     if (table_.count == TableType::kCapacity || used_ + words > TableType::kPool) flush();
     auto& entry = table_.entries[table_.count];
     static_cast<typename TensorType::More&>(entry) = tensor;
@@ -148,11 +182,13 @@ class TableBuilder {
     entry.begin = begin;
     entry.end = end;
     entry.number = tensor.number;
-    entry.layout = shaped ? static_cast<int32_t>(used_) : -1;
+    entry.layout = shaped ? static_cast<int16_t>(used_) : int16_t{-1};
     if (shaped) write_shape(tensor);
+    entry.runs = tensor.runs != nullptr ? static_cast<int16_t>(used_) : int16_t{-1};
+    if (tensor.runs != nullptr) write_map(*tensor.runs);
     table_.first_block[table_.count] = static_cast<int32_t>(blocks_);
     ++table_.count;
-    blocks_ += (end - begin / align_ * align_ + span_ - 1) / span_;
+    blocks_ += (stretches(tensor, begin, end) * align_ + span_ - 1) / span_;
   }
 
   void flush() {
@@ -163,6 +199,23 @@ class TableBuilder {
   }
 
  private:
+  // Of align_ elements.
+  template <typename TensorType>
+  int64_t stretches(const TensorType& tensor, int64_t begin, int64_t end) const {
+    if (tensor.runs == nullptr) return (end + align_ - 1) / align_ - begin / align_;
+    const int64_t length = math::left_in_run(*tensor.runs, 0);
+    return tensor.numel / length * math::blocks_of_run(length, align_);
+  }
+
+  void write_map(const math::Shard& shard) {
+    int64_t* at = table_.pool + used_;
+    *at++ = shard.origin;
+    *at++ = shard.dims;
+    at = std::copy(shard.sizes, shard.sizes + shard.dims, at);
+    at = std::copy(shard.pitches, shard.pitches + shard.dims, at);
+    used_ = at - table_.pool;
+  }
+
   template <typename TensorType>
   void write_shape(const TensorType& tensor) {
     int64_t* at = table_.pool + used_;
@@ -208,9 +261,16 @@ void for_each_launch(const std::vector<TensorType>& tensors, const Launch& launc
                                                                               launch_aligned);
   TableBuilder<typename Any::TableType, decltype(launch_any)> any(Any::kAlign, Any::kSpan, launch_any);
   for (const TensorType& tensor : tensors) {
-    const int64_t whole = tensor.aligned() ? Aligned::whole(tensor) : 0;
-    aligned.add(tensor, 0, whole);
-    any.add(tensor, whole, tensor.numel);
+    const int64_t end = tensor.first + tensor.numel;
+    const int64_t wide = (tensor.first + Aligned::kAlign - 1) / Aligned::kAlign * Aligned::kAlign;
+    const int64_t wide_end = tensor.aligned() ? Aligned::whole(tensor) : 0;
+    if (wide >= wide_end) {
+      any.add(tensor, tensor.first, end);
+      continue;
+    }
+    any.add(tensor, tensor.first, wide);
+    aligned.add(tensor, wide, wide_end);
+    any.add(tensor, wide_end, end);
   }
   aligned.flush();
   any.flush();

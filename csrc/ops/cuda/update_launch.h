@@ -74,7 +74,8 @@ void launch_update(const Rule& rule, const UpdateCall& call) {
       });
     }
     constexpr size_t kOperands = kUpdateOperands<Rule> + 1;
-    const auto tensors = list_tensors<kOperands>(operands_of<Rule, kOperands>(call), chosen, &call.noise->places);
+    const auto tensors = list_tensors<kOperands, Nothing>(operands_of<Rule, kOperands>(call), chosen,
+                                                          &call.noise->places, nullptr, &call.noise->shards);
     const UpdateAndPerturbSettings<Rule, math_t> both{settings,
                                                       noise_settings(call.noise->options, call.noise->generator)};
     constexpr int kLanes = kUpdateLanes<model_t, true>;
