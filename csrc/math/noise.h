@@ -12,6 +12,7 @@
 
 namespace torch_ssam::math {
 
+// Whatever asks which it is has a switch without a default: a new one does not compile where it is not served.
 enum class Distribution : int { gaussian = 0, rademacher = 1 };
 
 inline constexpr int64_t kLanes = 16;                             // counters a block
@@ -115,21 +116,35 @@ TORCH_SSAM_BODY float rademacher(uint32_t word, int k) {
   return bits_to_float(0x3f800000U | ((word << (31 - k)) & 0x80000000U));
 }
 
+// The block of 16 counters that serves a block of 64 elements: a word, or a bit of one, is an element's.
+TORCH_SSAM_BODY int64_t counter_block(Distribution distribution, int64_t block) {
+  switch (distribution) {
+    case Distribution::gaussian:
+      return block;
+    case Distribution::rademacher:
+      return block / (kRademacherBlock / kGaussianBlock);
+  }
+  __builtin_unreachable();
+}
+
 // The contract in one function: the noise of one element, at the price of a whole counter. For places where neighbours
 // cannot share one; everything else makes several elements at a time.
 TORCH_SSAM_BODY float element_noise(const NoiseStream& stream, Distribution distribution, int64_t element) {
-  const bool gaussian = distribution == Distribution::gaussian;
   const int64_t block = element / kGaussianBlock;
-  constexpr int64_t kBits = kRademacherBlock / kGaussianBlock;
-  const auto counter = static_cast<uint64_t>((gaussian ? block : block / kBits) * kLanes + element % kLanes);
+  const auto counter = static_cast<uint64_t>(counter_block(distribution, block) * kLanes + element % kLanes);
   const Words4 w = noise_words(stream, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
   const int64_t j = element % kGaussianBlock / kLanes;
-  if (gaussian) {
-    const GaussianPair pair = j < 2 ? gaussian_pair(w.x0, w.x1) : gaussian_pair(w.x2, w.x3);
-    return j % 2 == 0 ? pair.first : pair.second;
+  switch (distribution) {
+    case Distribution::gaussian: {
+      const GaussianPair pair = j < 2 ? gaussian_pair(w.x0, w.x1) : gaussian_pair(w.x2, w.x3);
+      return j % 2 == 0 ? pair.first : pair.second;
+    }
+    case Distribution::rademacher: {
+      const uint32_t word = j < 2 ? (j == 0 ? w.x0 : w.x1) : (j == 2 ? w.x2 : w.x3);
+      return rademacher(word, static_cast<int>(block % (kRademacherBlock / kGaussianBlock)));
+    }
   }
-  const uint32_t word = j < 2 ? (j == 0 ? w.x0 : w.x1) : (j == 2 ? w.x2 : w.x3);
-  return rademacher(word, static_cast<int>(block % kBits));
+  __builtin_unreachable();
 }
 
 // What every perturbation computes: one rounding in opmath_t, one more to the stored type.

@@ -34,6 +34,18 @@ class BlockWords {
   KeySchedule<SpreadWord> key_;
 };
 
+// body<distribution>(), which is then known when the body is compiled.
+template <typename Body>
+inline __attribute__((always_inline)) void with_distribution(Distribution distribution, Body body) {
+  switch (distribution) {
+    case Distribution::gaussian:
+      return body.template operator()<Distribution::gaussian>();
+    case Distribution::rademacher:
+      return body.template operator()<Distribution::rademacher>();
+  }
+  __builtin_unreachable();
+}
+
 // Values of one block of 64 elements. Rademacher words serve 32 such blocks and are kept between them.
 template <Distribution kDistribution>
 class NoiseBlocks;

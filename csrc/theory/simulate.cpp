@@ -30,7 +30,13 @@ constexpr std::int64_t kRow = 32;  // rows are padded to a multiple of this
 std::size_t index(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 math::Distribution noise_kind(const SimulateOptions& options) {
-  return options.distribution == Distribution::gaussian ? math::Distribution::gaussian : math::Distribution::rademacher;
+  switch (options.distribution) {
+    case Distribution::gaussian:
+      return math::Distribution::gaussian;
+    case Distribution::rademacher:
+      return math::Distribution::rademacher;
+  }
+  __builtin_unreachable();
 }
 
 // The workers of one simulation. run() calls body(item) for items 0 .. count - 1 and polls meanwhile.

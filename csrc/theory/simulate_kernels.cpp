@@ -278,7 +278,6 @@ void advance_rows(const SimulateGroup& g, int64_t first_step, int64_t steps, dou
   double* product = gaps + size;
   double* slope = product + g.stride;
   double* rows = slope + g.stride;
-  const bool gaussian = g.distribution == math::Distribution::gaussian;
   for (int64_t step = first_step; step < first_step + steps; ++step) {
     const double lr = step_size(g, step);
     if (g.expected) {
@@ -286,8 +285,9 @@ void advance_rows(const SimulateGroup& g, int64_t first_step, int64_t steps, dou
       loss_slope<kStride>(g, step, product, rows, slope);
       descend_expected<kStride>(g, lr, prefix, slope, gaps, rows, weights);
     } else {
-      gaussian ? perturb<math::Distribution::gaussian>(g, step, weights, perturbed)
-               : perturb<math::Distribution::rademacher>(g, step, weights, perturbed);
+      math::with_distribution(g.distribution, [&]<math::Distribution kDistribution>() {
+        perturb<kDistribution>(g, step, weights, perturbed);
+      });
       multiply_up<kStride>(g, perturbed, prefix, product);
       loss_slope<kStride>(g, step, product, rows, slope);
       descend<kStride>(g, lr, perturbed, prefix, slope, rows, weights);
@@ -316,9 +316,9 @@ void advance_block(const SimulateGroup& g, int64_t first_step, int64_t steps, do
 
 template <int kDepth>
 void advance_block(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights) {
-  g.distribution == math::Distribution::gaussian
-      ? advance_block<math::Distribution::gaussian, kDepth>(g, first_step, steps, weights)
-      : advance_block<math::Distribution::rademacher, kDepth>(g, first_step, steps, weights);
+  math::with_distribution(g.distribution, [&]<math::Distribution kDistribution>() {
+    advance_block<kDistribution, kDepth>(g, first_step, steps, weights);
+  });
 }
 
 void advance(const SimulateGroup& g, int64_t first_step, int64_t steps, double* weights, double* scratch) {
@@ -334,8 +334,8 @@ void advance(const SimulateGroup& g, int64_t first_step, int64_t steps, double* 
 
 void noise_alone(const SimulateGroup& g, int64_t first_step, int64_t steps, float* values) {
   for (int64_t step = first_step; step < first_step + steps; ++step) {
-    g.distribution == math::Distribution::gaussian ? block_noise<math::Distribution::gaussian>(g, step, values)
-                                                   : block_noise<math::Distribution::rademacher>(g, step, values);
+    math::with_distribution(g.distribution,
+                            [&]<math::Distribution kDistribution>() { block_noise<kDistribution>(g, step, values); });
   }
 }
 

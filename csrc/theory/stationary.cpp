@@ -16,11 +16,21 @@ namespace {
 
 std::size_t at(std::int64_t n) { return static_cast<std::size_t>(n); }
 
+double kurtosis_of(Distribution distribution) {
+  switch (distribution) {
+    case Distribution::gaussian:
+      return 3.0;
+    case Distribution::rademacher:
+      return 1.0;
+  }
+  __builtin_unreachable();
+}
+
 // One coordinate's layers and the products of moments over all layers but one or two.
 class Moments {
  public:
   Moments(std::int64_t depth, Distribution distribution)
-      : kurtosis_(distribution == Distribution::gaussian ? 3.0 : 1.0), w_(at(depth)), v_(at(depth)) {}
+      : kurtosis_(kurtosis_of(distribution)), w_(at(depth)), v_(at(depth)) {}
 
   void set(std::int64_t l, double w, double noise_std) {
     w_[at(l)] = w;

@@ -159,9 +159,8 @@ struct OwnedNoise {
 
   TORCH_SSAM_BODY void make(OwnedNoise& noise, const math::NoiseStream& stream, math::Distribution distribution,
                             int64_t block, int lane) {
-    constexpr int64_t kBits = math::kRademacherBlock / math::kGaussianBlock;
-    const int64_t wide = distribution == math::Distribution::gaussian ? block : block / kBits;
-    const auto first = static_cast<uint64_t>(wide) * math::kLanes + static_cast<uint64_t>(lane);
+    const auto first =
+        static_cast<uint64_t>(math::counter_block(distribution, block)) * math::kLanes + static_cast<uint64_t>(lane);
     TORCH_SSAM_UNROLL
     for (int l = 0; l < kCount; ++l) {
       const math::Words4 w = math::noise_words(stream, static_cast<uint32_t>(first) + static_cast<uint32_t>(l),
@@ -175,20 +174,24 @@ struct OwnedNoise {
 
   // bit is rademacher_bit(block). Afterwards word[j][l] and word[j + 1][l] hold the bits of float values; j is 0 or 2.
   TORCH_SSAM_BODY void to_values(OwnedNoise& noise, math::Distribution distribution, int bit, int j) {
-    if (distribution == math::Distribution::gaussian) {
-      TORCH_SSAM_UNROLL
-      for (int l = 0; l < kCount; ++l) {
-        const math::GaussianPair pair = math::gaussian_pair(noise.word[j][l], noise.word[j + 1][l]);
-        noise.word[j][l] = math::float_to_bits(pair.first);
-        noise.word[j + 1][l] = math::float_to_bits(pair.second);
-      }
-    } else {
-      TORCH_SSAM_UNROLL
-      for (int l = 0; l < kCount; ++l) {
-        noise.word[j][l] = math::float_to_bits(math::rademacher(noise.word[j][l], bit));
-        noise.word[j + 1][l] = math::float_to_bits(math::rademacher(noise.word[j + 1][l], bit));
-      }
+    switch (distribution) {
+      case math::Distribution::gaussian:
+        TORCH_SSAM_UNROLL
+        for (int l = 0; l < kCount; ++l) {
+          const math::GaussianPair pair = math::gaussian_pair(noise.word[j][l], noise.word[j + 1][l]);
+          noise.word[j][l] = math::float_to_bits(pair.first);
+          noise.word[j + 1][l] = math::float_to_bits(pair.second);
+        }
+        return;
+      case math::Distribution::rademacher:
+        TORCH_SSAM_UNROLL
+        for (int l = 0; l < kCount; ++l) {
+          noise.word[j][l] = math::float_to_bits(math::rademacher(noise.word[j][l], bit));
+          noise.word[j + 1][l] = math::float_to_bits(math::rademacher(noise.word[j + 1][l], bit));
+        }
+        return;
     }
+    __builtin_unreachable();
   }
 };
 

@@ -47,11 +47,9 @@ inline __attribute__((always_inline)) void for_each_noise_block(const NoiseStrea
 template <typename Body>
 inline __attribute__((always_inline)) void with_noise(const NoiseStream& stream, Distribution distribution, Span span,
                                                       Body body) {
-  if (distribution == Distribution::gaussian) {
-    for_each_noise_block<Distribution::gaussian>(stream, span, body);
-  } else {
-    for_each_noise_block<Distribution::rademacher>(stream, span, body);
-  }
+  math::with_distribution(
+      distribution, [&]<Distribution kDistribution>()
+                        __attribute__((always_inline)) { for_each_noise_block<kDistribution>(stream, span, body); });
 }
 
 // The same for elements of a shard that is not one run: noise is collected run by run, from blocks of 64 neighbours in
@@ -86,10 +84,11 @@ template <typename Body>
 inline __attribute__((always_inline)) void with_noise_of(const NoiseArgs& args, Span span, Body body) {
   if (args.shard == nullptr) {
     with_noise(args.stream, args.distribution, Span{args.origin + span.begin, span.count}, body);
-  } else if (args.distribution == Distribution::gaussian) {
-    for_each_collected_block<Distribution::gaussian>(args.stream, *args.shard, span, body);
   } else {
-    for_each_collected_block<Distribution::rademacher>(args.stream, *args.shard, span, body);
+    math::with_distribution(
+        args.distribution, [&]<Distribution kDistribution>() __attribute__((always_inline)) {
+          for_each_collected_block<kDistribution>(args.stream, *args.shard, span, body);
+        });
   }
 }
 
