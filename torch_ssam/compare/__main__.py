@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="examples of a gradient")
     add("--rates", type=_numbers, help="learning rates of the grid, such as 0.03,0.1")
     add("--adam-rates", type=_numbers, help="AdamW's")
-    add("--knob-values", type=int, help="values of each method's own knob in the grid, 1 to 3")
+    add("--knob-values", type=int, help="values of each method's own knob in the grid, 1 to 4")
     add("--weight-decay", type=float, help="of the methods whose grid does not vary it (not of AdamW)")
     add("--methods", type=_names, help="names with commas between them")
     add("--seeds", type=int, help="runs on the test split")

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,8 @@ class Wanted(Protocol):
 
 
 Pair = tuple[Tensor, Tensor]
+#: Images to pretrain on, at most.
+PRETRAINING = 10_000
 Labels = npt.NDArray[np.int64]
 
 
@@ -55,6 +57,8 @@ class Data:
         outputs: the model's outputs for an example: the number of classes, or 1.
         correct: the training targets before labels were made wrong; None where none were.
         note: what a reader must know, such as that another data set was asked for.
+        pretraining: examples of another task, classes from 0 on, that a model is trained on before it is fine-tuned on
+            these; None where there are none.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Data:
     outputs: int
     correct: Tensor | None = None
     note: str = ""
+    pretraining: Pair | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -165,6 +170,24 @@ def fashion_mnist(setting: Wanted, seed: int) -> Data:
     return _image_data(images, setting, seed, note)
 
 
+def fashion_mnist_pretrained(setting: Wanted, seed: int) -> Data:
+    """As "fashion-mnist", with 10,000 other images of the first half of the classes to pretrain on."""
+    data = fashion_mnist(setting, seed)
+    images = _images("fashion-mnist", setting.folder)
+    taken = len(data.train[0]) + len(data.validation[0])
+    others = np.random.default_rng(0).permutation(len(images.train_images))[taken:]
+    others = others[images.train_labels[others] < images.classes // 2][:PRETRAINING]
+    if len(others) == 0:
+        raise DataError(
+            f"{data.name} has {len(images.train_images)} training images, all of them taken by train and validation; expected "
+            "some to pretrain on. Lower train or validation."
+        )
+    used = images.train_images[np.random.default_rng(0).permutation(len(images.train_images))[: len(data.train[0])]]
+    pixels = (images.train_images[others] - used.mean()) / used.std()
+    x = torch.from_numpy(pixels).unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    return replace(data, pretraining=(x, torch.from_numpy(images.train_labels[others])))
+
+
 def digits(setting: Wanted, seed: int) -> Data:
     """scikit-learn's digits, 8 x 8 pixels; the last 500 to test on."""
     return _image_data(_images("digits", None), setting, seed, "")
@@ -264,6 +287,7 @@ def text(setting: Wanted, seed: int) -> Data:
 
 DATA: dict[str, DataFactory] = {
     "fashion-mnist": fashion_mnist,
+    "fashion-mnist-pretrained": fashion_mnist_pretrained,
     "digits": digits,
     "text": text,
     "breast-cancer": breast_cancer,

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch_ssam import _checks
 
-OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "adamw-noise", "ssam-adamw", "sgd-analog")
+OPTIMIZERS = ("sgd", "sam", "ssam", "adamw", "ssam-adamw", "sgd-analog")
+#: Options of `schedules.AdaptiveNoiseStd` that a method may have beside its knob, the target.
+ADAPTIVE = ("measure", "every", "rate")
 KNOBS = ("weight_decay", "rho", "noise_std", "weight_clip", "target")
 
 
@@ -23,14 +25,15 @@ class Method:
     Args:
         name: what the command line and the records call it.
         title: what the report calls it.
-        optimizer: "sgd", "sam" (`SAM`), "ssam" (`torch_ssam.SSAM`), "adamw", "adamw-noise"
-            (`torch_ssam.wrap` of AdamW), "ssam-adamw" (`torch_ssam.SSAMAdamW`) or "sgd-analog" (SGD over the layers
-            of aihwkit-lightning, which has to be installed).
+        optimizer: "sgd", "sam" (`SAM`), "ssam" (`torch_ssam.SSAM`), "adamw", "ssam-adamw"
+            (`torch_ssam.SSAMAdamW`) or "sgd-analog" (SGD over the layers of aihwkit-lightning, which has to be
+            installed).
         knob: the option that the grid varies: "weight_decay", "rho", "noise_std", "weight_clip" or "target", of
             `schedules.AdaptiveNoiseStd`, which then sets the noise.
-        values: its three values, the first the best guess: a grid of fewer takes the first ones.
-        options: fixed options of the optimizer.
-        also: for each of the three values, further options that the grid varies with it; empty for none.
+        values: its values, three or more, the first the best guess: a grid of fewer takes the first ones.
+        options: fixed options of the optimizer; with the knob "target" also of `AdaptiveNoiseStd` ("measure", "every",
+            "rate").
+        also: for each of the values, further options that the grid varies with it; empty for none.
         gradients: gradients taken of each example in an epoch; epochs are divided by it, so that all methods
             have the same budget of gradients.
         budget: gradients allowed as a multiple of the others'; 2 for SAM with as many epochs as SGD.
@@ -47,7 +50,7 @@ class Method:
     title: str
     optimizer: str
     knob: str
-    values: tuple[float, float, float]
+    values: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)
     gradients: int = 1
     budget: float = 1.0
@@ -73,10 +76,10 @@ class Method:
     def __post_init__(self) -> None:
         _checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
         _checks.one_of("knob", self.knob, KNOBS)
-        if len(self.values) != 3 or len(self.also) not in (0, 3):
+        if len(self.values) < 3 or len(self.also) not in (0, len(self.values)):
             raise ValueError(
-                f"values are {self.values} and also {self.also}; expected three each (also: or none), so that every method "
-                "has as many."
+                f"values are {self.values} and also {self.also}; expected three each or more (also: or none), so that every "
+                "method has as many."
             )
         for name in (name for more in self.also for name in more):
             _checks.one_of("an option in also", name, KNOBS)
@@ -91,7 +94,7 @@ class Method:
 
     @property
     def points(self) -> list[dict[str, float]]:
-        """What the grid varies beside the learning rate: three points, the first the best guess.
+        """What the grid varies beside the learning rate: a point a value, the first the best guess.
 
         >>> from torch_ssam.compare import METHODS
         >>> METHODS["sgd-clip"].points[0]
@@ -123,6 +126,7 @@ class Method:
         """
         given = {**chosen, **self.options}
         target = given.pop("target", None)
+        looks = {name: given.pop(name) for name in ADAPTIVE if name in given}
         if "adamw" not in self.optimizer:
             given = {"lr": given.pop("lr", None), "momentum": 0.9, **given}
         noise: dict[str, Any] = {
@@ -140,7 +144,6 @@ class Method:
             "sam": f"SAM(params{listed(given)})",
             "ssam": f"SSAM(params{listed(_after_lr(given, noise))})",
             "adamw": f"AdamW(params{listed(given)})",
-            "adamw-noise": f"wrap(AdamW(params{listed(given)}){listed(noise)})",
             "ssam-adamw": f"SSAMAdamW(params{listed(_after_lr(given, noise))})",
             "sgd-analog": f"aihwkit-lightning's SGD(params{listed(_after_lr(given, noise))})",
         }[self.optimizer]
@@ -150,7 +153,7 @@ class Method:
                 *(["perturbations(x, y)"] if self.split else []),
                 *([f"CosineNoiseStd of factor {self.ramp:g}"] if self.ramp != 1 else []),
                 *([f"noise that rises over {self.rise:.0%} of the steps"] if self.rise else []),
-                *([f"AdaptiveNoiseStd of target {target:g}"] if target is not None else []),
+                *([f"AdaptiveNoiseStd of target {target:g}{listed(looks)}"] if target is not None else []),
                 *(["noise on weights of two dimensions and more"] if self.weights_only else []),
                 *([f"LSQ at {self.quantized_bits} bits"] if self.quantized_bits else []),
             ]

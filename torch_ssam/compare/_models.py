@@ -7,11 +7,13 @@ user's. Tests: tests/python/test_compare.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ._data import Data
 
@@ -175,6 +177,48 @@ def vit(data: Data) -> nn.Module:
     return _Transformer(_Patches(channels, patch, 48), tokens, 48, 2, data.outputs, causal=False)
 
 
+def vit_pretrained(data: Data) -> nn.Module:
+    """`vit`, trained before on the data's other task by AdamW, 10 epochs, without noise; the head starts anew.
+
+    The seed that torch has been given decides the pretraining too, so that all methods start from the same weights.
+    """
+    model = vit(data)
+    pretrained = _pretrained_vit(data, torch.initial_seed())
+    model.load_state_dict({**model.state_dict(), **pretrained})
+    return model
+
+
+#: Weights without the head, by the fingerprint of the data and the seed: pretrained once a process.
+_PRETRAINED: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+
+def _pretrained_vit(data: Data, seed: int) -> dict[str, Tensor]:
+    if data.pretraining is None:
+        raise ValueError(
+            f"model 'vit-pretrained' needs data with another task to pretrain on, got {data.name} without. Use data "
+            "'fashion-mnist-pretrained', or fill Data.pretraining."
+        )
+    key = data.fingerprint(), seed
+    if key not in _PRETRAINED:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            x, y = data.pretraining
+            model = vit(replace(data, train=(x, y), outputs=int(y.max()) + 1))
+            epochs, batch = 10, 100
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+            schedule = CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch))
+            for _ in range(epochs):
+                for rows in torch.randperm(len(x)).split(batch):  # type: ignore[no-untyped-call]
+                    optimizer.zero_grad()
+                    data.loss(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+        _PRETRAINED[key] = {
+            name: value for name, value in model.state_dict().items() if not name.startswith("head.")
+        }
+    return _PRETRAINED[key]
+
+
 def transformer(data: Data) -> nn.Module:
     """A causal transformer that predicts each next token: width 48, 2 blocks."""
     if data.train[0].dim() != 2 or data.train[0].dtype != torch.int64:
@@ -194,6 +238,7 @@ MODELS: dict[str, ModelFactory] = {
     "cnn-bn": cnn_bn,
     "resnet": resnet,
     "vit": vit,
+    "vit-pretrained": vit_pretrained,
     "transformer": transformer,
 }
 

@@ -55,9 +55,9 @@ class Setting:
 
     Args:
         name: what the report and the folder of records call it.
-        data: "fashion-mnist", "digits", "text", "breast-cancer", "diabetes", "MODULE:FUNCTION", or a function of
+        data: "fashion-mnist", "fashion-mnist-pretrained", "digits", "text", "breast-cancer", "diabetes", "MODULE:FUNCTION", or a function of
             (setting, seed) that returns `Data`.
-        model: "linear", "mlp", "cnn", "resnet", "vit", "transformer", "MODULE:FUNCTION", or a function of
+        model: "linear", "mlp", "cnn", "resnet", "vit", "vit-pretrained", "transformer", "MODULE:FUNCTION", or a function of
             (data) that returns a module. Worker processes import functions by name: no lambdas, unless workers=1.
         folder: of idx files for "fashion-mnist"; None for the installed package.
         train, validation, test: examples to train on, to choose options by, to test on; fewer where the data have
@@ -65,7 +65,7 @@ class Setting:
         wrong_labels: share of the training labels that are replaced by wrong ones, 0 to 1.
         epochs, batch: SGD's; other methods have the epochs of the same number of gradients.
         rates, adam_rates: learning rates of the grid; a cosine to 0 from there. As many of both.
-        knob_values: how many values of each method's own knob the grid has, 1 to 3.
+        knob_values: how many values of each method's own knob the grid has, 1 to 4; some methods have three.
         weight_decay: of the methods whose grid does not vary it (AdamW with noise has its own).
         methods: names from METHODS, or `Method` objects; "sgd" must be among them, as the reference.
         seeds: runs on the test split: 0, 1, ...; tuning has another.
@@ -121,7 +121,7 @@ class Setting:
         for name in ("train", "validation", "test", "epochs", "batch", "seeds", "curve_points"):
             _checks.count(name, getattr(self, name))
         _checks.count("robustness_seeds", self.robustness_seeds, low=0, high=self.seeds)
-        _checks.count("knob_values", self.knob_values, high=3)
+        _checks.count("knob_values", self.knob_values, high=4)
         _checks.number("weight_decay", self.weight_decay)
         _checks.count("sharpness_draws", self.sharpness_draws, low=2)
         _checks.flag("deployment", self.deployment)
@@ -247,9 +247,11 @@ def _images(model: str, **options: Any) -> list[Setting]:
     return [clean, replace(clean, name=f"{clean.name}-noisy", wrong_labels=0.3)]
 
 
-def _deployment(model: str, data: str = "fashion-mnist", **options: Any) -> Setting:
+def _deployment(
+    model: str, data: str = "fashion-mnist", name: str | None = None, **options: Any
+) -> Setting:
     return Setting(
-        f"deploy-{model}",
+        f"deploy-{name or model}",
         data=data,
         model=model,
         **{
@@ -312,6 +314,17 @@ SETTINGS: dict[str, Setting] = {
             epochs=12,
             batch=32,
             rates=(0.1, 0.3),
+            methods=DEPLOYMENT_METHODS_ADAMW,
+        ),
+        _deployment(
+            "vit-pretrained",
+            name="finetuned",
+            data="fashion-mnist-pretrained",
+            train=2000,
+            epochs=10,
+            batch=50,
+            rates=(0.01, 0.03),
+            adam_rates=(3e-4, 1e-3),
             methods=DEPLOYMENT_METHODS_ADAMW,
         ),
         _table("breast-cancer"),

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import torch_ssam
 
 from ._analog import AnalogLayers
-from ._method import Method
+from ._method import ADAPTIVE, Method
 from ._qat import LearnedSteps
 from ._sam import SAM
 
@@ -38,6 +38,7 @@ class Stepper:
         fused = all(p.dtype in (torch.float32, torch.float64) for p in params)
         given = {**method.options, **options}
         target = given.pop("target", None)
+        looks = {name: given.pop(name) for name in ADAPTIVE if name in given}
         if self._learned is not None:
             params = [{"params": params}, {"params": self._learned.parameters(), "weight_decay": 0.0}]
         if method.weights_only:
@@ -55,10 +56,6 @@ class Stepper:
             self.optimizer = torch_ssam.SSAM(params, momentum=0.9, keep_perturbed=kept, seed=seed, **given)
         elif method.optimizer == "ssam-adamw":
             self.optimizer = torch_ssam.SSAMAdamW(params, keep_perturbed=kept, seed=seed, **given)
-        elif method.optimizer == "adamw-noise":
-            noise = {name: given.pop(name) for name in ("noise_std", "scale", "samples") if name in given}
-            base = torch.optim.AdamW(params, fused=fused, **given)
-            self.optimizer = torch_ssam.wrap(base, keep_perturbed=kept, seed=seed, **noise)
         elif method.optimizer == "sam":
             self.optimizer = SAM(params, momentum=0.9, fused=fused, **given)
         elif self._analog is not None:
@@ -79,7 +76,7 @@ class Stepper:
             )
         self._model = model
         self._adaptive = (
-            None if target is None else torch_ssam.schedules.AdaptiveNoiseStd(self.optimizer, target)
+            None if target is None else torch_ssam.schedules.AdaptiveNoiseStd(self.optimizer, target, **looks)
         )
         if kept:
             self._noisy().train()
