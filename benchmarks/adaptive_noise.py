@@ -39,7 +39,7 @@ FORMS: dict[str, tuple[float, dict[str, Any]]] = {
     "MSE 0.2": (0.2, {"measure": "mse"}),
 }
 #: Networks, and the learning rates that validation chose for KL in the study of deployment.
-NETWORKS = {"deploy-mlp": 0.1, "deploy-cnn-bn": 0.1, "deploy-vit": 3e-3}
+NETWORKS = {"deploy-mlp": 0.03, "deploy-cnn-bn": 0.1, "deploy-vit": 3e-3}
 #: 30% wrong labels, residual network: no noise, fixed noise that rises over half of the steps, noise that sets itself.
 NOISY = replace(
     SETTINGS["deploy-resnet"],
