@@ -104,7 +104,9 @@ def main() -> int:
             setting = SETTINGS[name]
             runs += [(name, form, form_run(setting, lr, form)) for form in FORMS]
     if "noisy" in options.stage:
-        runs += [(NOISY.name, form, run) for form, run in noisy_runs("tune", range(TUNING_SEED, TUNING_SEED + 1))]
+        runs += [
+            (NOISY.name, form, run) for form, run in noisy_runs("tune", range(TUNING_SEED, TUNING_SEED + 1))
+        ]
         if options.only:
             chosen = tuple(options.only.split(","))
             runs += [(NOISY.name, form, run) for form, run in noisy_runs("test", range(5), chosen)]

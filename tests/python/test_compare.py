@@ -28,6 +28,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from compare_cases import SMALL, _one_thread  # noqa: F401
 from rich.console import Console
 
 from torch_ssam import compare, robustness
@@ -54,31 +55,15 @@ from torch_ssam.compare._verdict import advice, direction, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY = Setting(
-    "tiny",
-    data="digits",
-    model="mlp",
-    train=200,
-    validation=100,
-    epochs=4,
-    batch=20,
-    rates=(0.03, 0.1),
-    adam_rates=(1e-3, 3e-3),
-    knob_values=1,
+TINY = replace(
+    SMALL,
     methods=("sgd", "sam", "ssam", "ssam-filter-split", "adamw", "adamw-noise"),
-    seeds=2,
     robustness_seeds=1,
     lr_factors=(4.0,),
     epoch_factors=(0.5,),
-    sharpness_draws=2,
     bits=(8, 3),
     curve_points=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # as the workers; conftest puts it back
 
 
 # -- statistics --------------------------------------------------------------------------------------------------
@@ -321,6 +306,25 @@ def test_every_setting_has_data_and_a_model_that_fit(name: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
     assert (len(data.train[1]), len(data.validation[1])) == (60, 40)
     assert (data.correct is not None) == (setting.wrong_labels > 0)
+
+
+def test_a_fine_tuned_network_starts_from_what_its_seed_was_pretrained_to() -> None:
+    setting = replace(SETTINGS["deploy-finetuned"], train=60, validation=40)
+    data = setting.data_factory(setting, 0)
+    assert data.pretraining is not None
+    x, y = data.pretraining
+    assert 0 < len(x) <= 300
+    assert set(y.tolist()) == set(range(5))  # of ten classes
+    seen = {image.numpy().tobytes() for pair in (data.train, data.validation, data.test) for image in pair[0]}
+    assert not any(image.numpy().tobytes() in seen for image in x)
+    one, same, other = (
+        _models.make_model(setting.model_factory, data, seed).state_dict() for seed in (0, 0, 1)
+    )
+    fresh = _models.make_model(_models.vit, data, 0).state_dict()
+    for name, value in one.items():
+        assert torch.equal(value, same[name])
+        assert torch.equal(value, fresh[name]) == name.startswith("head.")
+    assert not torch.equal(one["embed.convolution.weight"], other["embed.convolution.weight"])
 
 
 def test_no_test_example_is_in_training_or_validation() -> None:
@@ -751,6 +755,8 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         (lambda: load(replace(TINY, data=lambda setting, seed: 3), 0), "gave int; expected torch_ssam.compare.Data"),
         (lambda: _models.make_model(lambda data: 3, load(TINY, 0), 0), "gave int; expected a torch.nn.Module"),  # type: ignore[arg-type,return-value]
         (lambda: _models.cnn(own_data(TINY, 0)), "model 'cnn' needs images"),
+        (lambda: _models.vit_pretrained(load(TINY, 0)), "needs data with another task to pretrain on"),
+        (lambda: load(replace(TINY, data="fashion-mnist-pretrained", train=10**6, validation=10**6), 0), "expected some to"),
         (lambda: _models.transformer(own_data(TINY, 0)), "needs int64 tokens"),
         (lambda: load(replace(TINY, data="diabetes", wrong_labels=0.3), 0), "has numbers to predict"),
         (lambda: load(replace(TINY, data="text", train=10**7), 0), "too little source code"),

@@ -18,6 +18,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from compare_cases import SMALL, _one_thread  # noqa: F401
+
 from torch_ssam import compare, robustness
 from torch_ssam.compare import (
     METHODS,
@@ -26,7 +28,6 @@ from torch_ssam.compare import (
     Comparison,
     Data,
     Method,
-    Setting,
     _deployment,
     _tables,
     _verdict,
@@ -39,31 +40,14 @@ from torch_ssam.compare._stepper import Stepper
 from torch_ssam.compare._training import Run, load
 from torch_ssam.robustness._quantizers import Quantizer
 
-TINY = Setting(
-    "tiny",
-    data="digits",
-    model="mlp",
-    train=200,
-    validation=100,
+TINY = replace(
+    SMALL,
     test=100,
-    epochs=4,
-    batch=20,
-    rates=(0.03, 0.1),
-    adam_rates=(1e-3, 3e-3),
-    knob_values=1,
     methods=("sgd", "sgd-clip", "ssam-deploy", "qat"),
-    seeds=2,
-    robustness_seeds=0,
-    sharpness_draws=2,
     curve_points=1,
     deployment=True,
     deployment_draws=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # as the workers; conftest puts it back
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +224,20 @@ def test_noise_that_sets_itself_moves_towards_the_target(name: str) -> None:
     weights, others = stepper.optimizer.param_groups
     assert weights["noise_std"] == pytest.approx(0.02 * math.exp(0.4), rel=0.05)
     assert others["noise_std"] == 0.0
+
+
+def test_options_of_noise_that_sets_itself_reach_it_and_are_said() -> None:
+    looks = {"measure": "mse", "every": 5, "rate": 0.2}
+    method = replace(METHODS["ssam-adaptive"], options={**METHODS["ssam-adaptive"].options, **looks})
+    data = load(TINY, 0)
+    model = make_model(TINY.model_factory, data, 0)
+    stepper = Stepper(method, model, TINY.grid(method)[0], 100, 0)
+    schedule = stepper._adaptive
+    assert schedule is not None
+    assert (schedule.measure, schedule.every, schedule.rate) == ("mse", 5, 0.2)
+    words = "AdaptiveNoiseStd of target 0.05, measure='mse', every=5, rate=0.2"
+    assert words in method.call(TINY.grid(method)[0])
+    assert method.identity() != METHODS["ssam-adaptive"].identity()
 
 
 # -- what is measured --------------------------------------------------------------------------------------------

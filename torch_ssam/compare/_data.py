@@ -41,8 +41,8 @@ class Wanted(Protocol):
 
 
 Pair = tuple[Tensor, Tensor]
-#: Images to pretrain on, at most.
-PRETRAINING = 10_000
+#: Images to pretrain on, as a multiple of those to train on, where there are so many.
+PRETRAINING = 5
 Labels = npt.NDArray[np.int64]
 
 
@@ -171,18 +171,20 @@ def fashion_mnist(setting: Wanted, seed: int) -> Data:
 
 
 def fashion_mnist_pretrained(setting: Wanted, seed: int) -> Data:
-    """As "fashion-mnist", with 10,000 other images of the first half of the classes to pretrain on."""
+    """As "fashion-mnist", with five times as many other images, of the first half of the classes, to pretrain on."""
     data = fashion_mnist(setting, seed)
     images = _images("fashion-mnist", setting.folder)
     taken = len(data.train[0]) + len(data.validation[0])
     others = np.random.default_rng(0).permutation(len(images.train_images))[taken:]
-    others = others[images.train_labels[others] < images.classes // 2][:PRETRAINING]
+    others = others[images.train_labels[others] < images.classes // 2][: PRETRAINING * len(data.train[0])]
     if len(others) == 0:
         raise DataError(
             f"{data.name} has {len(images.train_images)} training images, all of them taken by train and validation; expected "
             "some to pretrain on. Lower train or validation."
         )
-    used = images.train_images[np.random.default_rng(0).permutation(len(images.train_images))[: len(data.train[0])]]
+    used = images.train_images[
+        np.random.default_rng(0).permutation(len(images.train_images))[: len(data.train[0])]
+    ]
     pixels = (images.train_images[others] - used.mean()) / used.std()
     x = torch.from_numpy(pixels).unsqueeze(1).contiguous(memory_format=torch.channels_last)
     return replace(data, pretraining=(x, torch.from_numpy(images.train_labels[others])))

@@ -23,6 +23,7 @@ from torch.nn.functional import unfold
 
 from torch_ssam import robustness
 from torch_ssam._common.measured_model import MeasuredModel
+from torch_ssam.robustness._evaluate import noted_calls
 from torch_ssam.robustness._quantizers import Quantizer
 
 #: Added to the diagonal of H, as a share of its mean.
@@ -49,18 +50,9 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
 @torch.no_grad()
 def layers_in_order(model: nn.Module, x: Tensor) -> list[Layer]:
     """The layers that GPTQ rounds, in the order of their first calls."""
-    seen: dict[Layer, None] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda layer, _: seen.setdefault(layer))
-        for module in model.modules()
-        if _serves(module)
-    ]
-    try:
+    with noted_calls(module for module in model.modules() if _serves(module)) as called:
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(seen)
+    return [layer for layer in dict.fromkeys(called) if _serves(layer)]
 
 
 @torch.no_grad()

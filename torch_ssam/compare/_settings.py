@@ -55,10 +55,10 @@ class Setting:
 
     Args:
         name: what the report and the folder of records call it.
-        data: "fashion-mnist", "fashion-mnist-pretrained", "digits", "text", "breast-cancer", "diabetes", "MODULE:FUNCTION", or a function of
-            (setting, seed) that returns `Data`.
-        model: "linear", "mlp", "cnn", "resnet", "vit", "vit-pretrained", "transformer", "MODULE:FUNCTION", or a function of
-            (data) that returns a module. Worker processes import functions by name: no lambdas, unless workers=1.
+        data: "fashion-mnist", "fashion-mnist-pretrained", "digits", "text", "breast-cancer", "diabetes",
+            "MODULE:FUNCTION", or a function of (setting, seed) that returns `Data`.
+        model: "linear", "mlp", "cnn", "cnn-bn", "resnet", "vit", "vit-pretrained", "transformer", "MODULE:FUNCTION", or a
+            function of (data) that returns a module. Worker processes import functions by name: no lambdas, unless workers=1.
         folder: of idx files for "fashion-mnist"; None for the installed package.
         train, validation, test: examples to train on, to choose options by, to test on; fewer where the data have
             fewer.
@@ -247,9 +247,7 @@ def _images(model: str, **options: Any) -> list[Setting]:
     return [clean, replace(clean, name=f"{clean.name}-noisy", wrong_labels=0.3)]
 
 
-def _deployment(
-    model: str, data: str = "fashion-mnist", name: str | None = None, **options: Any
-) -> Setting:
+def _deployment(model: str, data: str = "fashion-mnist", name: str | None = None, **options: Any) -> Setting:
     return Setting(
         f"deploy-{name or model}",
         data=data,

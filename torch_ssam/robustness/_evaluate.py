@@ -156,6 +156,22 @@ def has_statistics(model: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
 
 
+@contextlib.contextmanager
+def noted_calls(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Context in which calls of these modules are noted, in their order, in the list that it gives."""
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _inputs: called.append(module))
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    ]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Order:
     """The first and the last of the modules that hold weights, in the order in which a run calls them."""
 
@@ -171,16 +187,8 @@ class Order:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Context in which calls are noted."""
-        handles = [
-            module.register_forward_pre_hook(lambda module, _inputs: self._called.append(module))
-            for _, module in self._owners
-            if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
-        ]
-        try:
+        with noted_calls(module for _, module in self._owners) as self._called:
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def ends(self) -> list[tuple[str, nn.Module]]:
         """First and last, by name; those registered first and last where no call was seen."""
