@@ -15,6 +15,7 @@ struct PerturbCall {
   TensorViews params, clean;
   Noise noise;
   bool save;
+  const Tensor& on_device;
 };
 
 // params <- clean: bit for bit, or rounded where the parameters have 16 bits.
@@ -106,8 +107,8 @@ struct DiagonalShape {
 struct DiagonalCall {
   DiagonalShape shape;
   DtypePair pair;
-  Tensor input, weight;     // contiguous
-  const Tensor* generator;  // null: no noise
+  Tensor input, weight;      // contiguous
+  const int64_t* generator;  // (seed, draw), in the memory of the device; null: no noise
   SharedNoise noise;
   bool readout;
 };
@@ -132,9 +133,11 @@ struct Backend {
   void (*clip_rows)(const ClipRowsCall&);
   void (*diagonal)(const DiagonalCall&, const Tensor& output);
   void (*diagonal_backward)(const DiagonalBackwardCall&, const Tensor& grad_input, const Tensor& grad_weight);
+  bool takes_memory = false;  // whether an update may come without tensors of PyTorch (direct.h)
 };
 
 // The table of the device that a tensor is on.
 const Backend& backend_of(const Tensor& tensor);
+const Backend& cpu_backend();
 
 }  // namespace torch_ssam

@@ -26,7 +26,7 @@ DiagonalCall check_diagonal(const Tensor& input, const Tensor& weight, const std
       "; expected the same. Convert the input, or the module with module.to(dtype).");
   check_one_device({input}, "input", weight, "weight");
   if (generator) {
-    check_generator(*generator);
+    view_generator(*generator);
     check_one_device({*generator}, "generator", weight, "weight");
   }
   const SharedNoise noise = check_shared_noise({.noise_std = noise_std, .distribution = distribution});
@@ -36,7 +36,7 @@ DiagonalCall check_diagonal(const Tensor& input, const Tensor& weight, const std
           dtype_pair(w.dtype, x),
           as_contiguous(input),
           as_contiguous(weight),
-          noisy ? &*generator : nullptr,
+          noisy ? view_generator(*generator) : nullptr,
           noise,
           readout};
 }

@@ -36,6 +36,8 @@ const Backend& backend_of(const Tensor& tensor) {
   return *backends[static_cast<int>(tensor.is_cpu() ? Device::cpu : Device::cuda)];
 }
 
+const Backend& cpu_backend() { return *backends[static_cast<int>(Device::cpu)]; }
+
 STABLE_TORCH_LIBRARY(torch_ssam, m) {
   for (const Operator* each : kOperators) m.def(each->schema);
   m.def("cpu_capability() -> str");

@@ -26,10 +26,9 @@ SharedNoise check_shared_noise(const NoiseArguments& arguments) {
 Noise check_noise(const SharedNoise& shared, const NoiseArguments& arguments, const Tensor& generator,
                   const std::vector<int64_t>& places, const TensorViews& params) {
   check_places(places, params.size());
-  check_generator(generator);
+  Noise noise{shared, view_generator(generator), places};
   static const OptionalInts whole;
-  Noise noise{
-      shared, generator, places, {}, check_shards(arguments.shards == nullptr ? whole : *arguments.shards, params)};
+  noise.shards = check_shards(arguments.shards == nullptr ? whole : *arguments.shards, params);
   const bool by_rows = shared.scale == math::Scale::rows;
   const std::vector<Tensor>* row_scales =
       arguments.row_scales != nullptr && arguments.row_scales->has_value() ? &**arguments.row_scales : nullptr;

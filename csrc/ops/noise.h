@@ -76,7 +76,7 @@ SharedNoise check_shared_noise(const NoiseArguments& arguments);
 // Of a list. References are to the call's arguments.
 struct Noise {
   SharedNoise options;
-  const Tensor& generator;
+  const int64_t* generator;  // (seed, draw), in the memory of the device
   const std::vector<int64_t>& places;
   RowViews row_scales = {};  // empty but for Scale::rows
   Shards shards = {};        // empty where every tensor is whole

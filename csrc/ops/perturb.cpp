@@ -23,7 +23,7 @@ void perturb_list(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   check_one_device(clean, "clean", generator, "generator");
   check_pairs(clean_views, param_views, "parameters");
   if (params.empty()) return;
-  backend_of(generator).perturb({std::move(param_views), std::move(clean_views), std::move(noise), save});
+  backend_of(generator).perturb({std::move(param_views), std::move(clean_views), std::move(noise), save, generator});
 }
 
 #define TORCH_SSAM_ALL_NOISE(X) TORCH_SSAM_NOISE_ARGUMENTS(X, X, X)
@@ -80,7 +80,7 @@ void follow_(const TensorList& clean, const TensorList& params) {
 }
 
 void advance_(const Tensor& generator, int64_t draws) {
-  check_generator(generator);
+  view_generator(generator);
   backend_of(generator).advance({generator, draws});
 }
 

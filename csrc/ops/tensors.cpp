@@ -114,38 +114,59 @@ void check_strided(const Tensor& tensor, const char* name, std::optional<size_t>
       " is sparse; expected a dense (strided) tensor. Use tensor.to_dense(), or sparse=False in the embedding.");
 }
 
+namespace {
+
+// What is the same for every kind of tensor.
+void check_view(const TensorView& view, const char* name, std::optional<size_t> index, Use use) {
+  TORCH_SSAM_CHECK(is_supported(view.dtype), item(name, index), " has dtype ", dtype_name(view.dtype),
+                   "; expected float64, float32, bfloat16 or float16.");
+  TORCH_SSAM_CHECK(use == Use::reads || !elements_overlap(view), item(name, index), " has overlapping elements: shape ",
+                   shape_of(view), " strides ", list_text(view.strides, view.dim),
+                   ". Writing to it is not defined; use tensor.clone() or .contiguous().");
+}
+
+ScalarType dtype_of(PlainTensor::Dtype dtype) {
+  switch (dtype) {
+    case PlainTensor::Dtype::f64:
+      return ScalarType::Double;
+    case PlainTensor::Dtype::f32:
+      return ScalarType::Float;
+    case PlainTensor::Dtype::bf16:
+      return ScalarType::BFloat16;
+    case PlainTensor::Dtype::f16:
+      return ScalarType::Half;
+  }
+  return ScalarType::Undefined;
+}
+
+}  // namespace
+
 TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index, Use use) {
   check_strided(tensor, name, index);
   int32_t code = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  ScalarType dtype = ScalarType::Undefined;
-  if (code == aoti_torch_dtype_float32()) {
-    dtype = ScalarType::Float;
-  } else {
-    dtype = tensor.scalar_type();
-  }
-  TORCH_SSAM_CHECK(is_supported(dtype), item(name, index), " has dtype ", dtype_name(dtype),
-                   "; expected float64, float32, bfloat16 or float16.");
   TensorView view{};
-  view.dtype = dtype;
+  view.dtype = code == aoti_torch_dtype_float32() ? ScalarType::Float : tensor.scalar_type();
   view.numel = tensor.numel();
   const auto sizes = tensor.sizes();
   view.dim = static_cast<int64_t>(sizes.size());
   view.sizes = sizes.data();
   view.strides = tensor.strides().data();
   view.contiguous = tensor.is_contiguous();
-  TORCH_SSAM_CHECK(use == Use::reads || !elements_overlap(view), item(name, index), " has overlapping elements: shape ",
-                   shape_of(view), " strides ", list_text(view.strides, view.dim),
-                   ". Writing to it is not defined; use tensor.clone() or .contiguous().");
+  check_view(view, name, index, use);
   view.data = tensor.data_ptr();
   return view;
 }
 
-TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use) {
-  TensorViews views;
-  views.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view_parameter(tensors[i], name, i, use));
-  return views;
+TensorView view_parameter(const PlainTensor& tensor, const char* name, std::optional<size_t> index, Use use) {
+  TensorView view{tensor.data, dtype_of(tensor.dtype), 1, tensor.dim, tensor.sizes, tensor.strides, true};
+  for (int64_t d = view.dim - 1; d >= 0; --d) {
+    view.contiguous &= view.sizes[d] == 1 || view.strides[d] == view.numel;
+    view.numel *= view.sizes[d];
+  }
+  view.contiguous |= view.numel == 0;
+  check_view(view, name, index, use);
+  return view;
 }
 
 void check_matches(const TensorViews& views, const char* name, const TensorViews& like, const char* like_name,
@@ -196,11 +217,12 @@ Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes) {
   return Tensor(handle);
 }
 
-void check_generator(const Tensor& generator) {
+const int64_t* view_generator(const Tensor& generator) {
   check_strided(generator, "generator");
   TORCH_SSAM_CHECK(generator.scalar_type() == ScalarType::Long && generator.numel() == 2 && generator.is_contiguous(),
                    "generator has dtype ", dtype_name(generator.scalar_type()), " and ", generator.numel(),
                    " elements; expected a contiguous int64 tensor of two, (seed, draw).");
+  return static_cast<const int64_t*>(generator.data_ptr());
 }
 
 void check_places(const std::vector<int64_t>& places, size_t count) {
@@ -211,7 +233,7 @@ void check_places(const std::vector<int64_t>& places, size_t count) {
   }
 }
 
-void check_number(const std::optional<Tensor>& number, const char* name, const std::vector<Tensor>& beside,
+void check_number(const std::optional<Tensor>& number, const char* name, const Tensor* beside,
                   const char* beside_name) {
   if (!number) return;
   check_strided(*number, name);
@@ -219,7 +241,7 @@ void check_number(const std::optional<Tensor>& number, const char* name, const s
   TORCH_SSAM_CHECK(number->numel() == 1 && (dtype == ScalarType::Float || dtype == ScalarType::Double), name, " has ",
                    number->numel(), " elements and dtype ", dtype_name(dtype),
                    "; expected one float32 or float64 number.");
-  if (!beside.empty()) check_one_device({*number}, name, beside[0], beside_name);
+  if (beside != nullptr) check_one_device(std::vector<Tensor>{*number}, name, *beside, beside_name);
 }
 
 void check_finite_nonnegative(double value, const char* name) {

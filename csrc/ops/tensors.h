@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "direct.h"
+
 namespace torch_ssam {
 
 using torch::headeronly::ScalarType;
@@ -57,9 +59,18 @@ enum class Use { reads, writes };
 // messages, here and below.
 void check_strided(const Tensor& tensor, const char* name, std::optional<size_t> index = {});
 
-// Strided and real floating point; without overlapping elements if it is written.
+// Strided and real floating point; without overlapping elements if it is written. What holds for a tensor of
+// the dispatcher holds for one of a direct call.
 TensorView view_parameter(const Tensor& tensor, const char* name, std::optional<size_t> index, Use use);
-TensorViews view_parameters(const std::vector<Tensor>& tensors, const char* name, Use use);
+TensorView view_parameter(const PlainTensor& tensor, const char* name, std::optional<size_t> index, Use use);
+
+template <typename AnyTensor>
+TensorViews view_parameters(const std::vector<AnyTensor>& tensors, const char* name, Use use) {
+  TensorViews views;
+  views.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view_parameter(tensors[i], name, i, use));
+  return views;
+}
 
 // `views` has one tensor for each of `like`, of the same shape and, unless `any_dtype`, of the same dtype.
 void check_matches(const TensorViews& views, const char* name, const TensorViews& like, const char* like_name,
@@ -68,20 +79,19 @@ void check_matches(const TensorViews& views, const char* name, const TensorViews
 // All tensors on one device, that of `generator` if given.
 void check_one_device(const std::vector<Tensor>& tensors, const char* name, const Tensor& other,
                       const char* other_name);
+inline void check_one_device(const std::vector<PlainTensor>&, const char*, const PlainTensor&, const char*) {}
 
 // LibTorch's contiguous and new_empty go through the dispatcher, which costs some thousand instructions each.
 Tensor as_contiguous(const Tensor& tensor);
 // Uninitialised, with the dtype and device of `like`.
 Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes);
 
-// int64 tensor (seed, draw).
-void check_generator(const Tensor& generator);
+// The memory of an int64 tensor (seed, draw).
+const int64_t* view_generator(const Tensor& generator);
 void check_places(const std::vector<int64_t>& places, size_t count);
 
-// A number given as a tensor (lr), if it is given: one float32 or float64, on the device of
-// `beside`, if there are any.
-void check_number(const std::optional<Tensor>& number, const char* name, const std::vector<Tensor>& beside,
-                  const char* beside_name);
+// A number given as a tensor (lr), if it is given: one float32 or float64, on the device of `beside`, if there is one.
+void check_number(const std::optional<Tensor>& number, const char* name, const Tensor* beside, const char* beside_name);
 void check_finite_nonnegative(double value, const char* name);
 
 // A `Tensor[]` argument of an operator. PyTorch takes Python's lock to let go of a tensor that only Python holds

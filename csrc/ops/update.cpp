@@ -15,14 +15,15 @@
 // number in the memory of the device, stands in for the rule's lr. Tests: test_ops_update.py, test_ops_errors.py.
 #include <cmath>
 
+#include "direct.h"
 #include "operators.h"
 
 namespace torch_ssam {
 namespace {
 
 // The first buffer of every tensor, then the second of every tensor, and so on.
-template <typename Rule>
-std::vector<TensorViews> view_buffers(const Rule& rule, const std::vector<Tensor>& buffers,
+template <typename Rule, typename AnyTensor>
+std::vector<TensorViews> view_buffers(const Rule& rule, const std::vector<AnyTensor>& buffers,
                                       const TensorViews& weights) {
   const auto kept = static_cast<size_t>(Rule::buffers_of(Rule::kind_of(rule)));
   TORCH_SSAM_CHECK(buffers.size() == kept * weights.size(), "buffers has ", buffers.size(), " tensors for ",
@@ -39,18 +40,14 @@ std::vector<TensorViews> view_buffers(const Rule& rule, const std::vector<Tensor
   return views;
 }
 
-struct UpdateArguments {
-  TORCH_SSAM_UPDATE_ARGUMENTS(TORCH_SSAM_HELD)
-  TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_HELD)
-};
+const Tensor* first_of(const std::vector<Tensor>& tensors) { return tensors.empty() ? nullptr : &tensors[0]; }
+const Tensor* first_of(const std::vector<PlainTensor>&) { return nullptr; }  // the CPU's backend does not ask where
 
-// `params` is null for update_.
-UpdateCall check_update(const std::vector<Tensor>& weights, const UpdateArguments& update,
-                        const std::vector<Tensor>* params) {
-  const UpdateRule rule = check_rule(update.rule, *update.numbers);
-  const std::vector<Tensor>&grads = *update.grads, &buffers = *update.buffers;
-  const std::optional<Tensor>& lr_tensor = *update.lr_tensor;
-  const OptionalInts& steps = *update.steps;
+// `params` is null for update_. The same of the dispatcher's tensors and of direct calls.
+template <typename AnyTensor>
+UpdateCall check_lists(const std::vector<AnyTensor>& weights, const std::vector<AnyTensor>& grads,
+                       const std::vector<AnyTensor>& buffers, const std::vector<AnyTensor>* params,
+                       const UpdateRule& rule, const std::optional<Tensor>& lr_tensor, const OptionalInts& steps) {
   UpdateCall call{view_parameters(weights, "weights", Use::writes),
                   view_parameters(grads, "grads", Use::reads),
                   {},
@@ -59,7 +56,7 @@ UpdateCall check_update(const std::vector<Tensor>& weights, const UpdateArgument
                   lr_tensor,
                   params != nullptr ? view_parameters(*params, "params", Use::writes) : TensorViews{},
                   {},
-                  weights.empty() ? nullptr : &weights[0]};
+                  first_of(weights)};
   check_matches(call.grads, "grads", call.weights, "weights", /*any_dtype=*/true);
   if (params != nullptr) {
     check_matches(call.params, "params", call.weights, "weights", /*any_dtype=*/true);
@@ -81,13 +78,24 @@ UpdateCall check_update(const std::vector<Tensor>& weights, const UpdateArgument
     check_one_device(buffers, "buffers", weights[0], "weights[0]");
     if (params != nullptr) check_one_device(*params, "params", weights[0], "weights[0]");
   }
-  check_number(lr_tensor, "lr", weights, "weights[0]");
+  check_number(lr_tensor, "lr", first_of(weights), "weights[0]");
   if (params != nullptr) {
     check_pairs(call.weights, call.params, "parameters");
   } else {
     check_pairs(call.weights, call.grads, "gradients");
   }
   return call;
+}
+
+struct UpdateArguments {
+  TORCH_SSAM_UPDATE_ARGUMENTS(TORCH_SSAM_HELD)
+  TORCH_SSAM_UPDATE_OPTIONS(TORCH_SSAM_HELD)
+};
+
+UpdateCall check_update(const std::vector<Tensor>& weights, const UpdateArguments& update,
+                        const std::vector<Tensor>* params) {
+  const UpdateRule rule = check_rule(update.rule, *update.numbers);
+  return check_lists<Tensor>(weights, *update.grads, *update.buffers, params, rule, *update.lr_tensor, *update.steps);
 }
 
 #define TORCH_SSAM_UPDATE(X) TORCH_SSAM_UPDATE_ARGUMENTS(X) TORCH_SSAM_UPDATE_OPTIONS(X)
@@ -117,6 +125,22 @@ void update_and_perturb_(const TensorList& params,
   if (!params.empty()) backend_of(generator).update(call);
 }
 
+void update_and_perturb_direct(const DirectUpdate& given) {
+  const Backend& backend = cpu_backend();
+  TORCH_SSAM_CHECK(backend.takes_memory, "a direct call needs the CPU's own backend; expected no other in its place.");
+  static const std::optional<Tensor> no_lr_tensor;
+  const SharedNoise shared = check_shared_noise({.noise_std = given.noise_std,
+                                                 .distribution = given.distribution,
+                                                 .draw_offset = given.draw_offset,
+                                                 .scale = given.scale});
+  TORCH_SSAM_CHECK(shared.scale != math::Scale::rows, "scale is 'rows' in a direct call.");
+  UpdateCall call = check_lists(given.clean, given.grads, given.buffers, &given.params,
+                                check_rule(given.rule, given.numbers), no_lr_tensor, given.steps);
+  check_places(given.places, call.params.size());
+  call.noise.emplace(Noise{shared, given.generator, given.places});
+  if (!given.params.empty()) backend.update(call);
+}
+
 // One operator after another, where a backend does not join them.
 void update_rows_apart(const UpdateRowsCall& call, const Backend& backend) {
   const UpdateCall& whole = call.update;
@@ -138,7 +162,7 @@ void update_rows_apart(const UpdateRowsCall& call, const Backend& backend) {
   if (!noise.row_scales.empty()) {
     backend.row_scales({whole.weights, noise.row_scales, {}, 0.0, call.kind, *whole.on_device});
   }
-  backend.perturb({whole.params, whole.weights, noise, /*save=*/false});
+  backend.perturb({whole.params, whole.weights, noise, /*save=*/false, *whole.on_device});
 }
 
 #define TORCH_SSAM_WHOLE_NOISE(X) TORCH_SSAM_NOISE_ARGUMENTS(X, TORCH_SSAM_NOT_TAKEN, TORCH_SSAM_NOT_TAKEN)
@@ -193,6 +217,15 @@ void project_(const TensorList& weights, double radius, const std::optional<Tens
 }
 
 }  // namespace
+
+extern "C" bool torch_ssam_update_and_perturb(const DirectUpdate& given) noexcept {
+  try {
+    update_and_perturb_direct(given);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
 
 TORCH_SSAM_OPERATOR(update_, "(Tensor(a!)[] weights" TORCH_SSAM_UPDATE(TORCH_SSAM_SCHEMA) ") -> ()");
 TORCH_SSAM_OPERATOR(update_and_perturb_,

@@ -91,6 +91,10 @@ class Placement:
             self._known = [members for _, members in placed]
         return placed, changed
 
+    def only(self) -> Members | None:
+        """The members of the only group, as they were last time."""
+        return self._known[0] if len(self._known) == 1 else None
+
     def look_again(self) -> None:
         """Has `members` say next time that they are others."""
         self._known = []

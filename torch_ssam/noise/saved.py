@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torch_ssam.noise.cached_weights import forget_cached_weights
 from torch_ssam.noise.regenerate import Recipe, without
+from torch_ssam.ops import direct
 from torch_ssam.ops.dtensor import is_sharded, local_of, shard_of
 
 
@@ -129,6 +130,12 @@ class WrittenTogether:
             self.on_cpu = all([p.is_cpu for p in self._params])
         self._versions = self._read_versions()
 
+    def as_left(self) -> tuple[list[int], list[int]] | None:
+        """The versions and addresses that we left the tensors with, where they are known, on the CPU and not sharded."""
+        if self._versions is None or self._addresses is None or self._sharded or not self.on_cpu:
+            return None
+        return self._versions, self._addresses
+
     def trainable(self) -> bool:
         """Whether all tensors require gradients."""
         return all([p.requires_grad for p in self._params])
@@ -153,7 +160,7 @@ class WrittenTogether:
     def _read_versions(self) -> list[int]:
         if self._sharded:
             return [p._version + local_of(p)._version for p in self._params]
-        return [p._version for p in self._params]
+        return direct.versions(self._params)
 
     def _read_addresses(self) -> list[int]:
         if self._sharded:

@@ -26,6 +26,11 @@ class NoiseSize:
     def __init__(self) -> None:
         self._limits: list[float] = []
 
+    def knows(self, group: Group) -> bool:
+        """Whether the only group's weights need no look."""
+        limits = self._limits
+        return len(limits) == 1 and (float(group["noise_std"]) <= limits[0] or group["scale"] != "isotropic")
+
     def look(self, placed: list[tuple[Group, Members]], clean_of: Callable[[Tensor], Tensor]) -> None:
         """Warns of tensors of two or more dimensions, not all zero, whose noise is above half of their RMS weight."""
         limits = self._limits

@@ -91,6 +91,20 @@ class SavedWeights:
         """Whether this tensor holds perturbed weights now."""
         return id(param) in self._applied
 
+    def only_ones_together(self) -> tuple[Members, WrittenTogether] | None:
+        """The tensors of the only group, as they were last time, where one call wrote them all and they have copies."""
+        members = self._placement.only()
+        saved = self._applied.get(members.keys[0]) if members is not None and members.keys else None
+        together = None if saved is None else saved.together
+        if (
+            members is None
+            or together is None
+            or together.keys is not members.keys
+            or together.copies is None
+        ):
+            return None
+        return members, together
+
     def all_or_none_applied(self, members: Members) -> bool | None:
         """Whether these tensors hold perturbed weights now; None where some do and some do not, or there are none."""
         applied, keys = self._applied, members.keys

@@ -21,9 +21,11 @@ from torch_ssam.noise import options as noise_options
 from torch_ssam.noise.members import Members, are_same
 from torch_ssam.noise.options import NOISE_DEFAULTS, ROW_SCALES
 from torch_ssam.noise.saved import WrittenTogether
+from torch_ssam.ops import direct
 from torch_ssam.ops.dtensor import any_sharded
 from torch_ssam.ops.entries import ops
 from torch_ssam.optim.base import NoiseDriver
+from torch_ssam.optim.direct_step import is_plain, step_directly
 from torch_ssam.optim.options import FUSED_OPTIONS, check_fused
 
 
@@ -41,11 +43,6 @@ class _Part(NamedTuple):
     perturbed: bool
     mastered: bool
     clean: list[Tensor] | None = None  # the clean weights of perturbed tensors, where they are at hand
-
-
-def _is_plain(group: dict[str, Any]) -> bool:
-    """Whether nothing but noise follows the update: no clipping, no projection, no numbers of rows."""
-    return group["radius"] is None and group["weight_clip"] is None and group["scale"] not in ROW_SCALES
 
 
 def _check_dense(members: Members) -> None:
@@ -288,7 +285,7 @@ class FusedOptimizer(NoiseDriver):
                 if group["distribution"] != "gaussian":
                     others["distribution"] = group["distribution"]
                 where = members.params, *update, generator, members.places
-                if _is_plain(group) or noise_std == 0.0:
+                if is_plain(group) or noise_std == 0.0:
                     if group["scale"] != "isotropic" and noise_std != 0.0:
                         others["scale"] = group["scale"]
                     ops.update_and_perturb_(*where, noise_std, **others)
@@ -315,7 +312,7 @@ class FusedOptimizer(NoiseDriver):
             and group["scale"] != "fisher"
             and group["channel_dim"] == 0
             and (group["weight_clip"] is None or self._clipping.share is not None)
-            and not _is_plain(group)
+            and not is_plain(group)
             and all([p.is_cpu for p in members.params])
             and not any_sharded(members.params)
         )
@@ -373,7 +370,7 @@ class FusedOptimizer(NoiseDriver):
 
     def _check_before(self, placed: list[tuple[dict[str, Any], Members]]) -> None:
         """One operator call checks all before it writes; of several, none may fail after another wrote."""
-        if len(placed) == 1 and _is_plain(placed[0][0]):
+        if len(placed) == 1 and is_plain(placed[0][0]):
             return
         for group, members in placed:
             noise_options.check_noise(group)
@@ -402,6 +399,8 @@ class FusedOptimizer(NoiseDriver):
             self._update_group(group, members)
 
     def _update_and_perturb(self) -> None:
+        if direct.available and step_directly(self):
+            return
         self._check_capture()
         noise = self._noise
         known = noise.ready_to_update()
@@ -410,7 +409,7 @@ class FusedOptimizer(NoiseDriver):
         noise.size.look(placed, noise.clean_of)
         for group, everything in placed:
             noise_std = float(group["noise_std"])
-            one_pass = noise_std != 0.0 and _is_plain(group)
+            one_pass = noise_std != 0.0 and is_plain(group)
             by_rows = noise_std != 0.0 and self._joins_rows(group, everything)
             parts = self._parts(group, everything, known) if one_pass or by_rows else []
             if len(parts) == 1 and parts[0].perturbed and len(parts[0].grads) == len(everything.params):

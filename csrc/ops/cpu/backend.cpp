@@ -5,9 +5,11 @@
 namespace torch_ssam {
 namespace {
 
-constexpr Backend kBackend{cpu::perturb,     cpu::restore,     cpu::follow,           cpu::advance,    cpu::update,
-                           cpu::update_rows, cpu::add_squares, cpu::project,          cpu::row_scales, cpu::row_fisher,
-                           cpu::clip_rows,   cpu::diagonal,    cpu::diagonal_backward};
+constexpr Backend kBackend{
+    cpu::perturb,           cpu::restore, cpu::follow,     cpu::advance,    cpu::update,    cpu::update_rows,
+    cpu::add_squares,       cpu::project, cpu::row_scales, cpu::row_fisher, cpu::clip_rows, cpu::diagonal,
+    cpu::diagonal_backward,
+    /*takes_memory=*/true};
 
 }  // namespace
 

@@ -40,7 +40,7 @@ Problem problem_of(const DiagonalCall& call) {
   p.args.layers = p.shape.depth;
   p.args.features = p.shape.features;
   p.args.noisy = call.generator != nullptr;
-  p.args.noise = p.args.noisy ? noise_args(call.noise, read_generator(*call.generator, call.noise), 0) : NoiseArgs{};
+  p.args.noise = p.args.noisy ? noise_args(call.noise, read_generator(call.generator, call.noise), 0) : NoiseArgs{};
   return p;
 }
 

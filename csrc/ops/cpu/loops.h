@@ -31,9 +31,8 @@ struct GeneratorState {
   int64_t draw;
 };
 
-inline GeneratorState read_generator(const Tensor& generator, const SharedNoise& noise) {
-  const auto* state = static_cast<const int64_t*>(generator.data_ptr());
-  return {state[0], math::later_draw(state[1], noise.draw_offset)};
+inline GeneratorState read_generator(const int64_t* generator, const SharedNoise& noise) {
+  return {generator[0], math::later_draw(generator[1], noise.draw_offset)};
 }
 
 inline NoiseArgs noise_args(const SharedNoise& noise, const GeneratorState& state, int64_t place) {

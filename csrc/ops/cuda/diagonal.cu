@@ -11,7 +11,7 @@ namespace {
 LayerSettings layers_of(const DiagonalCall& call) {
   const bool noisy = call.generator != nullptr;
   return {call.weight.data_ptr(), call.shape.depth, call.shape.features, noisy,
-          noisy ? noise_settings(call.noise, *call.generator) : NoiseSettings{}};
+          noisy ? noise_settings(call.noise, call.generator) : NoiseSettings{}};
 }
 
 template <typename T>

@@ -151,13 +151,8 @@ void for_each_pair(const TensorViews& masters, const TensorViews& models, const 
   }
 }
 
-inline NoiseSettings noise_settings(const SharedNoise& noise, const Tensor& generator) {
-  return {static_cast<const int64_t*>(generator.data_ptr()),
-          noise.draw_offset,
-          noise.sample,
-          noise.distribution,
-          noise.signed_std(),
-          noise.alone};
+inline NoiseSettings noise_settings(const SharedNoise& noise, const int64_t* generator) {
+  return {generator, noise.draw_offset, noise.sample, noise.distribution, noise.signed_std(), noise.alone};
 }
 
 }  // namespace torch_ssam::cuda

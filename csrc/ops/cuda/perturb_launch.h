@@ -12,7 +12,7 @@ template <math::Scale kScale>
 void launch_perturb(const PerturbCall& call) {
   using More = std::conditional_t<kScale == math::Scale::rows, RowScales, Nothing>;
   const Noise& noise = call.noise;
-  const Launcher launcher(noise.generator);
+  const Launcher launcher(call.on_device);
   const PerturbSettings settings{noise_settings(noise.options, noise.generator)};
   std::vector<More> more(call.params.size());
   if constexpr (kScale == math::Scale::rows) {
