@@ -24,6 +24,7 @@ from torch_ssam._common.measured_model import Move, add_noise
 from torch_ssam._common.progress import resolve_progress
 from torch_ssam.noise import seeds
 from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.ops.plain_numbers import float64_of
 from torch_ssam.sharpness._evaluate import Batches, Data, Evaluator, trainable
 
 __all__ = ["Certificate", "GibbsRisk", "certify", "gibbs_risk", "zero_one"]
@@ -168,7 +169,7 @@ class _Examples:
                 f"loss gave values from {low:g} to {high:g}; expected [0, 1], for which alone the bound holds. "
                 "Clip it, and say so where you report the bound."
             )
-        return float(losses.double().mean())
+        return float(float64_of(losses).mean())
 
     def whole_risk(self) -> float:
         total = 0.0
@@ -412,8 +413,8 @@ def certify(
     n = len(examples)
 
     named = {id(p): name for name, p in model.named_parameters()}
-    w = torch.cat([p.detach().double().reshape(-1) for p in examples.params]).cpu()
-    w0 = torch.cat([weights[named[id(p)]].detach().double().reshape(-1).cpu() for p in examples.params])
+    w = torch.cat([float64_of(p.detach()).reshape(-1) for p in examples.params]).cpu()
+    w0 = torch.cat([float64_of(weights[named[id(p)]].detach()).reshape(-1).cpu() for p in examples.params])
 
     def bounds(risk: float, noise_std: float, draws: int) -> tuple[float, float, float, float]:
         """Smallest bound over the priors, its prior_std and KL, and the upper bound on the empirical risk."""

@@ -23,6 +23,7 @@ from torch.nn.functional import unfold
 
 from torch_ssam import robustness
 from torch_ssam._common.measured_model import MeasuredModel
+from torch_ssam.ops.plain_numbers import float64_of
 from torch_ssam.robustness._evaluate import noted_calls
 from torch_ssam.robustness._quantizers import Quantizer
 
@@ -62,7 +63,7 @@ def _hessian(model: nn.Module, layer: Layer, batches: Sequence[Tensor]) -> Tenso
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = _columns(layer, inputs[0])
-        h.add_((x.T @ x).double() / len(x))
+        h.add_(float64_of(x.T @ x) / len(x))
 
     hook = layer.register_forward_pre_hook(add)
     try:
@@ -82,7 +83,7 @@ def gptq_rows(weight: Tensor, h: Tensor, bits: int) -> Tensor:
     >>> gptq_rows(w, torch.eye(4, dtype=torch.float64), 2), gptq_rows(w, alike, 2)
     (tensor([[0., 0., 0., 1.]]), tensor([[0., 0., 1., 1.]]))
     """
-    rows = weight.double().clone()
+    rows = float64_of(weight).clone()
     quantizer = Quantizer(bits, "narrow", "mse")
     step = quantizer.encode(rows).step
     diagonal = h.diagonal()
@@ -96,7 +97,7 @@ def gptq_rows(weight: Tensor, h: Tensor, bits: int) -> Tensor:
         rounded[:, i : i + 1] = torch.round(column / step).clamp(quantizer.low, quantizer.high) * step
         error = (column - rounded[:, i : i + 1]) / inverse[i, i]
         rows[:, i + 1 :] -= error * inverse[i, i + 1 :]
-    return rounded.to(weight.dtype)
+    return rounded.to(weight.dtype).to(weight.device)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 from torch_ssam import robustness, sharpness
 from torch_ssam._common.measured_model import MeasuredModel
 from torch_ssam.noise.options import Scale
+from torch_ssam.ops.plain_numbers import float64_of
 from torch_ssam.optim.clean_weights import update_bn
 
 from ._data import Data, Pair
@@ -49,7 +50,7 @@ def evaluate(model: nn.Module, data: Data, pair: Pair) -> dict[str, float]:
                 confidence.append(best.values)
                 right.append(best.indices == y.flatten())
             else:
-                residual += float((outputs.squeeze(-1) - y).double().square().sum())
+                residual += float(float64_of(outputs.squeeze(-1) - y).square().sum())
     found = {"loss": loss / len(pair[1])}
     if data.classifies:
         hits = torch.cat(right).numpy()
@@ -57,7 +58,7 @@ def evaluate(model: nn.Module, data: Data, pair: Pair) -> dict[str, float]:
         p = torch.nan_to_num(torch.cat(confidence)).numpy()  # a diverged network is sure of nothing
         found["calibration error"] = 100.0 * calibration_error(p, hits)
     else:
-        spread = float((pair[1] - pair[1].mean()).double().square().sum())
+        spread = float(float64_of(pair[1] - pair[1].mean()).square().sum())
         found["score"] = 100.0 * (1.0 - residual / spread)
     return found
 

@@ -81,7 +81,7 @@ def change(measure: Measure, clean: Any, noisy: Any) -> Tensor:
 def mean_over_ranks(value: Tensor, device: torch.device) -> float:
     """The mean over the ranks of the default process group, where there is one; NaN on one rank is NaN on all."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        value = value.to(device)
+        value = value.to(wide(device)).to(device)
         dist.all_reduce(value)
         value = value / dist.get_world_size()
     return float(value)

@@ -1,6 +1,7 @@
-"""In which dtype the plain operators compute, and the sum that every perturbation is (csrc/math/stored.h).
+"""In which dtype the plain operators compute, where sums in float64 are made, and the sum that every perturbation is
+(csrc/math/stored.h).
 
-Tests: tests/python/test_plain_operators.py.
+Tests: tests/python/test_plain_operators.py, test_no_float64.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def opmath(dtype: torch.dtype) -> torch.dtype:
 def wide(device: torch.device) -> torch.dtype:
     """The widest dtype of a device, for sums."""
     return torch.float32 if device.type in NARROW else torch.float64
+
+
+def float64_of(values: Tensor) -> Tensor:
+    """In float64: on their device, or on the CPU where that has none."""
+    return (values if wide(values.device) == torch.float64 else values.cpu()).double()
 
 
 def _split(a: Tensor) -> tuple[Tensor, Tensor]:

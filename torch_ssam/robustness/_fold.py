@@ -15,6 +15,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from torch_ssam.ops.plain_numbers import float64_of
+
 from ._weights import check_model
 
 
@@ -161,8 +163,8 @@ def _check_same(model: nn.Module, folded: nn.Module, example: Any) -> None:
         raise TypeError(
             f"the model gives a {type(before).__name__}; expected a tensor, to check the copy with example."
         )
-    scale = float(before.double().abs().max())
-    gap = float((before.double() - after.double()).abs().max())
+    scale = float(float64_of(before).abs().max())
+    gap = float((float64_of(before) - float64_of(after)).abs().max())
     if not gap <= min(1000 * torch.finfo(before.dtype).eps, 0.1) * scale:
         raise ValueError(
             f"the folded copy differs from the model by {gap:.3g} on the example, whose outputs reach {scale:.3g}; BatchNorm "

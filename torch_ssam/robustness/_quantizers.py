@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam import _checks
+from torch_ssam.ops.plain_numbers import wide
 
 Grid = Literal["narrow", "full", "affine"]
 Step = Literal["absmax", "mse"]
@@ -95,7 +96,7 @@ class Quantizer:
         r = 1, 63/64, ..., 1/64 first, then the best one and 7 on either side of it, 1/512 apart. `zero` stays: both ends of the
         range shrink alike.
         """
-        best = torch.full_like(whole, torch.inf, dtype=torch.float64)
+        best = torch.full_like(whole, torch.inf, dtype=wide(whole.device))
         factor = torch.ones_like(whole)
         around = torch.zeros_like(whole)
         coarse = [k / COARSE for k in range(COARSE, 0, -1)]
@@ -105,7 +106,7 @@ class Quantizer:
                 r = (around + offset).clamp(max=1)
                 step = (whole * r).clamp(min=tiny)
                 values = Encoded(self._codes(rows, step, zero), step, zero).values()
-                error = (values - rows).square().sum(1, keepdim=True, dtype=torch.float64)
+                error = (values - rows).square().sum(1, keepdim=True, dtype=wide(rows.device))
                 better = error < best
                 best, factor = torch.where(better, error, best), torch.where(better, r, factor)
             around = factor

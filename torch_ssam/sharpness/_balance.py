@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from torch_ssam.nn.diagonal_linear import DiagonalLinear
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._curvature import hessian_diagonal
 from ._estimate import Floats, Plan
@@ -83,7 +84,7 @@ def layer_balance(
         for name, p in chosen
         for layer in ([f"{name}[{i}]" for i in range(len(p))] if id(p) in diagonal else [name])
     )
-    norms = np.array([v for _, p in chosen for v in by_layer(p, p.detach().double().square())])
+    norms = np.array([v for _, p in chosen for v in by_layer(p, float64_of(p.detach()).square())])
     result = LayerBalance(names, norms, norms[:, None] - norms[None, :], _spread(norms))
     if loss_fn is None or data is None:
         return result

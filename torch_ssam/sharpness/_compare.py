@@ -16,6 +16,7 @@ from torch import nn
 from torch_ssam import _checks
 from torch_ssam._common.checkpoints import Checkpoint, LoadedModel, read_checkpoint
 from torch_ssam._common.extras import need
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._average import average
 from ._balance import layer_balance
@@ -181,7 +182,7 @@ def compare(
                 imbalance = layer_balance(own).imbalance
                 values[name]["imbalance"] = imbalance
                 texts[name]["imbalance, log(max / min |W_l|^2)"] = f"{imbalance:.4g}"
-            norm = math.sqrt(sum(float(p.detach().double().square().sum()) for p in own.parameters()))
+            norm = math.sqrt(sum(float(float64_of(p.detach()).square().sum()) for p in own.parameters()))
             values[name]["norm"], texts[name]["norm of the weights"] = norm, f"{norm:.4g}"
             landscapes[name] = landscape(own, loss_fn, data, points=points, extent=extent, **common)
     first, *others = loaded

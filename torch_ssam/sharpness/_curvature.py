@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_ssam import _checks
 from torch_ssam._common.extras import need
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._estimate import Floats, Plan
 from ._evaluate import Data, Evaluator, LossFunction, Mode, measuring_noise
@@ -152,7 +153,7 @@ def _whole(hessian: Any, params: list[Tensor]) -> Tensor:
         part.to(p.dtype).reshape(*p.shape, -1)
         for part, p in zip(torch.split(identity, sizes), params, strict=True)
     ]
-    return torch.cat([product.double().flatten(0, -2) for product in hessian @ columns])
+    return torch.cat([float64_of(product).flatten(0, -2) for product in hessian @ columns])
 
 
 def hessian_diagonal(
@@ -174,7 +175,7 @@ def hessian_diagonal(
             parts = [
                 value
                 for i, p in enumerate(evaluator.params)
-                for value in reduce(i, found[i] if i in found else torch.zeros_like(p, dtype=torch.float64))
+                for value in reduce(i, found[i] if i in found else torch.zeros(p.shape, dtype=torch.float64))
             ]
             return np.array([sum(parts), *parts])
 
@@ -186,7 +187,7 @@ def hessian_diagonal(
 
         def draw(i: int) -> Floats:
             signs = [noise.noise(p, sample=i) for p in params]
-            return totals(v.double() * h.double() for v, h in zip(signs, hessian @ signs, strict=True))
+            return totals(float64_of(v) * float64_of(h) for v, h in zip(signs, hessian @ signs, strict=True))
 
         values, half, converged = plan.run(draw, progress, "product")
         return values.mean(axis=0), half, converged, False, len(values)
@@ -287,7 +288,7 @@ def top_eigenvalues(
             matrix = _whole(hessian, params)
             found = torch.linalg.eigvalsh((matrix + matrix.mT) / 2).cpu().numpy()
         elif params:
-            start = torch.cat([noise.noise(p).double().reshape(-1) for p in params]).cpu().numpy()
+            start = torch.cat([float64_of(noise.noise(p)).reshape(-1) for p in params]).cpu().numpy()
             found = _lanczos(evaluator, hessian, start, count, tolerance, max_restarts)
     descending: Floats = np.sort(np.append(found, np.zeros(size - rank)))[::-1][:count].copy()
     return descending

@@ -18,6 +18,7 @@ from torch_ssam import _checks
 from torch_ssam._common.measured_model import MeasuredModel, Move, wide
 from torch_ssam.noise import parameters, seeds
 from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._visible import REMEDY, HiddenParameters, check_flat, check_reached, custom_functions, names
 
@@ -142,7 +143,7 @@ class Evaluator:
         total, examples = torch.zeros((), dtype=torch.float64), 0
         with torch.no_grad():
             for inputs, targets, n in self.read(at):
-                term = self._batch_loss(inputs, targets, watch).double() * n
+                term = float64_of(self._batch_loss(inputs, targets, watch)) * n
                 total = total.to(term.device) + term
                 examples += n
         return float(total) / examples

@@ -15,6 +15,7 @@ from torch_ssam import _checks
 from torch_ssam._common.extras import need
 from torch_ssam._common.measured_model import shift
 from torch_ssam._common.progress import resolve_progress
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._estimate import Floats
 from ._evaluate import Data, Evaluator, LossFunction, Mode, measuring_noise
@@ -45,9 +46,9 @@ def filter_normalized(params: Sequence[Tensor], direction: Sequence[Tensor]) -> 
             result.append(torch.zeros_like(d))
             continue
         shape = (-1, *([1] * (p.dim() - 1)))
-        weight, length = (t.detach().flatten(1).double().norm(dim=1).reshape(shape) for t in (p, d))
+        weight, length = (float64_of(t.detach().flatten(1)).norm(dim=1).reshape(shape) for t in (p, d))
         factor = torch.where(length > 0, weight / length, torch.zeros_like(length))
-        result.append((d.detach() * factor).to(p.dtype))
+        result.append((float64_of(d.detach()) * factor).to(p.dtype).to(p.device))
     return result
 
 

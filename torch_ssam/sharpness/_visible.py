@@ -19,6 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from torch_ssam._common.measured_model import Move, shift, wide
 from torch_ssam.noise.saved_model import Generators
 from torch_ssam.noise.weight_noise import WeightNoise
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._estimate import Floats
 
@@ -146,7 +147,7 @@ def custom_functions(loss: Tensor) -> set[str]:
 
 
 def _row(tensors: Sequence[Tensor]) -> Floats:
-    found: Floats = torch.cat([t.detach().double().reshape(-1) for t in tensors]).cpu().numpy()
+    found: Floats = torch.cat([float64_of(t.detach()).reshape(-1) for t in tensors]).cpu().numpy()
     return found
 
 
@@ -155,7 +156,7 @@ def _direction(params: list[Tensor], relative: float) -> list[Tensor]:
     noise = WeightNoise(params, 1.0, seed=0)
     found = []
     for p in params:
-        size = float(p.detach().double().square().mean().sqrt()) if p.numel() else 0.0
+        size = float(float64_of(p.detach()).square().mean().sqrt()) if p.numel() else 0.0
         coarse = torch.finfo(p.dtype).eps / relative if relative else 1.0
         found.append(noise.noise(p).to(wide(p)) * max(1.0, coarse) * (size or 1.0))
     return found

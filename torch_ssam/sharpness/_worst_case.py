@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch_ssam import _checks
 from torch_ssam._common.measured_model import shift, wide
 from torch_ssam._common.progress import resolve_progress
+from torch_ssam.ops.plain_numbers import float64_of
 
 from ._evaluate import Data, Evaluator, LossFunction, Mode, finite, measuring_noise
 
@@ -45,7 +46,7 @@ class WorstCase:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+    return math.sqrt(sum(float(float64_of(t.detach()).square().sum()) for t in tensors))
 
 
 def _along(tensors: Sequence[Tensor], length: float) -> list[Tensor]:
