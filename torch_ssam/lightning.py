@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "lightning":
         raise
     from pytorch_lightning import Callback
+import torch
 from torch.utils.hooks import RemovableHandle
 
 from torch_ssam import _checks
@@ -184,6 +185,9 @@ class AdaptiveNoise(_AfterSteps):
 class LogMetrics(_AfterSteps):
     """Logs `opt.metrics()` every so many steps, as noise/noise_std, noise/noise_to_weight and so on.
 
+    Where the trainer clips gradients by their norm, noise/grad_clipped is the share of steps since the last look in which it
+    did, and noise/grad_norm their mean norm, at the cost of one more read of the gradients a step.
+
     Args:
         every: steps between looks, >= 1.
         loss: function of (module, batch) that gives the loss, for noise/loss_rise at the cost of two forwards a look; None for
@@ -210,6 +214,15 @@ class LogMetrics(_AfterSteps):
         """Looks whether there is something to log."""
         super().on_train_start(trainer, pl_module)
         expected_some(noise_optimizers(trainer.optimizers), self)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Notes the norm of the gradients where the trainer is about to clip it."""
+        bound = trainer.gradient_clip_val
+        if not bound or trainer.gradient_clip_algorithm == "value":
+            return
+        for one in noise_optimizers([optimizer]):
+            grads = [p.grad for group in one.param_groups for p in group["params"] if p.grad is not None]
+            one.note_grad_norm(torch.nn.utils.get_total_norm(grads), bound)
 
     def _stepped(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         self._steps += 1

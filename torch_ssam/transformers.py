@@ -8,6 +8,7 @@ test_frameworks.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -138,7 +139,8 @@ class AdaptiveNoise(_WithBatch):
 class LogMetrics(_WithBatch):
     """Logs `opt.metrics()` every so many steps through `trainer.log`, as noise_std, noise_to_weight and so on.
 
-    Added when there is a trainer: `trainer.add_callback(LogMetrics(trainer, every=50))`.
+    Added when there is a trainer: `trainer.add_callback(LogMetrics(trainer, every=50))`. Where the trainer clips gradients
+    (`max_grad_norm`), grad_clipped is the share of steps since the last look in which it did, and grad_norm their mean norm.
 
     Args:
         trainer: the Trainer, whose log it goes to.
@@ -159,9 +161,40 @@ class LogMetrics(_WithBatch):
         self._trainer = trainer
         self.every = _checks.count("every", every)
         self.loss = _checks.flag("loss", loss)
+        self._undo: Callable[[], object] | None = None  # of what listens to the clipping of gradients
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begins to listen, also to how often gradients are clipped."""
+        super().on_train_begin(args, state, control, **given)
+        self._listen_no_more()  # to a training that failed
+        accelerator, optimizer = self._trainer.accelerator, self._optimizers[0]
+        clip = accelerator.clip_grad_norm_
+
+        def noting(parameters: Any, max_norm: float, *arguments: Any, **options: Any) -> Any:
+            norm = clip(parameters, max_norm, *arguments, **options)
+            if norm is not None:
+                optimizer.note_grad_norm(norm, max_norm)
+            return norm
+
+        self._undo = partial(vars(accelerator).pop, "clip_grad_norm_", None)
+        if "clip_grad_norm_" in vars(accelerator):  # somebody else's
+            self._undo = partial(setattr, accelerator, "clip_grad_norm_", clip)
+        accelerator.clip_grad_norm_ = noting
+
+    def _listen_no_more(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Lets all go."""
+        super().on_train_end(args, state, control, **given)
+        self._listen_no_more()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Logs, every so many steps."""
         if state.global_step % self.every == 0:
             call = (lambda: _member(self._again(given["model"]), "loss")) if self.loss else None
+            own = control.should_log  # which log() takes as done: the trainer's own row would be left out
             self._trainer.log(named([self._optimizers[0].metrics(call)], ""))
+            control.should_log = own

@@ -295,3 +295,57 @@ def test_dicts_of_outputs_are_read_too() -> None:
     member = of_trainer()._member
     assert member({"logits": 3}, "logits") == 3
     assert member(nn.Linear(1, 2), "out_features") == 2
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_trainer_fine_tunes_with_ssam_adamw(bf16: bool, tmp_path: Path) -> None:
+    """Accumulation, clipping to norm 1, bf16, and a warm-up of the learning rate beside a ramp of the noise: one draw and
+    one change of noise_std a step, and the log says how often gradients were clipped."""
+    transformers = needed("transformers", "Hugging Face Trainer")
+    callbacks = of_trainer()
+    noise_std: list[float] = []
+    lr: list[float] = []
+
+    class Ramp(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            self.schedule = torch_ssam.schedules.LambdaNoiseStd(
+                given["optimizer"].optimizer, lambda step: min(1.0, step / 4)
+            )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            lr.append(given["optimizer"].param_groups[0]["lr"])
+            self.schedule.step()
+            noise_std.append(given["optimizer"].param_groups[0]["noise_std"])
+
+    model = transformer()
+    before = front.snapshot(model)
+    trainer = trainer_of(
+        tmp_path,
+        model,
+        [callbacks.KeepPerturbed(), Ramp()],
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        bf16=bf16,
+        warmup_steps=3,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    metrics = callbacks.LogMetrics(trainer, every=3)
+    trainer.add_callback(metrics)
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    assert optimizer.draw == 6
+    assert noise_std == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+    assert lr[0] < lr[1] < lr[2] > lr[4]
+    logged = [row for row in trainer.state.log_history if "grad_clipped" in row]
+    own = [row["grad_norm"] for row in trainer.state.log_history if "loss" in row]
+    assert [row["step"] for row in logged] == [3, 6]
+    for k, row in enumerate(logged):
+        norms = own[3 * k : 3 * k + 3]
+        assert row["grad_norm"] == pytest.approx(sum(norms) / 3, rel=1e-5)
+        assert row["grad_clipped"] == pytest.approx(sum(norm > 1.0 for norm in norms) / 3)
+    assert logged[0]["grad_clipped"] > 0
+    assert not optimizer._noise.active
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert "clip_grad_norm_" not in vars(trainer.accelerator)  # as it was
+    assert metrics._undo is None

@@ -228,9 +228,37 @@ def test_lightning_accumulating_at_clean_weights_is_noticed(tmp_path: Path) -> N
         trainer.fit(module, loader_of())
 
 
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_lightning_says_how_often_gradients_are_clipped(kind: str, tmp_path: Path) -> None:
+    lightning = needed("lightning.pytorch", "Lightning")
+    module = lightning_module(MAKERS[kind], keep_perturbed=True)
+    logged: list[dict[str, float]] = []
+    module.log_dict = lambda found, **_: logged.append(found)
+    norms: list[float] = []
+
+    class Norms(lightning.Callback):  # type: ignore[misc, name-defined]
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            norms.append(float(torch.stack([p.grad.norm() for p in module.net.parameters()]).norm()))
+
+    metrics = importlib.import_module("torch_ssam.lightning").LogMetrics(every=4)
+    trainer = lightning_trainer(
+        tmp_path,
+        callbacks=[keep_perturbed(), metrics, Norms()],
+        gradient_clip_val=1.0,
+        accumulate_grad_batches=2,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, loader_of())
+    assert len(norms) == 4
+    (found,) = logged
+    assert found["noise/grad_norm"] == pytest.approx(sum(norms) / 4)
+    assert found["noise/grad_clipped"] == sum(norm > 1.0 for norm in norms) / 4 > 0
+
+
+@pytest.mark.parametrize("make", [front.ssam, front.adamw], ids=["ssam", "adamw"])
 @pytest.mark.parametrize("kept", [False, True])
-def test_lightning_trains_in_bf16_mixed_precision(kept: bool, tmp_path: Path) -> None:
-    module = lightning_module(front.ssam, keep_perturbed=kept, lr=0.01)
+def test_lightning_trains_in_bf16_mixed_precision(kept: bool, make: Any, tmp_path: Path) -> None:
+    module = lightning_module(make, keep_perturbed=kept, lr=0.01)
     callbacks = [keep_perturbed()]
     trainer = lightning_trainer(
         tmp_path, precision="bf16-mixed", callbacks=callbacks, enable_checkpointing=False
@@ -607,11 +635,17 @@ def test_hugging_face_trainer_makes_the_optimizer_from_class_and_options(tmp_pat
 # -- Accelerate ----------------------------------------------------------------------------------------------
 
 
+def accelerator_of(**options: Any) -> Any:
+    """A new one: Accelerate shares its precision with all that the process made before."""
+    accelerate = needed("accelerate", "Accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    return accelerate.Accelerator(cpu=True, **options)
+
+
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 @pytest.mark.parametrize("way", ["closure", "kept", "perturb"])
 def test_accelerate_trains_as_our_own_loop_does_and_saves_clean(way: str, kind: str, tmp_path: Path) -> None:
-    accelerate = needed("accelerate", "Accelerate")
-    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator = accelerator_of()
     model = front.Net()
     plain = MAKERS[kind](model, keep_perturbed=way == "kept")
     plain.attach(model)
@@ -655,47 +689,90 @@ def test_accelerate_trains_as_our_own_loop_does_and_saves_clean(way: str, kind: 
     assert plain.draw == 4
 
 
-def test_accelerate_accumulates_with_one_draw_a_step() -> None:
-    accelerate = needed("accelerate", "Accelerate")
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_accelerate_accumulates_clips_and_warms_up_with_one_draw_a_step(kind: str) -> None:
+    """A learning rate that warms up beside a ramp of the noise; the norms that are clipped are noted."""
+    accelerator = accelerator_of(gradient_accumulation_steps=2)
+
+    def schedules(opt: Any) -> tuple[Any, Any]:
+        warm_up = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: (step + 1) / 4)
+        return warm_up, torch_ssam.schedules.LambdaNoiseStd(opt, lambda step: (step + 1) / 2)
+
     model = front.Net()
-    plain = front.ssam(model, keep_perturbed=True)
-    model, opt, loader = accelerator.prepare(model, plain, loader_of())
+    plain = MAKERS[kind](model, keep_perturbed=True)
+    warm_up, ramp = schedules(plain)
+    model, opt, loader, warm_up = accelerator.prepare(model, plain, loader_of(8), warm_up)
     opt.train()
     for x, y in loader:
         with accelerator.accumulate(model):
             accelerator.backward(front.loss_of(model, x, y))
+            if accelerator.sync_gradients:
+                plain.note_grad_norm(accelerator.clip_grad_norm_(model.parameters(), 1.0), 1.0)
+                ramp.step()  # keep_perturbed draws the next noise in step()
             opt.step()
+            warm_up.step()
             opt.zero_grad()
+    found = plain.metrics()
     opt.eval()
-    assert plain.draw == 2
+    assert plain.draw == 4
     own = front.Net()
-    reference = front.ssam(own)
-    todo = front.batches(4)
-    for k in (0, 2):
+    reference = MAKERS[kind](own)
+    warm_up, ramp = schedules(reference)
+    todo = front.batches(8)
+    norms = []
+    for k in range(0, 8, 2):
         reference.zero_grad()
         with reference.perturb():
             for x, y in todo[k : k + 2]:
                 (front.loss_of(own, x, y) / 2).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(own.parameters(), 1.0)))
         reference.step()
+        warm_up.step()
+        ramp.step()
     assert front.same_bits(front.snapshot(model), front.snapshot(own))
+    assert found["grad_norm"] == pytest.approx(sum(norms) / 4)
+    assert found["grad_clipped"] == sum(norm > 1.0 for norm in norms) / 4 > 0
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_accelerate_trains_in_bf16(kind: str) -> None:
+    accelerator = accelerator_of(mixed_precision="bf16")
+    model = front.Net()
+    before, start = front.loss_of(model, *front.data()).item(), front.snapshot(model)
+    plain = MAKERS[kind](model, keep_perturbed=True, noise_std=0.01)
+    model, opt, loader = accelerator.prepare(model, plain, loader_of(8))
+    opt.train()
+    for x, y in loader:
+        opt.zero_grad()
+        accelerator.backward(front.loss_of(model, x, y))
+        opt.step()
+    opt.eval()
+    assert plain.draw == 8
+    own = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    assert all(
+        p.dtype == torch.float32 and not torch.equal(p, q)
+        for p, q in zip(own.parameters(), start, strict=True)
+    )
+    assert front.loss_of(own, *front.data()).item() < before
 
 
 # -- skorch --------------------------------------------------------------------------------------------------
 
 
-def test_skorch_trains_as_our_own_loop_does_and_saves_clean(tmp_path: Path) -> None:
+@front.both_rules
+def test_skorch_trains_as_our_own_loop_does_and_saves_clean(make: Any, tmp_path: Path) -> None:
+    own_options = {"optimizer__momentum": 0.9, "optimizer__weight_decay": 0.01}
+    is_ssam = make is front.ssam
     skorch = needed("skorch", "skorch")
     todo = front.batches(4)
     x, y = torch.cat([x for x, _ in todo]), torch.cat([y for _, y in todo])
     net = skorch.NeuralNet(
         front.Net,
         criterion=nn.MSELoss,
-        optimizer=torch_ssam.SSAM,
+        optimizer=torch_ssam.SSAM if is_ssam else torch_ssam.SSAMAdamW,
         lr=0.05,
         optimizer__noise_std=0.3,
-        optimizer__momentum=0.9,
-        optimizer__weight_decay=0.01,
+        **(own_options if is_ssam else {"optimizer__weight_decay": 0.1}),
         optimizer__seed=7,
         max_epochs=2,
         batch_size=12,
@@ -705,7 +782,7 @@ def test_skorch_trains_as_our_own_loop_does_and_saves_clean(tmp_path: Path) -> N
     )
     net.fit(x, y)
     assert net.optimizer_.draw == 8
-    expected = our_own(front.ssam, epochs=2)
+    expected = our_own(make, epochs=2)
     for own, other in zip(net.module_.parameters(), expected, strict=True):
         torch.testing.assert_close(own.detach(), other, rtol=1e-5, atol=1e-6)
     assert len(net.history) == 2

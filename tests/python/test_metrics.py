@@ -121,3 +121,43 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with opt.perturb(), pytest.raises(RuntimeError, match=r"inside perturb\(\)"):
         opt.metrics(lambda: w.sum())
     assert torch.equal(w, torch.ones(3))
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_how_often_gradients_are_clipped(make: str) -> None:
+    """Norms of 1, 2, 3 and 6 beside a bound of 2: two above it. The next look begins anew."""
+    w = nn.Parameter(torch.ones(4))
+    opt = MAKE[make]([w], noise_std=0.1)
+    assert "grad_norm" not in opt.metrics()
+    for norm in (
+        1.0,
+        torch.tensor(2.0),
+        torch.tensor([3.0], dtype=torch.float64),
+        torch.tensor(6.0, requires_grad=True),
+    ):
+        opt.note_grad_norm(norm, 2.0)
+    found = opt.metrics()
+    assert (found["grad_norm"], found["grad_clipped"]) == (3.0, 0.5)
+    assert "grad_norm" not in opt.metrics()
+    opt.note_grad_norm(5.0, 2.0)
+    assert opt.metrics()["grad_clipped"] == 1.0
+    for wrong, message in ((torch.ones(2), r"shape \(2,\)"), (math.nan, "norm is nan")):
+        with pytest.raises(ValueError, match=message):
+            opt.note_grad_norm(wrong, 2.0)
+    with pytest.raises(ValueError, match="max_norm is 0"):
+        opt.note_grad_norm(1.0, 0.0)
+    assert "grad_norm" not in opt.metrics()
+
+
+def test_noise_raises_the_norm_of_gradients() -> None:
+    """Of w^2 / 2 at w + n: the root of |w|^2 + |n|^2, here 5 for weights of 3 and Rademacher noise of 4."""
+    w = nn.Parameter(torch.full((10_000,), 0.03))
+    opt = torch_ssam.SSAM([w], noise_std=0.04, distribution="rademacher", seed=0)
+    for _ in range(3):
+        opt.zero_grad()
+        with opt.perturb():
+            (w.square().sum() / 2).backward()
+        opt.note_grad_norm(nn.utils.clip_grad_norm_([w], 4.0), 4.0)
+    found = opt.metrics()
+    assert found["grad_norm"] == pytest.approx(5.0, rel=0.02)
+    assert found["grad_clipped"] == 1.0

@@ -27,6 +27,8 @@ from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.clean_weights import warn_perturbed
 from torch_ssam.optim.clipping import Clipping
+from torch_ssam.optim.gradient_norms import GradientNorms
+from torch_ssam.optim.low_rank import warn_of_clipped_factors
 from torch_ssam.optim.shown import defaults_of_class, describe_groups
 
 
@@ -50,6 +52,7 @@ class NoiseOptimizer(Optimizer):
         self._noise = NoiseState(self._weak_groups(), seeds.resolve_seed(seed), stream, masters)
         self._noise.only_parameters = True
         self._clipping = Clipping()
+        self._gradient_norms = GradientNorms()
         self._inside_pass = False
         self._fresh = False
         self._training = False
@@ -88,6 +91,8 @@ class NoiseOptimizer(Optimizer):
         tensors = list(map(parameters.tensor_of, params))
         dtensor.check_options(tensors, group, self._noise_per_rank)
         self._note_kinds(tensors)
+        names = [member[0] for member in params if isinstance(member, tuple)]
+        warn_of_clipped_factors(tensors, {**group, "param_names": names} if names else group)
         return {**param_group, "params": params}
 
     def _note_kinds(self, tensors: list[Tensor]) -> None:
@@ -335,6 +340,7 @@ class NoiseOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_noise" in state:
+            self._gradient_norms = GradientNorms()
             self._clipping = (
                 state.get("_clipping") or Clipping()
             )  # pickles of older versions have none, nor all options

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch_ssam.noise.saved_model import batchnorm_that_tracks
 from torch_ssam.noise.scope import Scope
 from torch_ssam.noise.state import NoiseState
+from torch_ssam.optim.gradient_norms import GradientNorms
 
 
 class Owner(Protocol):
@@ -28,6 +29,7 @@ class Owner(Protocol):
     _inside_pass: bool
     _training: bool
     param_groups: list[dict[str, Any]]
+    _gradient_norms: GradientNorms
 
     @property
     def _noise(self) -> NoiseState: ...

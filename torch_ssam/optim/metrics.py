@@ -30,7 +30,7 @@ def all_metrics(optimizer: Owner, loss: Callable[[], Any] | None) -> dict[str, f
     if loss is not None:
         clean, noisy = map(_number, clean_and_noisy(optimizer, loss))
         found |= {"clean_loss": clean, "noisy_loss": noisy, "loss_rise": noisy - clean}
-    return found
+    return found | optimizer._gradient_norms.read()
 
 
 @torch.no_grad()

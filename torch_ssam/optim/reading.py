@@ -127,6 +127,31 @@ class ReadableOptimizer(NoiseOptimizer):
         return attached.attach(model, self)
 
     @untraced
+    def note_grad_norm(self, norm: Any, max_norm: float) -> None:
+        """Notes the norm of a step's gradients before clipping, for `metrics()` to say how often they are clipped.
+
+        Noise raises the norm. Costs two operations on one number, on its device, and waits for nothing.
+
+        Args:
+            norm: what `torch.nn.utils.clip_grad_norm_` (or Accelerate's) returns, a number or a tensor of one.
+            max_norm: the bound that it was given, > 0.
+
+        Raises:
+            TypeError, ValueError: something else.
+
+        Example:
+            >>> import torch, torch_ssam
+            >>> w = torch.nn.Parameter(torch.ones(4))
+            >>> opt = torch_ssam.SSAM([w], noise_std=0.0)
+            >>> (3 * w).sum().backward()
+            >>> opt.note_grad_norm(torch.nn.utils.clip_grad_norm_([w], 1.0), 1.0)
+            >>> found = opt.metrics()
+            >>> found["grad_norm"], found["grad_clipped"]
+            (6.0, 1.0)
+        """
+        self._gradient_norms.note(norm, max_norm)
+
+    @untraced
     def metrics(self, loss: Callable[[], Any] | None = None) -> dict[str, float]:
         """What the noise does now, to be logged every so many steps; it leaves no trace.
 
@@ -141,7 +166,9 @@ class ReadableOptimizer(NoiseOptimizer):
             "noise_std": the largest of all groups. "noise_to_weight": norm of the noise over norm of the clean weights, over
             all tensors that get noise, of the next pass (or of the present one). "noise_rounded_away": the share of those
             weights that the noise leaves where they are, in their dtype. With a loss, "clean_loss", "noisy_loss" and
-            "loss_rise", their difference; of this rank's batch. All 0 where there is no noise but the losses.
+            "loss_rise", their difference; of this rank's batch. All 0 where there is no noise but the losses. Where
+            `note_grad_norm` was called since the last `metrics()`, "grad_norm", the mean of what it noted, and
+            "grad_clipped", the share of steps in which that was above the bound.
 
         Raises:
             RuntimeError: with a loss, inside `perturb()`; while a CUDA graph is captured.

@@ -29,6 +29,7 @@ from torch_ssam.ops import dtensor
 from torch_ssam.optim import options as update_options
 from torch_ssam.optim.base import NoiseDriver
 from torch_ssam.optim.bases import check_base, check_layout
+from torch_ssam.optim.low_rank import warn_of_clipped_factors
 from torch_ssam.optim.shown import defaults_of_class, describe_groups
 
 
@@ -59,6 +60,7 @@ class WrappedOptimizer(NoiseDriver):
             # radius is SSAM's: a base may have an option of that name
             noise = {name: value for name, value in {**options, **group}.items() if name != "radius"}
             dtensor.check_options(group["params"], noise, noise_per_rank)
+            warn_of_clipped_factors(group["params"], noise)
         self._init_noise(seed, noise_per_rank)
         self._note_kinds([p for group in own for p in group["params"]])
         saved = [(group["seed"], group["draw"]) for group in base.param_groups if "seed" in group]
