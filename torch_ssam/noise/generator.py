@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_ssam.noise.members import Group
 from torch_ssam.ops import library
 from torch_ssam.ops.entries import ops
 
@@ -18,13 +19,25 @@ _CPU = torch.device("cpu")
 
 
 class NoiseArguments(NamedTuple):
-    """How one perturbation is made: the arguments that follow generator and place in every operator that makes noise."""
+    """How one perturbation is made: the arguments that follow generator and place in every operator that makes noise.
+
+    In the order of csrc/ops/arguments.h.
+    """
 
     noise_std: float
     distribution: str
     sample: int
     negate: bool
     draw_offset: int
+
+    @classmethod
+    def of(cls, group: Group, sample: int, negate: bool, draw_offset: int) -> NoiseArguments:
+        """Those of a group, of a pass of a step."""
+        return cls(float(group["noise_std"]), group["distribution"], sample, negate, draw_offset)
+
+    def mirrored(self) -> NoiseArguments:
+        """The same noise with the other sign."""
+        return self._replace(negate=not self.negate)
 
 
 class Generator:

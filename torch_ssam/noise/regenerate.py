@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_ssam.noise.generator import NoiseArguments
 from torch_ssam.ops.dtensor import local_of, shard_of
 from torch_ssam.ops.entries import ops
 
@@ -21,29 +22,19 @@ class Recipe(NamedTuple):
     """How noise was made: the arguments of the operators, with a generator of its own that nobody moves."""
 
     generator: Tensor
-    noise_std: float
-    distribution: str
-    sample: int
-    negate: bool
-
-    @property
-    def arguments(self) -> tuple[float, str, int, bool]:
-        """What the operators take after generator and place."""
-        return self[1:]
+    noise: NoiseArguments  # what they take after generator and place
 
     def mirrored(self) -> Recipe:
         """The same noise with the other sign."""
-        return self._replace(negate=not self.negate)
+        return self._replace(noise=self.noise.mirrored())
 
 
-def recipe(
-    generator: Tensor, noise_std: float, distribution: str, sample: int, negate: bool, draw_offset: int
-) -> Recipe:
+def recipe(generator: Tensor, noise: NoiseArguments) -> Recipe:
     """The recipe of the noise of a draw, `draw_offset` draws from the generator's."""
     own = generator.clone()
-    if draw_offset:
-        ops.advance_(own, draw_offset)
-    return Recipe(own, noise_std, distribution, sample, negate)
+    if noise.draw_offset:
+        ops.advance_(own, noise.draw_offset)
+    return Recipe(own, noise._replace(draw_offset=0))
 
 
 def _head(param: Tensor) -> Tensor:
@@ -55,9 +46,7 @@ def _head(param: Tensor) -> Tensor:
 
 
 def _perturbed(weights: Tensor, place: int, how: Recipe, shards: list[int] | None = None) -> Tensor:
-    result: Tensor = torch.ops.torch_ssam.perturbed(
-        weights, how.generator, place, *how.arguments, shards=shards
-    )
+    result: Tensor = torch.ops.torch_ssam.perturbed(weights, how.generator, place, *how.noise, shards=shards)
     return result
 
 
@@ -66,7 +55,7 @@ def add(params: list[Tensor], places: list[int], how: Recipe, done: Callable[[],
     probe = next(((p, i) for p, i in zip(params, places, strict=True) if local_of(p).numel()), None)
     before = _head(probe[0]) if probe else None
     try:
-        ops.perturb_from_clean_(params, params, how.generator, places, *how.arguments)
+        ops.perturb_from_clean_(params, params, how.generator, places, *how.noise)
         done()
     except BaseException:
         # The operator writes all or, where it refuses, nothing: the first elements tell which.

@@ -121,8 +121,7 @@ class NoiseState(SavedWeights):
         self, device: torch.device, group: Group, sample: int, negate: bool, draw_offset: int
     ) -> tuple[Tensor, NoiseArguments]:
         generator, draw = self.generator.on(device)
-        std, distribution = float(group["noise_std"]), group["distribution"]
-        return generator, NoiseArguments(std, distribution, sample, negate, draw + draw_offset)
+        return generator, NoiseArguments.of(group, sample, negate, draw + draw_offset)
 
     def _perturb(self, group: Group, part: Members, generator: Tensor, noise: NoiseArguments) -> None:
         """Puts noise on clean tensors of one device."""
@@ -137,7 +136,7 @@ class NoiseState(SavedWeights):
             if not part.params:
                 return
         if group["memory"] == "regenerate":
-            self._perturb_in_place(part, recipe(generator, *noise))
+            self._perturb_in_place(part, recipe(generator, noise))
             return
         self._add_noise(group, part, [self._copy_of(p) for p in part.params], True, generator, noise)
 
