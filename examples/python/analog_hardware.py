@@ -142,20 +142,21 @@ def imported(module: str) -> Any:
         ) from None
 
 
-def phase_change_memory(model: nn.Module, data: Data, chips: int) -> dict[str, list[float]]:
+def phase_change_memory(model: nn.Module, data: Data, options: argparse.Namespace) -> dict[str, list[float]]:
     """Accuracies by time since programming, one a chip: aihwkit's model of phase-change memory.
 
-    Every tile (a layer) is scaled so that its largest weight is the largest conductance. All else is as aihwkit has it:
-    7 bits of input and 9 of output, output noise, input ranges by each vector's largest value, one factor a tile that
-    compensates the drift.
+    Every tile (a layer) is scaled so that its largest weight is the largest that a tile computes with, or not
+    (`--unscaled`, aihwkit's default: small weights then drown in the noise of the outputs). All else is as aihwkit
+    has it: 7 bits of input and 9 of output, output noise, input ranges by each vector's largest value, one factor a tile
+    that compensates the drift.
     """
     convert = imported("aihwkit.nn.conversion").convert_to_analog
     config = imported("aihwkit.simulator.configs").TorchInferenceRPUConfig()
-    config.mapping.weight_scaling_omega = 1.0
+    config.mapping.weight_scaling_omega = 0.0 if options.unscaled else 1.0
     noise_model = imported("aihwkit.inference").PCMLikeNoiseModel
     analog = convert(model, config).eval()
     found: dict[str, list[float]] = {name: [] for name in (*TIMES, NOISY)}
-    for chip in range(chips):
+    for chip in range(options.chips):
         torch.manual_seed(chip)  # one chip for all methods
         analog.program_analog_weights(noise_model())
         for name, seconds in TIMES.items():
@@ -167,7 +168,7 @@ def phase_change_memory(model: nn.Module, data: Data, chips: int) -> dict[str, l
     return found
 
 
-def weight_noise(model: nn.Module, data: Data, chips: int) -> dict[str, list[float]]:
+def weight_noise(model: nn.Module, data: Data, options: argparse.Namespace) -> dict[str, list[float]]:
     """Accuracies by noise in units of each filter's largest weight: aihwkit-lightning, with 8-bit inputs.
 
     The noise is drawn anew for each batch of the test images: a chip is one pass over them.
@@ -186,7 +187,7 @@ def weight_noise(model: nn.Module, data: Data, chips: int) -> dict[str, list[flo
             if isinstance(layer, toolkit.AnalogLinear | toolkit.AnalogConv2d):
                 layer.train()  # where the toolkit has its noise; BatchNorm stays in eval mode
         found[f"noise {std:g}"] = []
-        for chip in range(chips):
+        for chip in range(options.chips):
             torch.manual_seed(chip)
             found[f"noise {std:g}"].append(accuracy(analog, data))
     return found
@@ -228,6 +229,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lr", type=float, default=0.1, help="default %(default)s")
     made.add_argument("--seeds", type=int, default=3, help="trainings of each method (default %(default)s)")
     made.add_argument("--chips", type=int, default=5, help="draws of the hardware (default %(default)s)")
+    made.add_argument("--unscaled", action="store_true", help="aihwkit: weights on the tiles as they are")
     made.add_argument("--threads", type=int, default=1, help="default %(default)s")
     made.add_argument("--out", type=Path, help="also write every accuracy to this JSON file")
     return made
@@ -260,7 +262,7 @@ def run(options: argparse.Namespace) -> Results:
         results[method] = []
         for seed in range(options.seeds):
             model = train(method, data, seed, options)
-            found = {"clean": [accuracy(model, data)], **simulate(model, data, options.chips)}
+            found = {"clean": [accuracy(model, data)], **simulate(model, data, options)}
             results[method].append(found)
             print(f"{method}, seed {seed}: clean {found['clean'][0]:.1f}", file=sys.stderr, flush=True)
     over = "trainings" if options.seeds > 1 else "chips"

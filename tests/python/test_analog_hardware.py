@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from torch_ssam.compare import Data
 
 pytest.importorskip("sklearn")
 
@@ -52,6 +56,24 @@ def test_the_short_form_prints_what_is_left_of_each_method(
     plain, ours = (results[m][0] for m in ("SGD", "S-SAM, deploy()"))
     assert sum(plain[worst]) / 3 < plain["clean"][0] - 2
     assert sum(ours[worst]) > sum(plain[worst])
+
+
+def test_small_weights_drown_in_the_noise_of_the_outputs_unless_tiles_are_scaled() -> None:
+    """A layer of weights of at most 0.01 that copies the brightest of ten pixels: right with scaled tiles, by chance without."""
+    need("aihwkit.nn", "aihwkit")
+    torch.manual_seed(0)
+    y = torch.arange(200) % 10
+    x = 0.1 * torch.rand(200, 10) + nn.functional.one_hot(y, 10)
+    data = Data("pixels", (x, y), (x, y), (x, y), outputs=10)
+    model = nn.Sequential(nn.Linear(10, 10, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(0.01 * torch.eye(10))
+    found = {}
+    for option in ("--chips=1", "--unscaled"):
+        options = analog_hardware.parser().parse_args(["--chips", "1", option])
+        found[option] = analog_hardware.phase_change_memory(model.eval(), data, options)["a second"][0]
+    assert found["--chips=1"] > 95
+    assert found["--unscaled"] < 50
 
 
 @pytest.mark.parametrize("simulator", analog_hardware.SIMULATORS)
