@@ -38,6 +38,10 @@ SCALES: Runs = {
     "element": {"scale": "element", "noise_std": 0.2},
     "fisher": {"scale": "fisher", "noise_std": 0.1},
 }
+ABSMAX: Runs = {
+    "absmax": {"scale": "absmax", "noise_std": 0.1},
+    "tensor_absmax": {"scale": "tensor_absmax", "noise_std": 0.1},
+}
 GROUPS = [
     {"noise_std": 0.2, "momentum": 0.9, "nesterov": True, "scale": "filter"},
     {"noise_std": 0.0, "lr": {"tensor": 0.03125}},
@@ -119,11 +123,75 @@ def ssam_runs() -> Runs:
         "masters_kept_fisher": kept(**{**MASTERS, **SCALES["fisher"]}),
         "fisher_options": ssam(**SCALES["fisher"], fisher_decay=0.5, fisher_factor=2.0),
         "fisher_samples": ssam(**SCALES["fisher"], samples=2, drive="perturbations"),
+        "clip": ssam(**MOMENTUM, weight_clip=1.25),
+        "clip_columns": ssam(
+            **MOMENTUM, weight_clip=1.5, channel_dim=1, scale="filter", noise_std=0.05, radius=2.5
+        ),
+        "clip_kept": kept(**MOMENTUM, weight_clip=1.25, scale="absmax", noise_std=0.1),
+        "clip_masters_kept": kept(**MOMENTUM, **MASTERS, weight_clip=1.25),
+        "clip_groups": kept(
+            groups=[{"weight_clip": 1.5}, {"channel_dim": 1, "scale": "filter", "noise_std": 0.05}, {}]
+        ),
     }
-    for name, options in SCALES.items():
+    for name, options in (SCALES | ABSMAX).items():
         found[name] = ssam(**MOMENTUM, **options)
         found[f"{name}_kept"] = kept(**MOMENTUM, **options)
         found[f"{name}_kept_in_eval"] = kept(**options, saved="in eval")
+    return found
+
+
+def adamw(**changed: Any) -> Description:
+    return {**ssam(**{"lr": 0.0625, "weight_decay": 0.125, **changed}), "front": "SSAMAdamW"}
+
+
+def adamw_kept(**changed: Any) -> Description:
+    return adamw(**{"drive": "kept", "keep_perturbed": True, "saved": "in train", **changed})
+
+
+def adamw_runs() -> Runs:
+    """SSAMAdamW's update has a fixed order, so that options need be no powers of two."""
+    amsgrad = {"amsgrad": True, "betas": [0.7, 0.8]}
+    groups = [
+        {"noise_std": 0.2, "betas": [0.5, 0.9], "amsgrad": True},
+        {"noise_std": 0.0, "lr": {"tensor": 0.03125}, "weight_decay": 0.0},
+        {"distribution": "rademacher", "maximize": True, "eps": 0.125, "memory": "regenerate"},
+        {"scale": "fisher", "noise_std": 0.1, "radius": 3.0},
+    ]
+    found = {
+        "plain": adamw(),
+        "before_the_first_step": adamw(steps=0),
+        "amsgrad": adamw(**amsgrad),
+        "maximize": adamw(maximize=True, eps=0.01),
+        "no_noise": adamw(noise_std=0.0),
+        "no_memory": adamw(betas=[0.0, 0.0], eps=0.5),
+        "tensor_lr": adamw(lr={"tensor": 0.03125}),
+        "rademacher": adamw(distribution="rademacher"),
+        "radius": adamw(radius=2.5),
+        "closure": adamw(drive="closure"),
+        "all_passes": adamw(samples=2, antithetic=True, clean_weight=0.375, drive="perturbations"),
+        "regenerate": adamw(**REGENERATE),
+        "regenerate_kept": adamw_kept(**REGENERATE),
+        "inside_a_pass": adamw(saved="inside a pass"),
+        "kept": adamw_kept(),
+        "kept_amsgrad": adamw_kept(**amsgrad),
+        "kept_in_eval": adamw_kept(saved="in eval"),
+        "kept_radius": adamw_kept(radius=2.5),
+        "kept_before_the_first_step": adamw_kept(steps=0),
+        "groups": adamw(groups=groups),
+        "groups_kept": adamw_kept(groups=groups),
+        "named_parameters": adamw(named=True),
+        "float64": adamw(dtype="float64"),
+        "bfloat16_kept": adamw_kept(dtype="bfloat16"),
+        "masters": adamw(**MASTERS),
+        "masters_kept": adamw_kept(**MASTERS, **amsgrad),
+        "masters_float16": adamw(**{**MASTERS, "dtype": "float16"}),
+        "clip": adamw(weight_clip=1.25),
+        "clip_columns": adamw(weight_clip=1.5, channel_dim=1, scale="filter", noise_std=0.05),
+        "clip_kept": adamw_kept(weight_clip=1.25, scale="absmax", noise_std=0.1),
+    }
+    for name, options in (SCALES | ABSMAX).items():
+        found[name] = adamw(**options)
+        found[f"{name}_kept"] = adamw_kept(**options)
     return found
 
 
@@ -181,7 +249,11 @@ def wrap_runs() -> Runs:
         "schedule_free_kept": wrap(*free, lrs=lrs, **in_train),
         "schedule_free_kept_in_eval": wrap(*free, lrs=lrs, **in_eval),
     }
-    for name, options in SCALES.items():
+    found |= {
+        "adamw_clip": wrap(*adamw, weight_clip=1.25),
+        "adamw_clip_kept": wrap(*adamw, weight_clip=1.5, channel_dim=1, **in_train),
+    }
+    for name, options in (SCALES | ABSMAX).items():
         found[f"adamw_{name}"] = wrap(*adamw, **options)
         found[f"adamw_{name}_kept"] = wrap(*adamw, **options, **in_train)
     return found
@@ -222,10 +294,11 @@ def noise_runs() -> Runs:
 
 def object_runs() -> Runs:
     """Runs of which the optimizer is saved whole, alone or with its model, by torch.save or pickle."""
-    families = {"ssam": ssam_runs(), "wrap": wrap_runs(), "diagonal": module_runs()}
+    families = {"ssam": ssam_runs(), "adamw": adamw_runs(), "wrap": wrap_runs(), "diagonal": module_runs()}
     chosen = {
         "ssam": "momentum kept_momentum kept_in_eval groups_kept fisher fisher_kept masters masters_kept regenerate_kept "
-        "tensor_lr all_passes schedules layerwise_noise named_parameters bfloat16_kept",
+        "tensor_lr all_passes clip_kept schedules layerwise_noise named_parameters bfloat16_kept",
+        "adamw": "plain kept kept_in_eval masters_kept fisher_kept clip_kept groups_kept tensor_lr",
         "wrap": "sgd adamw_kept adamw_fisher schedule_free_kept",
         "diagonal": "own_noise one_layer_deep own_noise_sum in_a_model in_a_model_kept in_a_model_wrapped",
     }

@@ -134,14 +134,14 @@ def make_base(run: Description, model: nn.Module) -> Any:
 def make_optimizer(run: Description, model: nn.Module) -> Any:
     if run["front"] == "wrap":
         return torch_ssam.wrap(make_base(run, model), **plain(run["options"]))
-    return torch_ssam.SSAM(make_groups(run, model), **plain(run["options"]))
+    return getattr(torch_ssam, run["front"])(make_groups(run, model), **plain(run["options"]))
 
 
 def with_other_options(run: Description, seed: int = 1) -> Description:
     """The same run under options that a checkpoint must replace: all but those that stay as constructed."""
     stay = {k: v for k, v in run["options"].items() if k in ("keep_perturbed", "master_dtype")}
     other: Description = {**run, "options": {**stay, "noise_std": 0.5, "seed": seed}}
-    if run["front"] == "SSAM":
+    if run["front"] != "wrap":
         other["options"]["lr"] = 0.5
     else:
         other["base_options"] = {"lr": 0.5}

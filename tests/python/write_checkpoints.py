@@ -1,5 +1,6 @@
 """Writes checkpoints of the torch_ssam that is imported, which every later version must load and go on with, bit for bit:
-    PYTHONPATH=. python tests/python/write_checkpoints.py tests/data/checkpoints/<commit>
+    PYTHONPATH=. python tests/python/write_checkpoints.py tests/data/checkpoints/<commit> [PATTERN ...]
+Patterns of family/name, such as "adamw/*" "*/*clip*", leave out what an earlier version has written.
 A zip in a zip for each family of checkpoint_cases.py. In it, for each run: what describes it (run.json), the file that a
 user would have (checkpoint.pt, or an object.pt of torch.save or pickle) and the bits that training from there must end in
 (expected.pt). A version adds a folder and leaves those of others alone. Read by test_old_checkpoints.py.
@@ -14,6 +15,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,17 @@ def results() -> Iterator[tuple[str, Any, list[str]]]:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
+PATTERNS = sys.argv[2:] or ["*"]
+
+
 class Family:
     """One zip, with all runs in a zip in it: packed together they take half the room."""
+
+    @staticmethod
+    def chosen(path: Path, family: cases.Runs) -> cases.Runs:
+        """The runs that the patterns name."""
+        names = {name for pattern in PATTERNS for name in family if fnmatch(f"{path.stem}/{name}", pattern)}
+        return {name: run for name, run in family.items() if name in names}
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, io.BytesIO()
@@ -116,7 +127,10 @@ class Family:
             self._runs.writestr(zipfile.ZipInfo(f"{name}/{file}"), content)  # without the time of day
 
     def close(self) -> None:
+        empty = not self._runs.namelist()
         self._runs.close()
+        if empty:
+            return
         with zipfile.ZipFile(self._path, "w") as out:
             packed = zipfile.ZipInfo(f"{self._path.stem}/runs.zip")
             out.writestr(packed, self._file.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
@@ -124,7 +138,7 @@ class Family:
 
 def write_runs(path: Path, family: cases.Runs) -> None:
     out = Family(path)
-    for name, run in family.items():
+    for name, run in Family.chosen(path, family).items():
         training = runs.start(run)
         training.go_on(run["steps"])
         checkpoint = training.checkpoint()
@@ -140,7 +154,7 @@ def write_runs(path: Path, family: cases.Runs) -> None:
 
 def write_noise(path: Path) -> None:
     out = Family(path)
-    for name, run in cases.noise_runs().items():
+    for name, run in Family.chosen(path, cases.noise_runs()).items():
         model = runs.make_model(run, seed=0)
         noise = runs.make_noise(run, model, seed=7)
         runs.noisy_weights(noise, cases.STEPS)
@@ -152,7 +166,7 @@ def write_noise(path: Path) -> None:
 
 def write_objects(path: Path) -> None:
     out = Family(path)
-    for name, run in cases.object_runs().items():
+    for name, run in Family.chosen(path, cases.object_runs()).items():
         training = runs.start(run)
         training.go_on(run["steps"])
         whole = save_whole(training, run)
@@ -164,6 +178,8 @@ def write_objects(path: Path) -> None:
             check(name, training.result(), expected)
         out.add(name, run, **{"object.pt": whole, "expected.pt": runs.to_file(expected)})
     for name, run, file, expected in other_objects():
+        if not Family.chosen(path, {name: run}):
+            continue
         out.add(name, run, **{"object.pt": file, "expected.pt": runs.to_file(expected)})
     out.close()
 
@@ -176,9 +192,11 @@ def check(name: str, whole: Any, resumed: Any) -> None:
 
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore", torch_ssam.PerturbedWeightsSaved)
+    warnings.filterwarnings("ignore", "weight_clip=.* clipped")  # as it should: much
     torch.set_num_threads(1)
     folder.mkdir(parents=True)
     write_runs(folder / "ssam.zip", cases.ssam_runs())
+    write_runs(folder / "adamw.zip", cases.adamw_runs())
     write_runs(folder / "wrap.zip", cases.wrap_runs())
     write_runs(folder / "diagonal.zip", cases.module_runs())
     write_noise(folder / "noise.zip")
