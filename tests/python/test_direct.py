@@ -403,6 +403,60 @@ def test_what_is_out_of_the_ordinary_goes_through_the_dispatcher(
     assert same_bits(bits, bits_before)
 
 
+def test_another_parameter_on_the_same_memory_is_not_taken_for_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(opt: Optimizer, params: list[nn.Parameter]) -> None:
+        old = params[0]
+        params[0] = nn.Parameter(old.data)
+        params[0].grad = old.grad
+        while params[0]._version < old._version:
+            torch.autograd.graph.increment_version(params[0])
+        opt.param_groups[0]["params"][0] = params[0]
+
+    made, _ = compared(monkeypatch, lambda: ordinary("plain sgd"), change, after=0)
+    assert made == [True, True, False]
+
+
+def test_state_in_another_order_stays_with_its_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> Any:
+        params = tensors(sizes=((5,), (5,), (5,)))
+        return RULES["sgd"](params, noise_std=0.01, keep_perturbed=True, seed=5), params
+
+    made, said = compared(monkeypatch, make, state_in_another_order, after=0)
+    assert made == [False, True, False]
+    assert said == []
+
+
+@pytest.mark.parametrize("keys", ["none", "one less", "another", "one more"])
+def test_tensors_that_are_not_the_perturbed_ones_are_refused(
+    keys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    step = direct.step
+    monkeypatch.setattr(direct, "step", lambda *args: given.append(args) or step(*args))
+    opt, params = ordinary("plain sgd")
+    opt.train()
+    for seed in range(2):
+        give_gradients(params, seed)
+        opt.step()
+    at = 4
+    args = [*given[-1]]
+    args[5] = direct.versions(params)
+    assert args[at] is opt._noise._applied
+    before = left(opt)[0]
+    applied = dict(args[at])
+    if keys != "one more":
+        del applied[id(params[1])]
+    if keys in ("another", "one more"):
+        applied[0] = None
+    args[at] = {} if keys == "none" else applied
+    assert not step(*args)
+    assert same_bits(left(opt)[0], before)
+    args[at] = opt._noise._applied
+    assert step(*args)
+
+
 class Calls(TorchDispatchMode):
     seen: ClassVar[list[str]] = []
 
