@@ -31,6 +31,12 @@ std::vector<Case> cases() {
                      turn % 2 == 0 ? Distribution::gaussian : Distribution::rademacher, turn % 5 == 0 ? 1 : 0});
     }
   }
+  // More layers, segments of rows and chunks of features than one turn of an unrolled loop takes.
+  for (const bool noisy : {false, true}) {
+    all.push_back({9, 17, 1100, noisy, Distribution::gaussian, 0});
+    all.push_back({7, 64, 650, noisy, Distribution::rademacher, 0});
+    all.push_back({6, 9217, 2, noisy, Distribution::gaussian, 1});
+  }
   return all;
 }
 

@@ -22,7 +22,7 @@ class Candidate(NamedTuple):
     at: int  # line
     line: str
     mutant: str
-    text: str
+    number: int  # of the instruction in its kernel
 
 
 def blocks_that_ran(logs: Iterable[Path]) -> dict[str, str]:
@@ -34,6 +34,38 @@ def blocks_that_ran(logs: Iterable[Path]) -> dict[str, str]:
             before = ran.get(name, "0" * len(blocks))
             ran[name] = "".join("1" if "1" in pair else "0" for pair in zip(before, blocks, strict=True))
     return ran
+
+
+def _with_constants(opcode: str, arguments: list[str]) -> str:
+    return " ".join([opcode, *(re.sub(r"\w+_param_0", "param", a) for a in arguments[1:] if "%" not in a)])
+
+
+def described(code: list[tuple[str, list[str]]], number: int) -> str:
+    """`makers -> instruction -> readers (readers of theirs)`: an instruction among those that make what it reads and those that
+    read what it makes, by opcodes and constants. Without register numbers, so that a reason outlives a change of the kernel."""
+    opcode, arguments = code[number]
+    makers = {
+        _with_constants(o, a)
+        for i, (o, a) in enumerate(code)
+        if a and i != number and not o.startswith(("st.", "bra")) and any(a[0] == x for x in arguments[1:])
+    }
+    readers = set()
+    for user, operands in _readers(code, arguments[0]):
+        then = sorted(
+            {_with_constants(*reader) for reader in _readers(code, operands[0])} if operands else ()
+        )
+        readers.add(_with_constants(user, operands) + (f" ({', '.join(then[:6])})" if then else ""))
+    parts = (sorted(makers)[:6], [_with_constants(opcode, arguments)], sorted(readers)[:6])
+    return " -> ".join("; ".join(part) for part in parts)
+
+
+def _readers(code: list[tuple[str, list[str]]], register: str) -> list[tuple[str, list[str]]]:
+    read = re.compile(re.escape(register) + r"\b")
+    return [
+        (opcode, arguments)
+        for opcode, arguments in code
+        if any(read.search(a) for a in (arguments if opcode.startswith(("st.", "bra")) else arguments[1:]))
+    ]
 
 
 def of(o: Operands, opcode: str, a: list[str]) -> str | None:

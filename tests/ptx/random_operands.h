@@ -1,6 +1,7 @@
 // Operands of random calls of list kernels: shapes of up to nine dimensions and 100,003 elements, memory that is
-// contiguous, misaligned or strided (permuted, with gaps), and numbers that the host knows or that lie in memory as a
-// float or a double. Used by test_random_launches.cpp.
+// contiguous, misaligned or strided (permuted, with gaps), values of few bits, whose sums fall between two numbers of
+// 16 bits or are denormals, and numbers that the host knows or that lie in memory as a float or a double. Used by
+// test_random_launches.cpp and test_random_reductions.cpp.
 #pragma once
 
 #include <cmath>
@@ -23,7 +24,7 @@ struct Random {
 // TORCH_SSAM_PTX_CALLS: how many random calls of each kind.
 inline int random_calls() {
   const char* asked = std::getenv("TORCH_SSAM_PTX_CALLS");
-  return asked == nullptr ? 8 : std::atoi(asked);
+  return asked == nullptr ? 32 : std::atoi(asked);
 }
 inline uint64_t random_seed() {
   const char* asked = std::getenv("TORCH_SSAM_PTX_SEED");
@@ -54,6 +55,26 @@ inline Shape random_shape(Random& random) {
   return shape;
 }
 
+// Whether a call's values have as few bits as T and one more: half of them, and of their sums, lie in the middle of two
+// numbers of T. Some are so small that in float16 they are denormals.
+struct Coarse {
+  bool on = false;
+  double unit = 1.0;
+};
+
+template <typename T>
+inline constexpr int kDigits = 0;  // more than a middle can be met in
+template <>
+inline constexpr int kDigits<math::bfloat16_t> = 8;
+template <>
+inline constexpr int kDigits<math::float16_t> = 11;
+
+template <typename model_t>
+Coarse maybe_coarse(Random& random) {
+  if (kDigits<model_t> == 0 || random.coin()) return {};
+  return {true, random.below(3) == 0 ? 0x1p-15 : 1.0};
+}
+
 enum class Layout : int { contiguous, misaligned, strided };
 
 inline Layout random_layout(Random& random) {
@@ -73,6 +94,19 @@ class Operand {
 
   T* data() { return memory_.data(); }
   const int64_t* strides() const { return strides_.empty() ? nullptr : strides_.data(); }
+
+  template <typename model_t>
+  void coarsen(const Coarse& coarse) {
+    if (!coarse.on) return;
+    for (T* at = memory_.data(); at < memory_.data() + memory_.count(); ++at) {
+      const auto value = static_cast<double>(math::load_scalar(*at));
+      if (!std::isfinite(value) || value == 0.0) continue;
+      int exponent = 0;
+      const double fraction = std::frexp(value, &exponent), digits = std::ldexp(1.0, kDigits<model_t> + 1);
+      const double few = std::ldexp(std::trunc(fraction * digits) / digits, exponent) * coarse.unit;
+      *at = math::Store<T>::from(static_cast<math::opmath_t<T>>(few));
+    }
+  }
 
   void make_nonnegative() {
     for (T* at = memory_.data(); at < memory_.data() + memory_.count(); ++at) {

@@ -13,6 +13,12 @@ using math::Distribution;
 using math::Scale;
 
 struct RandomNoise {
+  // Coarse: noise of +1 or -1 that moves a value of model_t by half of its last bit.
+  RandomNoise(Random& random, int digits, const Coarse& coarse) : RandomNoise(random) {
+    if (!coarse.on) return;
+    settings.distribution = Distribution::rademacher;
+    settings.noise_std = std::ldexp(coarse.unit, -digits - static_cast<int>(random.below(3)));
+  }
   explicit RandomNoise(Random& random)
       : generator{static_cast<int64_t>(random.engine()), static_cast<int64_t>(random.engine())},
         settings{generator, random.below(5), random.below(1 << 20), kDistributions[random.below(2)],
@@ -41,7 +47,8 @@ void random_perturb(Random& random) {
   using model_t = typename Types::model_t;
   using master_t = std::conditional_t<kSave, model_t, typename Types::master_t>;
   using More = std::conditional_t<kScale == Scale::rows, RowScales, Nothing>;
-  RandomNoise noise(random);
+  const Coarse coarse = maybe_coarse<model_t>(random);
+  RandomNoise noise(random, kDigits<model_t>, coarse);
   noise.settings.alone = kScale == Scale::element && !kSave && random.coin();
   const size_t count = 1 + static_cast<size_t>(random.below(4));
   std::vector<Shape> shapes(count);
@@ -56,6 +63,8 @@ void random_perturb(Random& random) {
     const bool plain = random.coin();
     params.emplace_back(random, shapes[t], plain ? Layout::contiguous : random_layout(random));
     clean.emplace_back(random, shapes[t], plain ? Layout::contiguous : random_layout(random));
+    params.back().template coarsen<model_t>(coarse);
+    clean.back().template coarsen<model_t>(coarse);
   }
   for (size_t t = 0; t < count; ++t) {
     const int64_t n = shapes[t].numel, place = random.below(int64_t{1} << 32);
@@ -104,7 +113,16 @@ TYPED_TEST(RandomCudaLaunches, Perturb) {
   }
 }
 
-Sgd random_rule(Random& random, Sgd::Kind kind) {
+// Coarse: factors that are powers of two, so that sums of values of few bits have few more.
+Sgd random_rule(Random& random, Sgd::Kind kind, bool coarse) {
+  if (coarse) {
+    return {random.coin() ? 0.5 : 0.25,
+            kind == Sgd::Kind::plain ? 0.0 : 0.5,
+            kind == Sgd::Kind::heavy_ball && random.coin() ? 0.5 : 0.0,
+            random.coin() ? 0.0 : 0.25,
+            kind == Sgd::Kind::nesterov,
+            random.below(4) == 0};
+  }
   const double momentum = kind == Sgd::Kind::plain ? 0.0 : 0.1 * static_cast<double>(1 + random.below(9));
   return {0.37,
           momentum,
@@ -113,7 +131,16 @@ Sgd random_rule(Random& random, Sgd::Kind kind) {
           kind == Sgd::Kind::nesterov,
           random.below(4) == 0};
 }
-AdamW random_rule(Random& random, AdamW::Kind kind) {
+AdamW random_rule(Random& random, AdamW::Kind kind, bool coarse) {
+  if (coarse) {
+    return {0.5,
+            0.5,
+            random.coin() ? 0.5 : 0.75,
+            1e-8,
+            random.coin() ? 0.0 : 0.25,
+            kind == AdamW::Kind::amsgrad,
+            random.below(4) == 0};
+  }
   return {0.01,
           random.coin() ? 0.9 : 0.0,
           random.coin() ? 0.999 : 0.5,
@@ -133,8 +160,9 @@ void random_update(Random& random) {
   using math_t = typename Types::math_t;
   constexpr bool kNoisy = kThen != Then::nothing;
   constexpr int kMost = math::kMostBuffers<Rule>, kBuffers = Rule::buffers_of(kKind), kOperands = 2 + kMost + kNoisy;
-  RandomNoise noise(random);
-  Rule rule = random_rule(random, kKind);
+  const Coarse coarse = maybe_coarse<model_t>(random);
+  RandomNoise noise(random, kDigits<model_t>, coarse);
+  Rule rule = random_rule(random, kKind, coarse.on);
   const int64_t step = 1 + random.below(3);
   double lr = rule.lr;
   Numbers numbers;
@@ -154,8 +182,11 @@ void random_update(Random& random) {
     clean.emplace_back(random, shapes[t], layout());
     grad.emplace_back(random, shapes[t], layout());
     params.emplace_back(random, shapes[t], layout());
+    clean.back().template coarsen<model_t>(coarse);
+    grad.back().template coarsen<model_t>(coarse);
     for (int b = 0; b < kMost; ++b) {
       buffers.emplace_back(random, shapes[t], b < kBuffers ? layout() : Layout::contiguous);
+      buffers.back().template coarsen<model_t>(coarse);
       if (b > 0) buffers.back().make_nonnegative();  // of squares
     }
   }

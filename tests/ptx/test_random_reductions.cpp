@@ -41,6 +41,9 @@ TYPED_TEST(RandomCudaReductions, RestoreRoundAndFollow) {
     RandomTensors<model_t> copies(random, params.shapes);
     RandomTensors<master_t> clean(random, params.shapes);
     const size_t count = params.shapes.size();
+    const Coarse coarse = maybe_coarse<model_t>(random);
+    for (Operand<master_t>& operand : clean.operands) operand.template coarsen<model_t>(coarse);
+    for (Operand<model_t>& operand : params.operands) operand.template coarsen<model_t>(coarse);
     std::vector<ListTensor<2>> copied(count), followed(count);
     std::vector<std::vector<master_t>> expected(count);
     for (size_t t = 0; t < count; ++t) {
@@ -176,6 +179,59 @@ TYPED_TEST(RandomCudaReductions, RowsOfAnyLayout) {
     ASSERT_NO_FATAL_FAILURE((random_rows<RowResult::scale, TypeParam>(random)));
     ASSERT_NO_FATAL_FAILURE((random_rows<RowResult::range, TypeParam>(random)));
     ASSERT_NO_FATAL_FAILURE((random_rows<RowResult::fisher, TypeParam>(random)));
+  }
+}
+
+// What clip_rows of rows.cu does, over tensors of any layout.
+TYPED_TEST(RandomCudaReductions, ClippedRowsOfAnyLayout) {
+  using scalar_t = typename TypeParam::model_t;
+  Random random{std::mt19937_64(random_seed() + 6)};
+  for (int i = 0; i < 2 * random_calls(); ++i) {
+    RandomTensors<scalar_t> weights(random, 1 + static_cast<size_t>(random.below(3)));
+    const size_t count = weights.shapes.size();
+    const double weight_clip = random.coin() ? 1.1 : 0.4;
+    std::vector<ListTensor<1, RowLength>> list(count);
+    std::vector<ListTensor<2, RowLength>> results(count);
+    std::vector<std::vector<scalar_t>> expected(count);
+    std::vector<RowsOf> rows;
+    int64_t pieces = 0, all_rows = 0;
+    for (size_t t = 0; t < count; ++t) {
+      rows.emplace_back(random, weights.shapes[t]);
+      const auto [number, length] = rows.back();
+      attach(list[t], 0, weights.operands[t], weights.shapes[t]);
+      list[t].row_length = results[t].row_length = length;
+      list[t].number = results[t].number = static_cast<uint32_t>(pieces);
+      list[t].numel = number * math::norm_pieces(length);
+      results[t].numel = number;
+      pieces += list[t].numel;
+      all_rows += number;
+      expected[t] = weights.operands[t].values();
+      for (int64_t row = 0; row < number; ++row) {
+        scalar_t* const values = expected[t].data() + row * length;
+        double total = 0.0;
+        for (int64_t at = 0; at < length; at += math::kNormPiece) {
+          total = math::SumOfSquares::join_pieces(total, cpu::kernels().sum_of_squares[TypeParam::model](
+                                                             values + at, std::min(math::kNormPiece, length - at)));
+        }
+        cpu::kernels().clip[TypeParam::model](math::row_limit(total, length, weight_clip), values, length);
+      }
+    }
+    std::vector<double> values(static_cast<size_t>(pieces), -1.0), limits(static_cast<size_t>(all_rows), -1.0);
+    ptx::undefined(values.data(), values.size() * sizeof(double));
+    ptx::undefined(limits.data(), limits.size() * sizeof(double));
+    walk_list<RowPiecesFor<math::SumOfSquares, scalar_t>::template With, kVector<scalar_t>>(
+        list, RowPiecesSettings{values.data()});
+    int64_t first = 0;
+    for (size_t t = 0; t < count; ++t) {
+      results[t].data[0] = limits.data() + first;
+      list[t].number = static_cast<uint32_t>(first);
+      first += rows[t].rows;
+    }
+    walk_table<RowResultBody<RowResult::limit>>(results, RowResultSettings{values.data(), weight_clip});
+    walk_list<ClipPiecesFor<scalar_t>::template With, kVector<scalar_t>>(list, ClipSettings{limits.data()});
+    for (size_t t = 0; t < count; ++t) {
+      ASSERT_TRUE(weights.operands[t].holds(expected[t])) << "tensor " << t << " of " << rows[t].rows << " rows";
+    }
   }
 }
 

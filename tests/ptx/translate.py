@@ -48,6 +48,7 @@ class Kernel:
         self.blocks = 1
         self.barriers = 0
         self.opcodes: Counter[str] = Counter()
+        self.code: list[tuple[str, list[str]]] = []  # opcode and arguments, the guard the last of them
         self.candidates: list[mutants.Candidate] = []
         self.mutation = ""
         body = re.sub(r"\s+", " ", re.sub(r"//.*", "", body))
@@ -89,6 +90,7 @@ class Kernel:
         opcode, _, rest = text.partition(" ")
         arguments = split(rest)
         self.opcodes[opcode] += 1
+        self.code.append((opcode, [*arguments, guard[2]] if guard else arguments))
         condition = f"if ({guard[1]}{self.operands.name(guard[2])}) " if guard else ""
         if opcode == "bar.sync":
             if guard or arguments != ["0"]:
@@ -109,17 +111,16 @@ class Kernel:
             return
         mutant = mutants.of(self.operands, opcode, arguments)
         if mutant is not None and mutant != line:
-            self.candidates.append(
-                mutants.Candidate(len(self.lines), line, mutant, f"{opcode} {', '.join(arguments)}")
-            )
+            self.candidates.append(mutants.Candidate(len(self.lines), line, mutant, len(self.code) - 1))
 
     def choose_mutant(self, seed: int) -> None:
         if not self.candidates:
             return
-        chosen = random.Random(f"{seed} {self.name}").choice(self.candidates)
+        # One that stays chosen when other blocks are reached too, as far as they come later.
+        chosen = min(self.candidates, key=lambda c: random.Random(f"{seed} {self.name} {c.number}").random())
         both = f"if (mutated) {{ {chosen.mutant} }} else {{ {chosen.line} }}"
         self.lines[chosen.at] = self.lines[chosen.at].replace(chosen.line, both, 1)
-        self.mutation = chosen.text
+        self.mutation = mutants.described(self.code, chosen.number)
 
     def cpp(self, number: int) -> str:
         groups = [(C_TYPES[CLASSES[p]], [f"{p}{i}" for i in range(n)]) for p, n in self.registers.items()]

@@ -386,6 +386,72 @@ def test_diagonal_gives_the_cpus_bits(pair: Any, noise_std: float, readout: bool
         assert_same_bits(c, b)
 
 
+# One call of each operator, on tensors that `at` makes: what it wrote or returned.
+def _noise(at: Any) -> tuple[Any, ...]:
+    return at([torch.tensor([5, 6])])[0], [0], STD
+
+
+def _calls(at: Any) -> dict[str, Any]:
+    def tensors(*shape: int, number: int = 1) -> Any:
+        return at([random(shape or (33, 64), torch.float32, number)])
+
+    rows = [torch.linspace(0.1, 1, 33)]
+    w, c, g = (tensors(number=n) for n in (1, 2, 3))
+    x, y, generator_here = tensors(9, 64)[0], tensors(3, 64)[0], at([torch.tensor([5, 6])])[0]
+    scales = at(rows)
+    how = (generator_here, STD, "gaussian", False)
+    update = (w, c, g, [], *sgd(), *_noise(at))
+    total = at([torch.zeros(1, dtype=torch.float64)])[0]
+    return {
+        "add_squares_": lambda: (ops.add_squares_(total, w), total),
+        "advance_": lambda: (ops.advance_(generator_here, 3), generator_here),
+        "clip_rows_": lambda: (ops.clip_rows_(w, 1.1), w),
+        "diagonal": lambda: ops.diagonal(x, y, *how),
+        "diagonal_backward": lambda: ops.diagonal_backward(x, x, y, *how, True, True),
+        "follow_": lambda: (ops.follow_(c, w), c),
+        "perturb_": lambda: (ops.perturb_(w, c, *_noise(at)), w, c),
+        "perturb_from_clean_": lambda: (ops.perturb_from_clean_(w, c, *_noise(at)), w),
+        "perturbed": lambda: ops.perturbed(x, generator_here, 0, STD),
+        "project_": lambda: (ops.project_(w, 0.5), w),
+        "restore_": lambda: (ops.restore_(w, c), w),
+        "row_fisher_": lambda: (ops.row_fisher_(scales, g, 0.75), scales),
+        "row_scales_": lambda: (ops.row_scales_(scales, w, []), scales),
+        "update_": lambda: (ops.update_(w, g, [], *sgd()), w),
+        "update_and_perturb_": lambda: (ops.update_and_perturb_(*update), w, c),
+        "update_rows_and_perturb_": lambda: (
+            ops.update_rows_and_perturb_(*update, 1.1, scales, scale="rows"),
+            w,
+            c,
+            scales,
+        ),
+    }
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for each in value or () for t in _flat(each)]
+
+
+def _operators() -> list[str]:
+    """All that are registered, but those that only say or choose which CPU loops are in use."""
+    names = (n.split("::") for n in torch._C._dispatch_get_all_op_names())
+    return sorted(
+        {name.split(".")[0] for room, name in names if room == "torch_ssam"}
+        - {"cpu_capability", "_set_cpu_capability"}
+    )
+
+
+@pytest.mark.parametrize("name", _operators())
+def test_every_operator_has_a_cuda_kernel_that_is_launched(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torch_ssam::{name}", "CUDA")
+    expected = _flat(_calls(lambda tensors: tensors)[name]())
+    got = _flat(_calls(on_gpu)[name]())  # on the emulated device the fixture counts launches
+    assert len(got) == len(expected) > 0
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b)
+
+
 @real_gpu
 def test_a_replayed_graph_draws_new_noise_each_time() -> None:
     clean, gpu_clean = [random(10001, torch.float32, 1)], [random(10001, torch.float32, 1).cuda()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import instructions
 import mutants
+import mutate
 import pytest
 import translate
 
@@ -98,8 +99,8 @@ def test_mutants_are_of_instructions_that_ran() -> None:
     assert not any(k.candidates for k in translate.kernels_of(BY_HAND, {}))
     # After the branch to the end nothing ran: what is left is the comparison before it.
     part = {"functions": "1000"}
-    texts = [c.text for c in translate.kernels_of(BY_HAND, part)[0].candidates]
-    assert texts == ["setp.ne.s32 %p1, %r1, 0"]
+    one = translate.kernels_of(BY_HAND, part)[0]
+    assert [one.code[c.number] for c in one.candidates] == [("setp.ne.s32", ["%p1", "%r1", "0"])]
 
 
 def test_logs_of_several_processes_are_one_account(tmp_path: Path) -> None:
@@ -107,6 +108,55 @@ def test_logs_of_several_processes_are_one_account(tmp_path: Path) -> None:
     first.write_text("one 3 100\ntwo 1 10\n")
     second.write_text("one 2 001\n")
     assert mutants.blocks_that_ran([first, second]) == {"one": "101", "two": "10"}
+
+
+def test_a_mutant_is_described_by_what_it_reads_and_what_reads_it() -> None:
+    code = kernel(
+        "mov.u32 %r1, %tid.x;\nand.b32 %r2, %r1, 63;\nadd.s32 %r3, %r2, 5;\nshl.b32 %r4, %r3, 2;\nadd.s32 %r5, %r4, 1;"
+    )
+    (one,) = translate.kernels_of(code, {"one": "1"})
+    number = next(i for i, (_, arguments) in enumerate(one.code) if arguments[:1] == ["%r3"])
+    assert mutants.described(one.code, number) == "and.b32 63 -> add.s32 5 -> shl.b32 2 (add.s32 1)"
+
+
+def test_every_reason_why_a_mutant_is_not_noticed_can_be_read() -> None:
+    known = mutate.reasons(mutate.REASONS)
+    assert known
+    choice = "ld.param.u64 -> or.b64 -> and.b64 -4294967296 (setp.eq.s64 0)"
+    assert "32 or of 64 bits" in str(mutate.why_not_noticed(known, "ListBody<RestoreOp<float>, 1>", choice))
+    plain = "mov.b32 -> mul.rn.f32 -> fma.rn.f32"
+    assert mutate.why_not_noticed(known, "ListBody<RestoreOp<float>, 1>", plain) is None
+
+
+@pytest.mark.parametrize("line", ["kernels\treason", ".\t\twhy", "(\t.\twhy"])
+def test_a_reason_that_says_nothing_is_an_error(tmp_path: Path, line: str) -> None:
+    table = tmp_path / "table.tsv"
+    table.write_text(f"# a comment\n{line}\n")
+    with pytest.raises(SystemExit, match=r"table\.tsv:2"):
+        mutate.reasons(table)
+
+
+# The program notices nothing, or the mutant of one; a reason is known for the other, or for none.
+@pytest.mark.parametrize(("noticed", "explained"), [(True, True), (True, False), (False, True)])
+def test_a_survivor_needs_a_reason(tmp_path: Path, noticed: bool, explained: bool) -> None:
+    program, source, tests = tmp_path / "walks", tmp_path / "translated.cpp", tmp_path / "tests.log"
+    program.write_text(f'#!/bin/sh\n[ "$TORCH_SSAM_PTX_MUTANT" != one ] || exit {int(noticed)}\n')
+    program.chmod(0o755)
+    source.write_text(
+        "".join(f'Kernel kernel{{"{n}", step, &mutated, "add.s32 {n}"}};\n' for n in ("one", "two"))
+    )
+    tests.write_text("".join(f"Random.case {n} 3\n" for n in ("one", "two")))
+    table = tmp_path / "table.tsv"
+    table.write_text("two\tadd\\.s32\tit changes nothing\n" if explained else "")
+    command = [sys.executable, str(FOLDER / "mutate.py"), str(program), "--tests", str(tests)]
+    command += ["--sources", str(source), "--reasons", str(table), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"{int(noticed)} of 2 mutants noticed" in done.stdout
+    assert len((tmp_path / "out").read_text().splitlines()) == 2
+    assert ("1 survived: it changes nothing" in done.stdout) == explained
+    assert done.returncode == int(not (noticed and explained))
+    assert ("one: add.s32 one" in done.stderr) == (not noticed)
+    assert ("two: add.s32 two" in done.stderr) == (not explained)
 
 
 @pytest.mark.parametrize("idle", [False, True])
