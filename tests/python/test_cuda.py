@@ -573,11 +573,9 @@ def test_sparse_gradients_are_refused() -> None:
 
 def reversed_dims(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """On the GPU, the first dimension innermost."""
+    backwards = [tuple(reversed(range(t.dim()))) for t in tensors]
     return on_gpu(
-        [
-            t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
-            for t in tensors
-        ]
+        [t.permute(order).contiguous().permute(order) for t, order in zip(tensors, backwards, strict=True)]
     )
 
 
