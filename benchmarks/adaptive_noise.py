@@ -1,10 +1,10 @@
 """Which form of noise that sets itself is best: targets, measures and speeds of `schedules.AdaptiveNoiseStd`.
 
-One run of the tuning seed for each form and network, scored on the validation split, as in the study of deployment
-(docs/results_deployment.md), whose records it reads and adds to; then wrong labels beside fixed noise. The forms stand here
-before the first run. Results: docs/results_adaptive_noise.md.
+Forms: one run of the tuning seed for each form and network, scored on the validation split, as in the study of deployment
+(docs/results_deployment.md), whose records it reads and adds to. Seeds: the best two of them on the test split, 5 seeds. Noisy:
+wrong labels beside fixed noise. The forms stood here before the first run. Results: docs/results_adaptive_noise.md.
 
-    python -m benchmarks.adaptive_noise --out out/compare [--stage forms | noisy]
+    python -m benchmarks.adaptive_noise --out out/compare [--stage forms seeds noisy]
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ FORMS: dict[str, tuple[float, dict[str, Any]]] = {
 }
 #: Networks, and the learning rates that validation chose for KL in the study of deployment.
 NETWORKS = {"deploy-mlp": 0.03, "deploy-cnn-bn": 0.1, "deploy-vit": 3e-3}
+#: The best two of the tuning seed by the mean over the networks, which are run with 5 seeds.
+BEST = ("KL 0.1", "MSE 0.1")
 #: 30% wrong labels, residual network: no noise, fixed noise that rises over half of the steps, noise that sets itself.
 NOISY = replace(
     SETTINGS["deploy-resnet"],
@@ -51,19 +53,24 @@ NOISY = replace(
 )
 
 
+STAGES = ("forms", "seeds", "noisy")
+#: Of a test run: the disturbances that are tabled, with the step of the least squared error and statistics gathered anew.
+TABLED = ("bits 3 mse anew", "bits 2 mse anew", "noise 0.2 anew", "noise 0.3 anew")
+
+
 def adaptive(setting: Setting) -> Method:
     """The study's method of noise that sets itself for this setting."""
     return METHODS["adamw-adaptive" if "adamw-adaptive" in setting.methods else "ssam-adaptive"]
 
 
-def form_run(setting: Setting, lr: float, form: str) -> Run:
-    """The run of a form on the tuning seed."""
+def form_run(setting: Setting, lr: float, form: str, purpose: str = "tune", seed: int = TUNING_SEED) -> Run:
+    """The run of a form, on the tuning seed unless another is given."""
     target, looks = FORMS[form]
     method = adaptive(setting)
     tried = replace(method, options={**method.options, **looks})
     decay = {} if "weight_decay" in method.options else {"weight_decay": setting.weight_decay}
     options = {"lr": lr, "target": target, **decay}
-    return Run("tune", setting, tried, options, TUNING_SEED, tried.epochs(setting.epochs))
+    return Run(purpose, setting, tried, options, seed, tried.epochs(setting.epochs))
 
 
 def noisy_runs(purpose: str, seeds: range, only: tuple[str, ...] = ()) -> list[tuple[str, Run]]:
@@ -94,7 +101,7 @@ def noisy_runs(purpose: str, seeds: range, only: tuple[str, ...] = ()) -> list[t
 def main() -> int:
     made = argparse.ArgumentParser(description="Forms of noise that sets itself.")
     made.add_argument("--out", type=Path, default=Path("out/compare"), help="folder of records and CSV")
-    made.add_argument("--stage", nargs="+", choices=("forms", "noisy"), default=["forms", "noisy"])
+    made.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     made.add_argument("--only", default="", help="names of the noisy stage's 5 seeds, with commas between")
     options = made.parse_args()
     torch.set_num_threads(1)
@@ -103,6 +110,14 @@ def main() -> int:
         for name, lr in NETWORKS.items():
             setting = SETTINGS[name]
             runs += [(name, form, form_run(setting, lr, form)) for form in FORMS]
+    if "seeds" in options.stage:
+        for name, lr in NETWORKS.items():
+            setting = SETTINGS[name]
+            runs += [
+                (name, form, form_run(setting, lr, form, "test", seed))
+                for form in BEST
+                for seed in range(setting.seeds)
+            ]
     if "noisy" in options.stage:
         runs += [
             (NOISY.name, form, run) for form, run in noisy_runs("tune", range(TUNING_SEED, TUNING_SEED + 1))
@@ -113,7 +128,7 @@ def main() -> int:
     columns = ["setting", "form", "purpose", "seed", "validation score", "target score", "score", "seconds"]
     with (options.out / "adaptive_noise.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(columns)
+        table.writerow([*columns, *TABLED])
         for name, form, run in runs:
             store = Store(options.out / name)
             job = Job(run.setting, store.folder, run)
@@ -122,6 +137,7 @@ def main() -> int:
             result = store.result(run)
             assert result is not None
             numbers = [result.get(column) for column in columns[4:]]
+            numbers += [result.get("deployment", {}).get(name) for name in TABLED]
             table.writerow([name, form, run.purpose, run.seed, *numbers])
             file.flush()
             print(name, form, run.purpose, run.seed, *numbers, flush=True)
