@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,15 +13,24 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def forest() -> ModuleType:
+def _figure(name: str) -> ModuleType:
     pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("forest", ROOT / "docs" / "figures" / "forest.py")
+    folder = ROOT / "docs" / "figures"
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(folder))  # as for a script: one imports another
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
     return module
+
+
+@pytest.fixture(scope="module")
+def forest() -> ModuleType:
+    return _figure("forest")
 
 
 def test_the_picture_holds_every_setting_of_the_table_once(forest: ModuleType) -> None:
@@ -58,14 +68,12 @@ def test_a_table_with_an_unreadable_cell_is_refused(forest: ModuleType) -> None:
 
 @pytest.fixture(scope="module")
 def deployment() -> ModuleType:
-    pytest.importorskip("matplotlib")
-    path = ROOT / "docs" / "figures" / "deployment.py"
-    spec = importlib.util.spec_from_file_location("deployment", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _figure("deployment")
+
+
+@pytest.fixture(scope="module")
+def noise_tables() -> ModuleType:
+    return _figure("noise_tables")
 
 
 def test_the_tables_of_deployment_are_those_of_its_runs(deployment: ModuleType) -> None:
@@ -73,8 +81,49 @@ def test_the_tables_of_deployment_are_those_of_its_runs(deployment: ModuleType) 
     runs = deployment.read(ROOT / "docs" / "data" / "deployment.csv")
     assert deployment.with_tables(page, runs) == page
     assert page.count("<!-- table: ") == 2 * len(runs)
+    assert page.count("<!-- goals -->") == 1
     for setting in runs:
         assert f"<!-- table: {setting} target -->" in page
+
+
+def test_the_goals_are_counted_as_the_page_says(deployment: ModuleType) -> None:
+    gaps = dict(deployment.goals(deployment.read(ROOT / "docs" / "data" / "deployment.csv")))
+    page = " ".join((ROOT / "docs" / "results_deployment.md").read_text(encoding="utf-8").split())
+    reached = [
+        sum(values[i][0] >= goal[3] for values in gaps.values()) for i, goal in enumerate(deployment.GOALS)
+    ]
+    clean, three, two, noise_2, noise_3, trained = reached
+    assert trained < 3
+    assert min(clean, three) >= 3
+    assert max(two, noise_2, noise_3) < 3
+    assert (
+        "Reached on three networks or more: clean accuracy and 3 bits. Not reached: the four others." in page
+    )
+
+
+def test_a_goals_difference_is_paired_by_seed_with_the_best_of_the_others(deployment: ModuleType) -> None:
+    runs = {
+        "sgd": [{"seed": "0", "a": "1", "b": "9"}, {"seed": "1", "a": "2", "b": "10"}],
+        "sam": [{"seed": "0", "a": "8", "b": ""}, {"seed": "1", "a": "9", "b": ""}],
+    }
+    best = deployment.best_of(runs, ("sgd", "sam", "adamw"), ["a", "b"])
+    assert best == {"0": 9.0, "1": 10.0}
+    mean, half = deployment.minus({"0": 10.0, "1": 12.0}, best)
+    assert (mean, half) == pytest.approx((1.5, 12.706 * 0.5))
+
+
+def test_the_tables_of_noise_that_sets_itself_are_those_of_its_runs(noise_tables: ModuleType) -> None:
+    page = (ROOT / "docs" / "results_adaptive_noise.md").read_text(encoding="utf-8")
+    rows = noise_tables.read(ROOT / "docs" / "data" / "adaptive_noise.csv")
+    study = noise_tables.deployment.read(ROOT / "docs" / "data" / "deployment.csv")
+    tables = {
+        "forms": noise_tables.forms(rows),
+        "seeds": noise_tables.seeds(rows),
+        "beside": noise_tables.beside(rows, study),
+    }
+    assert noise_tables.with_tables(page, **tables) == page
+    assert len(tables["forms"]) == 2 + 12
+    assert all(f"<!-- table: {name} -->" in page for name in tables)
 
 
 def test_a_cell_is_the_best_of_its_measures_with_students_interval(deployment: ModuleType) -> None:
@@ -82,3 +131,10 @@ def test_a_cell_is_the_best_of_its_measures_with_students_interval(deployment: M
     assert deployment.best(runs, ["a", "b", "c"]) == pytest.approx((3.0, 4.303 * 2 / 3**0.5))
     assert deployment.best(runs, ["c"]) is None
     assert deployment.text(2.0, float("nan")) == "2.0"
+
+
+def test_the_table_of_adamws_gains_is_that_of_the_studys_runs(noise_tables: ModuleType) -> None:
+    page = (ROOT / "docs" / "adamw.md").read_text(encoding="utf-8")
+    runs = noise_tables.deployment.read(ROOT / "docs" / "data" / "deployment.csv")
+    assert noise_tables.with_tables(page, gains=noise_tables.gains(runs)) == page
+    assert "<!-- table: gains -->" in page
