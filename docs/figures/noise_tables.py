@@ -92,7 +92,7 @@ def gains(runs: deployment.Runs) -> list[str]:
     """AdamW clipped and with noise, chosen by clean accuracy, minus AdamW, from the study of deployment."""
     heads = ("clean", "3 bits", "2 bits", "noise 0.2")
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for setting in ("deploy-vit", "deploy-transformer", "deploy-finetuned"):
+    for setting in ("deploy-vit", "deploy-transformer"):
         if setting not in runs:
             continue
         methods = runs[setting][deployment.PARTS["gradients"]]
