@@ -419,7 +419,9 @@ def _calls(at: Any) -> dict[str, Any]:
         "update_": lambda: (ops.update_(w, g, [], *sgd()), w),
         "update_and_perturb_": lambda: (ops.update_and_perturb_(*update), w, c),
         "update_rows_and_perturb_": lambda: (
-            ops.update_rows_and_perturb_(*update, 1.1, scales, scale="rows"),
+            ops.update_rows_and_perturb_(
+                *update[:-1], noise_std=STD, weight_clip=1.1, row_scales=scales, scale="rows"
+            ),
             w,
             c,
             scales,
