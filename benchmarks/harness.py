@@ -78,5 +78,6 @@ def machine() -> str:
     )[0]
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; PyTorch {torch.__version__}, "
-        f"Python {platform.python_version()}, {compiler}; kernels {torch.ops.torch_ssam.cpu_capability()}"
+        f"Python {platform.python_version()}, {compiler}; kernels {torch.ops.torch_ssam.cpu_capability()}, "
+        f"PyTorch's {torch.backends.cpu.get_cpu_capability()}"
     )

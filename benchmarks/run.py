@@ -1,12 +1,17 @@
 """Runs the benchmarks, prints their tables and writes docs/benchmarks.md. `make bench` calls it.
 
-python benchmarks/run.py [--rounds N] [--only step,rows,adamw,diagonal,training] [--no-write]
+python benchmarks/run.py [--rounds N] [--only step,rows,adamw,diagonal,training] [--cases 32M]
+    [--capability avx2] [--no-write]
+
+--capability gives both sides one instruction set, ours by TORCH_SSAM_CPU_CAPABILITY and PyTorch's by ATEN_CPU_CAPABILITY: AVX2
+code on a processor with AVX-512, say, which is not a processor with AVX2 alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 from pathlib import Path
 
@@ -18,16 +23,16 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import adamw, diagonal, harness, rows, step, training  # noqa: E402
 
 
-def section(name: str, rounds: int, capability: str) -> list[str]:
+def section(name: str, rounds: int, capability: str, cases: list[str]) -> list[str]:
     """One part of the page, measured now."""
     if name == "step":
-        table = step.table(list(step.CASES), rounds)
+        table = step.table(cases, rounds)
         return [f"## The optimizer step ({capability} kernels)", "", *table, "", step.memory_beyond_sgd()]
     if name == "adamw":
         return [
             f"## The step of SSAMAdamW ({capability} kernels)",
             "",
-            *adamw.table(list(step.CASES), rounds),
+            *adamw.table(cases, rounds),
         ]
     if name == "rows":
         return [
@@ -50,7 +55,16 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
+    parser.add_argument("--cases", default=",".join(step.CASES), help="sizes of step and adamw")
+    parser.add_argument(
+        "--capability",
+        choices=("avx2", "avx512"),
+        help="instruction set of both sides; the page stays as it is",
+    )
     args = parser.parse_args()
+    if args.capability and os.environ.get("ATEN_CPU_CAPABILITY") != args.capability:
+        os.environ |= {"ATEN_CPU_CAPABILITY": args.capability, "TORCH_SSAM_CPU_CAPABILITY": args.capability}
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     torch.set_num_threads(args.threads)
     capability = torch.ops.torch_ssam.cpu_capability()
     body = [
@@ -61,10 +75,10 @@ def main() -> None:
         "",
     ]
     for name in args.only.split(","):
-        lines = section(name, args.rounds, capability)
+        lines = section(name, args.rounds, capability, args.cases.split(","))
         body += [*lines, ""]
         print("\n".join(lines), flush=True)
-    if not args.no_write:
+    if not args.no_write and not args.capability:
         (ROOT / "docs" / "benchmarks.md").write_text("\n".join(body))
 
 

@@ -1,4 +1,4 @@
-"""Memory beyond SGD is one copy of the parameters at any moment. Measured from the allocations that PyTorch's own
+"""Memory beyond SGD and AdamW is one copy of the parameters at any moment. Measured from the allocations that PyTorch's own
 allocator reports to its profiler, so that what the C++ operators take counts too; never by resident size.
 """
 
@@ -85,6 +85,13 @@ WAYS: dict[str, tuple[Callable[[Any], None], dict[str, Any]]] = {
     "kept, with a radius": (stock, {"keep_perturbed": True, "radius": 1.0}),
     "kept, evaluating": (evaluate, {"keep_perturbed": True}),
 }
+# The base of torch, ours, options of both, and how many tensors each parameter has in its state.
+RULES: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
+    "sgd": (torch.optim.SGD, torch_ssam.SSAM, {}, 0),
+    "momentum": (torch.optim.SGD, torch_ssam.SSAM, {"momentum": 0.9}, 1),
+    "adamw": (torch.optim.AdamW, torch_ssam.SSAMAdamW, {}, 2),
+    "amsgrad": (torch.optim.AdamW, torch_ssam.SSAMAdamW, {"amsgrad": True}, 3),
+}
 REGENERATED = ("perturb", "perturbations", "kept", "kept, evaluating")
 
 
@@ -96,17 +103,17 @@ def test_the_measurement_sees_a_tensor_that_comes_and_goes() -> None:
     ("way", "memory"),
     [*((way, "copy") for way in sorted(WAYS)), *((way, "regenerate") for way in REGENERATED)],
 )
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_memory_beyond_sgd_is_one_copy_of_the_parameters_or_none(
-    way: str, memory: str, momentum: float
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_beyond_the_base_is_one_copy_of_the_parameters_or_none(
+    rule: str, way: str, memory: str
 ) -> None:
+    """Beyond SGD with and without momentum, and beyond AdamW."""
+    make_base, make, update, states = RULES[rule]
     drive, options = WAYS[way]
     copy = COPY if memory == "copy" else 0
-    sgd = torch.optim.SGD(params_with_gradients(), lr=0.1, momentum=momentum, fused=True)
-    sgd_peak, sgd_end = peak_bytes(lambda: [sgd.step() for _ in range(3)])
-    opt = torch_ssam.SSAM(
-        params_with_gradients(), lr=0.1, noise_std=0.1, momentum=momentum, memory=memory, **options
-    )
+    base = make_base(params_with_gradients(), lr=0.1, fused=True, **update)
+    base_peak, base_end = peak_bytes(lambda: [base.step() for _ in range(3)])
+    opt = make(params_with_gradients(), lr=0.1, noise_std=0.1, memory=memory, **update, **options)
 
     def run() -> None:
         opt.train()
@@ -114,9 +121,12 @@ def test_memory_beyond_sgd_is_one_copy_of_the_parameters_or_none(
             drive(opt)
 
     peak, end = peak_bytes(run)
-    assert sgd_end == (COPY if momentum else 0)
-    assert peak - sgd_peak <= copy + SLACK
-    assert copy <= end - sgd_end <= copy + SLACK, "the clean copy is kept and nothing else"
+    steps = (
+        4 * COUNT if make_base is torch.optim.AdamW else 0
+    )  # torch counts them in tensors, and ours in ints
+    assert base_end == states * COPY + steps
+    assert peak - base_peak <= copy + SLACK
+    assert copy - steps <= end - base_end <= copy + SLACK, "the clean copy is kept and nothing else"
 
 
 @pytest.mark.parametrize("kept", [False, True])
