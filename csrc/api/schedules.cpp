@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "pickled.h"
 
 namespace torch_ssam {
 
@@ -46,12 +47,22 @@ double mse(const at::Tensor& clean, const at::Tensor& noisy) {
   return ((noisy - clean).square().sum() / (clean - clean.mean(0)).square().sum()).item<double>();
 }
 
-double change(const std::string& measure, const at::Tensor& clean_outputs, const at::Tensor& noisy_outputs) {
+// One number of a measure that gives a tensor.
+double number_of(const at::Tensor& found) {
+  TORCH_CHECK_VALUE(found.defined() && found.numel() == 1, "torch_ssam: measure gave ",
+                    found.defined() ? c10::str("a tensor of shape ", found.sizes()) : std::string("no tensor"),
+                    "; expected one number, larger where noise changes more.");
+  return found.item<double>();
+}
+
+double change(const OutputChange& measure, const at::Tensor& clean_outputs, const at::Tensor& noisy_outputs) {
+  if (const auto* number = std::get_if<1>(&measure)) return (*number)(clean_outputs, noisy_outputs);
+  if (const auto* tensor = std::get_if<2>(&measure)) return number_of((*tensor)(clean_outputs, noisy_outputs));
   const at::Tensor clean = wide(clean_outputs), noisy = wide(noisy_outputs);
   TORCH_CHECK_VALUE(clean.sizes() == noisy.sizes(), "torch_ssam: the outputs have shape ", clean.sizes(),
                     " at the clean weights and ", noisy.sizes(),
                     " at the noisy ones; expected the same batch at both.");
-  return measure == "kl" ? kl(clean, noisy) : mse(clean, noisy);
+  return std::get<std::string>(measure) == "kl" ? kl(clean, noisy) : mse(clean, noisy);
 }
 
 // torch's random generators of the devices that tensors are on, as they were.
@@ -102,16 +113,26 @@ class SavedBuffers {
   std::vector<std::pair<at::Tensor, at::Tensor>> saved_;
 };
 
+void check_options(const AdaptiveNoiseStdOptions& options) {
+  detail::check_number("target", options.target(), 0, /*open_low=*/true);
+  const auto* name = std::get_if<std::string>(&options.measure());
+  TORCH_CHECK_VALUE(name == nullptr || *name == "kl" || *name == "mse", "torch_ssam: measure is \"",
+                    name == nullptr ? "" : *name,
+                    "\"; expected \"kl\", \"mse\" or a function of (clean, noisy) outputs.");
+  const auto* number = std::get_if<1>(&options.measure());
+  const auto* tensor = std::get_if<2>(&options.measure());
+  TORCH_CHECK_VALUE((number == nullptr || *number) && (tensor == nullptr || *tensor),
+                    "torch_ssam: measure is an empty function; expected one of (clean, noisy) outputs.");
+  detail::check_count("every", options.every(), 1, 4294967295);
+  detail::check_number("rate", options.rate(), 0, /*open_low=*/true);
+  detail::check_number("max_noise_std", options.max_noise_std(), 0, /*open_low=*/true);
+}
+
 }  // namespace
 
 AdaptiveNoiseStd::AdaptiveNoiseStd(NoiseDriver& optimizer, torch::nn::Module& model, AdaptiveNoiseStdOptions options)
     : optimizer_(optimizer), model_(model), options_(std::move(options)) {
-  detail::check_number("target", options_.target(), 0, /*open_low=*/true);
-  TORCH_CHECK_VALUE(options_.measure() == "kl" || options_.measure() == "mse", "torch_ssam: measure is \"",
-                    options_.measure(), "\"; expected \"kl\" or \"mse\".");
-  detail::check_count("every", options_.every(), 1, 4294967295);
-  detail::check_number("rate", options_.rate(), 0, /*open_low=*/true);
-  detail::check_number("max_noise_std", options_.max_noise_std(), 0, /*open_low=*/true);
+  check_options(options_);
   TORCH_CHECK_VALUE(largest() <= options_.max_noise_std(), "torch_ssam: noise_std is ", largest(),
                     ", above max_noise_std ", options_.max_noise_std(), "; expected a start below it.");
 }
@@ -151,11 +172,42 @@ void AdaptiveNoiseStd::look(const std::function<at::Tensor()>& outputs) {
     const at::Tensor found = outputs();
     return found.defined() ? found.clone() : found;  // which may be a buffer, or the place of the next outputs
   });
-  last_change_ = change(options_.measure(), clean, noisy);
+  const double found = change(options_.measure(), clean, noisy);
+  last_change_ = options_.mean_over_ranks() ? options_.mean_over_ranks()(found) : found;
   const double part = (options_.target() - *last_change_) / options_.target();
   const double moved = std::exp(options_.rate() * (std::isfinite(part) ? std::clamp(part, -1.0, 1.0) : -1.0));
   const double factor = std::max(std::min(moved, options_.max_noise_std() / before), std::min(1.0, kLowest / before));
   for (auto& group : optimizer_.param_groups()) options_of_group(group).noise_std() *= factor;
+}
+
+c10::IValue AdaptiveNoiseStd::state_dict() const {
+  detail::Dict dict = detail::new_dict();
+  dict.insert("last_epoch", last_epoch_);
+  dict.insert("target", options_.target());
+  if (const auto* name = std::get_if<std::string>(&options_.measure())) dict.insert("measure", *name);
+  dict.insert("every", options_.every());
+  dict.insert("rate", options_.rate());
+  dict.insert("max_noise_std", options_.max_noise_std());
+  dict.insert("last_change", last_change_ ? c10::IValue(*last_change_) : c10::IValue());
+  return dict;
+}
+
+void AdaptiveNoiseStd::load_state_dict(const c10::IValue& state_dict) {
+  const detail::Dict dict = detail::as_dict(state_dict, "the schedule's state_dict");
+  AdaptiveNoiseStdOptions options = options_;
+  options.target(detail::as_double(detail::value_of(dict, "target"), "target"));
+  const c10::IValue measure = detail::value_of(dict, "measure");
+  if (!measure.isNone()) options.measure(detail::as_string(measure, "measure"));
+  options.every(detail::as_int(detail::value_of(dict, "every"), "every"));
+  options.rate(detail::as_double(detail::value_of(dict, "rate"), "rate"));
+  options.max_noise_std(detail::as_double(detail::value_of(dict, "max_noise_std"), "max_noise_std"));
+  check_options(options);
+  const std::int64_t epoch = detail::as_int(detail::value_of(dict, "last_epoch"), "last_epoch");
+  TORCH_CHECK_VALUE(epoch >= -1, "torch_ssam: last_epoch is ", epoch, "; expected -1 or more.");
+  const c10::IValue found = detail::value_of(dict, "last_change");
+  last_change_ = found.isNone() ? std::nullopt : std::optional<double>(detail::as_double(found, "last_change"));
+  last_epoch_ = epoch;
+  options_ = std::move(options);
 }
 
 void AdaptiveNoiseStd::save(torch::serialize::OutputArchive& archive) const {

@@ -1,7 +1,12 @@
 // AdaptiveNoiseStd: the change against closed forms, the rule, that a look leaves no trace in either way of holding
 // noise, saved and refused. Python's twin is tests/python/test_adaptive_noise.py.
+#ifdef USE_DISTRIBUTED
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#endif
+
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <sstream>
 
 #include "api_testing.h"
@@ -213,10 +218,112 @@ void expect_refused(const std::function<void()>& call, const std::string& messag
   }
 }
 
+TEST(AdaptiveNoiseStdTest, AFunctionIsAMeasureToo) {
+  const Tensor clean = torch::tensor({1, 2}), noisy = torch::tensor({4, 2});  // which no name of ours would take
+  const auto farthest = [](const Tensor& a, const Tensor& b) { return (b - a).abs().max().item<double>(); };
+  const auto as_tensor = [](const Tensor& a, const Tensor& b) { return (b - a).abs().max(); };
+  for (const OutputChange& measure : {OutputChange(farthest), OutputChange(as_tensor)}) {
+    Told told(AdaptiveNoiseStdOptions(4).measure(measure).every(1));
+    told.look(clean, noisy);
+    EXPECT_EQ(*told.schedule->last_change(), 3.0);
+    EXPECT_NEAR(told.schedule->get_last_noise_std()[0], 0.1 * std::exp(0.1 * 0.25), 1e-12);
+  }
+}
+
+TEST(AdaptiveNoiseStdTest, RanksTakeTheMeanOfTheirChanges) {
+  std::vector<double> given;
+  Told told(by_mse().mean_over_ranks([&](double change) {
+    given.push_back(change);
+    return 0.3;  // of 0.1 here and 0.5 elsewhere
+  }));
+  told.look(0.1);
+  EXPECT_NEAR(given.at(0), 0.1, 1e-12);
+  EXPECT_EQ(*told.schedule->last_change(), 0.3);
+  EXPECT_NEAR(told.schedule->get_last_noise_std()[0], 0.1 * std::exp(-0.05), 1e-12);
+  Told other(by_mse().mean_over_ranks([](double) { return std::nan(""); }));
+  other.look(0.1);
+  EXPECT_NEAR(other.schedule->get_last_noise_std()[0], 0.1 * std::exp(-0.1), 1e-12);
+}
+
+// What mean_over() asks of a process group, as c10d's have it; of three ranks, whose others have 0.25 together.
+struct OfThree : c10::intrusive_ptr_target {
+  struct Work {
+    void wait() { *sum += 0.25; }
+    Tensor* sum;
+  };
+  std::shared_ptr<Work> allreduce(std::vector<Tensor>& tensors) { return std::make_shared<Work>(Work{&tensors.at(0)}); }
+  int getSize() const { return 3; }
+};
+
+TEST(AdaptiveNoiseStdTest, AGroupGivesTheMean) {
+  const MeanOverRanks mean = mean_over(c10::make_intrusive<OfThree>());
+  EXPECT_EQ(mean(0.5), 0.25);
+  EXPECT_TRUE(std::isnan(mean(std::nan(""))));
+}
+
+#ifdef USE_DISTRIBUTED
+// One of c10d's own kind, of two ranks of which the other has 0.25 too.
+struct OfTwo : c10d::Backend {
+  struct Done : c10d::Work {
+    bool wait(std::chrono::milliseconds) override { return true; }
+  };
+  OfTwo() : c10d::Backend(0, 2) {}
+  const std::string getBackendName() const override { return "of two"; }
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<Tensor>& tensors, const c10d::AllreduceOptions&) override {
+    tensors.at(0) += 0.25;
+    return c10::make_intrusive<Done>();
+  }
+};
+
+TEST(AdaptiveNoiseStdTest, ABackendOfTorchDistributedIsAGroup) {
+  EXPECT_EQ(mean_over(c10::intrusive_ptr<c10d::Backend>(c10::make_intrusive<OfTwo>()))(0.75), 0.5);
+}
+#endif
+
+TEST(AdaptiveNoiseStdTest, AStateDictHoldsOptionsCountAndChange) {
+  Told told(by_mse(0.7).rate(0.25).max_noise_std(0.75));
+  told.look(0.1);
+  Told other(AdaptiveNoiseStdOptions(0.05));
+  other.schedule->load_state_dict(told.schedule->state_dict());
+  EXPECT_EQ(other.schedule->last_epoch(), 0);
+  EXPECT_EQ(other.schedule->last_change(), told.schedule->last_change());
+  told.look(0.4);
+  static_cast<SSAMOptions&>(other.opt->param_groups()[0].options())
+      .noise_std(0.1 * std::exp(0.25 * (0.7 - *other.schedule->last_change()) / 0.7));
+  other.look(0.4);
+  EXPECT_EQ(other.schedule->last_epoch(), 1);
+  EXPECT_EQ(other.schedule->last_change(), told.schedule->last_change());
+  EXPECT_NEAR(other.schedule->get_last_noise_std()[0], told.schedule->get_last_noise_std()[0], 1e-12);
+}
+
+TEST(AdaptiveNoiseStdTest, AStateDictThatDoesNotFitChangesNothing) {
+  Told told(by_mse());
+  told.look(0.1);
+  const std::vector<std::pair<const char*, c10::IValue>> wrong{
+      {"target", 0.0},         {"target", "much"}, {"measure", "loss"}, {"every", 0},
+      {"rate", c10::IValue()}, {"last_epoch", -2}, {"last_epoch", 1.5}, {"last_change", "much"}};
+  for (const auto& [name, value] : wrong) {
+    c10::impl::GenericDict state = told.schedule->state_dict().toGenericDict().copy();
+    state.insert_or_assign("last_epoch", 7);
+    state.insert_or_assign(name, value);
+    EXPECT_THROW(told.schedule->load_state_dict(state), c10::Error) << name;
+    EXPECT_EQ(told.schedule->last_epoch(), 0) << name;
+  }
+  EXPECT_THROW(told.schedule->load_state_dict(3), c10::Error);
+}
+
 TEST(AdaptiveNoiseStdTest, RefusesWhatCannotBeRight) {
   expect_refused([] { Told(AdaptiveNoiseStdOptions(0)); }, "target is 0");
   expect_refused([] { Told(AdaptiveNoiseStdOptions().measure("loss")); }, "measure is \"loss\"");
+  using Number = std::function<double(const Tensor&, const Tensor&)>;
+  expect_refused([] { Told(AdaptiveNoiseStdOptions().measure(Number())); }, "measure is an empty function");
+  expect_refused([] { mean_over(c10::intrusive_ptr<OfThree>()); }, "got no process group");
   expect_refused([] { Told(AdaptiveNoiseStdOptions().every(0)); }, "every is 0");
+  const auto several = [](const Tensor& a, const Tensor& b) { return b - a; };
+  const auto none = [](const Tensor&, const Tensor&) { return Tensor(); };
+  const Tensor pair = torch::ones({2});
+  expect_refused([&] { Told(AdaptiveNoiseStdOptions().measure(several)).look(pair, pair); }, "a tensor of shape [2]");
+  expect_refused([&] { Told(AdaptiveNoiseStdOptions().measure(none)).look(pair, pair); }, "measure gave no tensor");
   expect_refused([] { Told(AdaptiveNoiseStdOptions().rate(0)); }, "rate is 0");
   expect_refused([] { Told(AdaptiveNoiseStdOptions().max_noise_std(0.05)); }, "above max_noise_std 0.05");
   expect_refused([] { Told({}, {0.0, 0.0}); }, "noise_std is 0 in every group");

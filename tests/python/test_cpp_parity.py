@@ -93,6 +93,10 @@ CASES += [("SSAMAdamW", "mlp", name) for name in (*MODES, *ADAMW_MODES)]
 RESUMED = ("kept", "kept_regenerate", "split_everything", "fisher", "kept_fisher", "masters", "kept_masters")
 
 
+# Of AdaptiveNoiseStd: a name, or the function that parity.cpp has under it.
+MEASURES: dict[str, Any] = {"function": lambda clean, noisy: (noisy - clean).abs().mean()}
+
+
 def make_model(name: str) -> nn.Sequential:
     if name == "mlp":
         return nn.Sequential(nn.Linear(6, 33), nn.Tanh(), nn.Linear(33, 3))
@@ -137,6 +141,8 @@ def make_case(rule: str, model_name: str, mode_name: str) -> dict[str, Any]:
         "manual_seed": 5,
         "weights": weights_of(model),
         "optimizer": None,
+        "adapts_by": "",
+        "schedule": None,
         "x": x,
         "y": torch.randint(0, 3, (10,)),
     }
@@ -162,10 +168,22 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
         opt.zero_grad()
         return backward(x, y)
 
+    schedule = None
+    if case["adapts_by"]:
+        measure = MEASURES.get(case["adapts_by"], case["adapts_by"])
+        schedule = torch_ssam.schedules.AdaptiveNoiseStd(opt, 0.02, measure=measure, every=2, rate=0.5)
+        if case["schedule"] is not None:
+            schedule.load_state_dict(case["schedule"])
+
+    def look() -> None:
+        if schedule is not None:
+            schedule.step(lambda: model(x.to(dtype)))
+
     opt.train()
     for _ in range(case["steps"]):
         if mode == "closure":
             losses.append(opt.step(closure).item())
+            look()
             continue
         opt.zero_grad()
         if mode == "perturb":
@@ -180,9 +198,11 @@ def run_in_python(case: dict[str, Any], name: str) -> dict[str, Any]:
         else:
             losses.append(backward(x, y).item())
         opt.step()
+        look()
     state = opt.state_dict()
     opt.eval()
     return {
+        "schedule": None if schedule is None else schedule.state_dict(),
         "optimizer": state,
         "weights": weights_of(model),
         "losses": torch.tensor(losses, dtype=torch.float64),
@@ -322,6 +342,31 @@ def test_weights_saved_by_one_load_in_the_other(runs: dict[str, Any]) -> None:
     """The C++ results are such a file: their weights load with load_state_dict, generator included."""
     for model in ("mlp", "cnn", "diagonal"):
         make_model(model).load_state_dict(runs["cpp"][f"SSAM-{model}-perturb"]["weights"])
+
+
+@pytest.mark.parametrize("adapts_by", ["kl", "mse", "function"])
+@pytest.mark.parametrize(("rule", "mode"), [("SSAM", "perturb"), ("SSAM", "kept"), ("SSAMAdamW", "closure")])
+def test_noise_that_sets_itself_has_the_same_bits_and_goes_on_in_the_other_language(
+    consumer: Path, tmp_path: Path, rule: str, mode: str, adapts_by: str
+) -> None:
+    start = {**make_case(rule, "mlp", mode), "adapts_by": adapts_by}
+    ours, theirs = run_in_python(start, "mlp"), run_in_cpp(consumer, tmp_path, {"run": start})["run"]
+    assert_same(ours, theirs)
+    assert theirs["schedule"] == ours["schedule"]
+    assert ours["schedule"]["last_change"] > 0
+    noise_std = [[group["noise_std"] for group in one["optimizer"]["param_groups"]] for one in (ours, theirs)]
+    assert noise_std[0] == noise_std[1]
+    assert noise_std[0][0] != start["options"]["noise_std"]
+
+    rest = {
+        name: {**start, **{key: first[key] for key in ("weights", "optimizer", "schedule")}}
+        for name, first in (("python", ours), ("cpp", theirs))
+    }
+    in_cpp = run_in_cpp(consumer, tmp_path, {"run": rest["python"]})["run"]
+    in_python = run_in_python(rest["cpp"], "mlp")
+    assert_same(in_python, in_cpp)
+    assert in_python["schedule"] == in_cpp["schedule"]
+    assert in_cpp["schedule"]["last_epoch"] == 2 * STEPS - 1
 
 
 def test_a_checkpoint_of_torch_adamw_in_python_goes_on_in_cpp(consumer: Path, tmp_path: Path) -> None:

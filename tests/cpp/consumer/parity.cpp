@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -151,6 +152,21 @@ Dict run(const Dict& given) {
     return loss;
   };
   const auto note = [&](const Tensor& loss) { losses.push_back(loss.item<double>()); };
+  std::optional<torch_ssam::AdaptiveNoiseStd> schedule;
+  const std::string measure = given.at("adapts_by").toStringRef();
+  if (!measure.empty()) {
+    torch_ssam::AdaptiveNoiseStdOptions adapts(0.02);
+    if (measure == "function") {
+      adapts.measure([](const Tensor& clean, const Tensor& noisy) { return (noisy - clean).abs().mean(); });
+    } else {
+      adapts.measure(measure);
+    }
+    schedule.emplace(opt, *model, adapts.every(2).rate(0.5));
+    if (!given.at("schedule").isNone()) schedule->load_state_dict(given.at("schedule"));
+  }
+  const auto look = [&] {
+    if (schedule) schedule->step([&] { return model->forward(x.to(dtype)); });
+  };
   opt.train();
   for (std::int64_t step = 0; step < given.at("steps").toInt(); ++step) {
     if (mode == "closure") {
@@ -158,6 +174,7 @@ Dict run(const Dict& given) {
         opt.zero_grad();
         return backward(x, y);
       }));
+      look();
       continue;
     }
     opt.zero_grad();
@@ -173,9 +190,11 @@ Dict run(const Dict& given) {
       note(backward(x, y));
     }
     opt.step();
+    look();
   }
   Dict result = new_dict();
   result.insert("optimizer", opt.state_dict());  // in train it carries the clean weights
+  result.insert("schedule", schedule ? schedule->state_dict() : c10::IValue());
   opt.eval();
   result.insert("weights", torch_ssam::state_dict(*model));
   result.insert("losses", torch::tensor(losses, torch::kDouble));
