@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_ssam
+from torch_ssam.noise.options import NOISE_OPTIONS
 from torch_ssam.ops import direct
+from torch_ssam.optim.direct_step import SERVED_OPTIONS
 
 pytestmark = pytest.mark.skipif(not direct.available, reason="this PyTorch has no C exchange of DLPack")
 
@@ -35,6 +37,12 @@ RULES = {
     "adamw": lambda params, **o: torch_ssam.SSAMAdamW(params, **{"lr": 0.01, **o}),
     "amsgrad": lambda params, **o: torch_ssam.SSAMAdamW(params, **{"lr": 0.01, "amsgrad": True, **o}),
 }
+
+
+def test_every_option_of_the_noise_is_handed_on_or_declined() -> None:
+    assert set(NOISE_OPTIONS) == SERVED_OPTIONS, (
+        "an option that step_directly does not look at would be passed over in silence; see direct_step.py"
+    )
 
 
 class Direct:

@@ -132,6 +132,8 @@ def gaussian_pair(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tens
 
 def standard_noise(stream: Stream, distribution: str, begin: int, end: int, device: torch.device) -> Tensor:
     """float32 noise of the elements `begin` to `end`; `begin` is a multiple of CHUNK."""
+    if distribution not in ("gaussian", "rademacher"):
+        raise ValueError(f"distribution is {distribution!r}; expected 'gaussian' or 'rademacher'.")
     gaussian = distribution == "gaussian"
     block = _GAUSSIAN_BLOCK if gaussian else _RADEMACHER_BLOCK
     first, last = begin // block, -(-end // block)

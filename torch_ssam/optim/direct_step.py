@@ -32,6 +32,18 @@ class Steps(Protocol):
 
 _CPU = torch.device("cpu")
 
+#: The options of the noise that `step_directly` hands on, or for which it leaves the step to the dispatcher, or that
+#: mean nothing to a step of keep_perturbed. An option that is not here would be passed over in silence: hand it on, or
+#: answer False where it is set, and add it. tests/python/test_direct.py compares this with NOISE_OPTIONS.
+SERVED_OPTIONS = frozenset(
+    {
+        *("noise_std", "distribution", "scale"),  # handed on
+        *("weight_clip", "memory"),  # another step; copies are part of what is handed on
+        *("fisher_decay", "fisher_factor", "channel_dim"),  # of scales by rows, which take another step
+        *("samples", "antithetic", "clean_weight", "keep_perturbed"),  # one pass a step, by check_noise
+    }
+)
+
 
 def is_plain(group: dict[str, Any]) -> bool:
     """Whether nothing but noise follows the update: no clipping, no projection, no numbers of rows."""

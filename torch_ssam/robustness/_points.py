@@ -56,7 +56,9 @@ class Point:
             return f"noise {self.level:g}"
         if self.kind == "flips":
             return f"flips {self.level:g}, {settings['flip_bits']} bits"
-        return "clean"
+        if self.kind == "clean":
+            return "clean"
+        raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}.")
 
 
 @dataclass(frozen=True)
