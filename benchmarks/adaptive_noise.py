@@ -99,9 +99,9 @@ def noisy_runs(purpose: str, seeds: range, only: tuple[str, ...] = ()) -> list[t
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(description="Forms of noise that sets itself.")
+    made = argparse.ArgumentParser(allow_abbrev=False, description="Forms of noise that sets itself.")
     made.add_argument("--out", type=Path, default=Path("out/compare"), help="folder of records and CSV")
-    made.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    made.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="what to run")
     made.add_argument("--only", default="", help="names of the noisy stage's 5 seeds, with commas between")
     options = made.parse_args()
     torch.set_num_threads(1)

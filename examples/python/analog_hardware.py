@@ -219,7 +219,9 @@ def table(results: Results, columns: Sequence[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser("analog_hardware.py", description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser(
+        "analog_hardware.py", allow_abbrev=False, description=__doc__.splitlines()[0]
+    )
     made.add_argument("--simulator", choices=SIMULATORS, default="aihwkit", help="default %(default)s")
     made.add_argument("--quick", action="store_true", help="digits, few epochs, one training, 3 chips")
     made.add_argument("--train", type=int, default=5000, help="training images (default %(default)s)")

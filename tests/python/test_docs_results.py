@@ -20,11 +20,17 @@ def _figure(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))  # as for a script: one imports another
+    # As for a script: one imports another, and not a module of the same name that a test before this one imported.
+    others = {path.stem: sys.modules.pop(path.stem, None) for path in folder.glob("*.py")}
+    sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(folder))
+        for stem, other in others.items():
+            sys.modules.pop(stem, None)
+            if other is not None:
+                sys.modules[stem] = other
     return module
 
 

@@ -129,7 +129,7 @@ COVERED: dict[int, tuple[str, tuple[str, ...]]] = {
     18: (
         "a fork needed for devices, mixed precision, accumulation",
         (
-            "test_frameworks::test_accelerate_accumulates_with_one_draw_a_step",
+            "test_frameworks::test_accelerate_accumulates_clips_and_warms_up_with_one_draw_a_step",
             "test_masters::test_training_in_bfloat16_reaches_the_loss_of_float32_with_masters_and_not_without",
         ),
     ),

@@ -49,6 +49,7 @@ def sound_arguments(name: str) -> list[Any]:
         "distribution": lambda: "gaussian",
         "scale": lambda: "isotropic",
         "radius": lambda: 1.5,
+        "total": lambda: torch.zeros((), dtype=torch.float64),
         "kind": lambda: "norm",
         "weight_clip": lambda: 1.5,
         "draws": lambda: 2,
