@@ -73,6 +73,14 @@ def give_gradients(params: list[nn.Parameter], seed: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
 
 
+def train(opt: Optimizer, params: list[nn.Parameter], steps: int) -> None:
+    """The first steps of a training."""
+    opt.train()
+    for seed in range(steps):
+        give_gradients(params, seed)
+        opt.step()
+
+
 def left(opt: Optimizer) -> tuple[list[Tensor], list[str]]:
     """All that an optimizer and its weights hold: tensors, and what is none, as AdamW's steps."""
     params = [p for group in opt.param_groups for p in group["params"]]
@@ -85,10 +93,7 @@ def left(opt: Optimizer) -> tuple[list[Tensor], list[str]]:
 def outcome(make: Callable[[], tuple[Optimizer, list[nn.Parameter]]], change: Change, after: int = 2) -> Any:
     """What a training says and leaves, whose third step comes after a change."""
     opt, params = make()
-    opt.train()
-    for seed in range(2):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 2)
     said: list[str] = []
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -444,10 +449,7 @@ def test_tensors_that_are_not_the_perturbed_ones_are_refused(
     step = direct.step
     monkeypatch.setattr(direct, "step", lambda *args: given.append(args) or step(*args))
     opt, params = ordinary("plain sgd")
-    opt.train()
-    for seed in range(2):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 2)
     at = 4
     args = [*given[-1]]
     args[5] = direct.versions(params)
@@ -484,10 +486,7 @@ class Functions(TorchFunctionMode):
 @pytest.mark.parametrize("mode", [Calls, Functions], ids=["dispatch", "function"])
 def test_a_mode_sees_the_operator(mode: Any) -> None:
     opt, params = ordinary()
-    opt.train()
-    for seed in range(3):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 3)
     mode.seen.clear()
     with mode():
         opt.step()
@@ -496,10 +495,7 @@ def test_a_mode_sees_the_operator(mode: Any) -> None:
 
 def test_a_profiler_sees_the_operator() -> None:
     opt, params = ordinary()
-    opt.train()
-    for seed in range(3):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         opt.step()
     assert any(event.key == "torch_ssam::update_and_perturb_" for event in profile.key_averages())
@@ -520,10 +516,7 @@ def test_a_step_inside_a_transform_goes_through_the_dispatcher(monkeypatch: pyte
 def test_steps_are_counted_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Direct(monkeypatch, True)
     opt, params = ordinary("adamw")
-    opt.train()
-    for seed in range(4):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 4)
     assert noted.made == [False, True, True, True]
     assert [opt.state[p]["step"] for p in params] == [4] * len(params)
 
@@ -543,10 +536,7 @@ def test_a_step_of_another_kind_is_not_counted_directly(step: Any, monkeypatch: 
 def test_autograd_hears_of_a_direct_step(monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Direct(monkeypatch, True)
     opt, params = ordinary()
-    opt.train()
-    for seed in range(2):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 2)
     kept = params[0].square().sum()
     opt.step()
     assert noted.made == [False, True, True]
@@ -556,10 +546,7 @@ def test_autograd_hears_of_a_direct_step(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_write_after_a_direct_step_is_found() -> None:
     opt, params = ordinary()
-    opt.train()
-    for seed in range(3):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 3)
     with torch.no_grad():
         params[2].add_(1.0)
     with pytest.raises(RuntimeError, match="Parameter 2 of shape"):
@@ -570,10 +557,7 @@ def test_a_write_after_a_direct_step_is_found() -> None:
 def test_no_tensor_outlives_its_place(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Direct(monkeypatch, True)
     opt, params = ordinary(rule)
-    opt.train()
-    for seed in range(3):
-        give_gradients(params, seed)
-        opt.step()
+    train(opt, params, 3)
     assert noted.made[-1]
     dying: list[Any] = [weakref.ref(params[0].grad)]
     entry = opt.state[params[0]]

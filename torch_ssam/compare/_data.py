@@ -135,17 +135,28 @@ def _images(name: str, folder: Path | None) -> Images:
     return load_digits_images() if name == "digits" else load_images(folder)
 
 
-def _image_data(images: Images, setting: Wanted, seed: int, note: str) -> Data:
-    order = np.random.default_rng(0).permutation(len(images.train_images))
-    n = min(setting.train, len(order) * 4 // 5)
-    chosen, held_out = order[:n], order[n : n + setting.validation]
-    mean, std = images.train_images[chosen].mean(), images.train_images[chosen].std()
+def _order(images: Images) -> Any:
+    """Of the training images: first those to train on, then those to choose options by, then others."""
+    return np.random.default_rng(0).permutation(len(images.train_images))
+
+
+def _scaling(used: Any) -> Callable[[Any], Tensor]:
+    """What gives images a channel, and puts them in units of the pixels of those trained on."""
+    mean, std = used.mean(), used.std()
 
     def scaled(pixels: Any) -> Tensor:
         return (
             torch.from_numpy((pixels - mean) / std).unsqueeze(1).contiguous(memory_format=torch.channels_last)
         )
 
+    return scaled
+
+
+def _image_data(images: Images, setting: Wanted, seed: int, note: str) -> Data:
+    order = _order(images)
+    n = min(setting.train, len(order) * 4 // 5)
+    chosen, held_out = order[:n], order[n : n + setting.validation]
+    scaled = _scaling(images.train_images[chosen])
     labels, correct = _with_wrong_labels(images.train_labels[chosen], images.classes, setting, seed)
     return Data(
         images.name,
@@ -174,19 +185,15 @@ def fashion_mnist_pretrained(setting: Wanted, seed: int) -> Data:
     """As "fashion-mnist", with five times as many other images, of the first half of the classes, to pretrain on."""
     data = fashion_mnist(setting, seed)
     images = _images("fashion-mnist", setting.folder)
-    taken = len(data.train[0]) + len(data.validation[0])
-    others = np.random.default_rng(0).permutation(len(images.train_images))[taken:]
-    others = others[images.train_labels[others] < images.classes // 2][: PRETRAINING * len(data.train[0])]
+    order, n = _order(images), len(data.train[0])
+    others = order[n + len(data.validation[0]) :]
+    others = others[images.train_labels[others] < images.classes // 2][: PRETRAINING * n]
     if len(others) == 0:
         raise DataError(
             f"{data.name} has {len(images.train_images)} training images, all of them taken by train and validation; expected "
             "some to pretrain on. Lower train or validation."
         )
-    used = images.train_images[
-        np.random.default_rng(0).permutation(len(images.train_images))[: len(data.train[0])]
-    ]
-    pixels = (images.train_images[others] - used.mean()) / used.std()
-    x = torch.from_numpy(pixels).unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    x = _scaling(images.train_images[order[:n]])(images.train_images[others])
     return replace(data, pretraining=(x, torch.from_numpy(images.train_labels[others])))
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_ssam import _checks
+from torch_ssam.noise.seeds import in_process_group
 from torch_ssam.ops.plain_numbers import wide
 
 Measure = Callable[[Any, Any], Any]
@@ -80,7 +81,7 @@ def change(measure: Measure, clean: Any, noisy: Any) -> Tensor:
 
 def mean_over_ranks(value: Tensor, device: torch.device) -> float:
     """The mean over the ranks of the default process group, where there is one; NaN on one rank is NaN on all."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if in_process_group() and dist.get_world_size() > 1:
         value = value.to(wide(device)).to(device)
         dist.all_reduce(value)
         value = value / dist.get_world_size()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_ssam.ops.plain_noise import Stream, stream_of
+from torch_ssam.ops.plain_noise import DISTRIBUTIONS, Stream, stream_of
 from torch_ssam.ops.plain_numbers import wide
 from torch_ssam.ops.plain_rules import LARGEST
 
@@ -210,7 +210,7 @@ def check_noise(
     """Reads the generator, which waits for the device."""
     check_finite_nonnegative(noise_std, "noise_std")
     require(0 <= sample < 2**32, f"sample is {sample}; expected 0 to 2^32 - 1.")
-    check_named(distribution, "distribution", ("gaussian", "rademacher"))
+    check_named(distribution, "distribution", DISTRIBUTIONS)
     check_named(scale, "scale", ("isotropic", "rows", "element"))
     require(
         len(places) == len(params),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_ssam.ops import plain_checks as checks
-from torch_ssam.ops.plain_noise import CHUNK, standard_noise, stream_of
+from torch_ssam.ops.plain_noise import CHUNK, DISTRIBUTIONS, standard_noise, stream_of
 from torch_ssam.ops.plain_numbers import add_noise, opmath
 
 
@@ -43,7 +43,7 @@ def _check(
         checks.check_generator(generator)
         checks.check_one_device([generator], "generator", weight, "weight")
     checks.check_finite_nonnegative(noise_std, "noise_std")
-    checks.check_named(distribution, "distribution", ("gaussian", "rademacher"))
+    checks.check_named(distribution, "distribution", DISTRIBUTIONS)
 
 
 def _layers(weight: Tensor, generator: Tensor | None, noise_std: float, distribution: str) -> list[Tensor]:

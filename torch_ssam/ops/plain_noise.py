@@ -15,6 +15,8 @@ from torch import Tensor
 
 from torch_ssam.ops.plain_numbers import multiply_add, square_root
 
+DISTRIBUTIONS = ("gaussian", "rademacher")
+
 _MASK = 0xFFFFFFFF
 _LANES = 16
 _GAUSSIAN_BLOCK = 4 * _LANES
@@ -132,8 +134,8 @@ def gaussian_pair(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tens
 
 def standard_noise(stream: Stream, distribution: str, begin: int, end: int, device: torch.device) -> Tensor:
     """float32 noise of the elements `begin` to `end`; `begin` is a multiple of CHUNK."""
-    if distribution not in ("gaussian", "rademacher"):
-        raise ValueError(f"distribution is {distribution!r}; expected 'gaussian' or 'rademacher'.")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution is {distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}.")
     gaussian = distribution == "gaussian"
     block = _GAUSSIAN_BLOCK if gaussian else _RADEMACHER_BLOCK
     first, last = begin // block, -(-end // block)
